@@ -1,0 +1,1 @@
+"""PALR in JAX: a sequential retriever proposes candidates, a fine-tuned LLaMA ranks them."""

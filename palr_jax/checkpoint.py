@@ -1,0 +1,88 @@
+"""Steps of named pytrees on disk, through Orbax: written in the background, newest kept."""
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from palr_jax.errors import UserError
+from palr_jax.progress import say
+
+# Orbax announces every file it writes; only its complaints concern a user.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one training run: `directory/<step>/`, the newest `keep` of them.
+
+    A step holds named pytrees of arrays (for example `params` and `optimizer`) and a small JSON
+    value `notes` (for example the state of the data iterator). Steps appear by rename, so a
+    process that is killed while saving leaves no half-written step behind.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = directory.absolute()
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        self._steps = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._steps.close()
+
+    def save(self, step: int, trees: dict[str, Any], notes: Any) -> None:
+        """Starts to save `trees` and `notes` as `step`; returns once their values are copied."""
+        self._steps.save_checkpointables_async(step, trees, custom_metadata={"notes": notes})
+
+    def latest(self) -> int | None:
+        """The newest step that is complete, or None."""
+        newest = self._steps.latest
+        return None if newest is None else newest.step
+
+    def load(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Loads the trees named in `like` (abstract or real arrays give shape, type, sharding).
+
+        Returns:
+            The trees and the notes of the step.
+
+        Raises:
+            UserError: the step is cut off, damaged or of another shape than `like`.
+        """
+        try:
+            trees = self._steps.load_checkpointables(step, like)
+            notes = self._steps.metadata(step).custom_metadata["notes"]
+        except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({reason}): "
+                "delete that folder and run the stage again"
+            ) from error
+        return dict(trees), notes
+
+    def load_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], Any] | None:
+        """Loads the newest step that can be read, or returns None if there is no step at all.
+
+        A newer step that cannot be read is reported and passed over.
+
+        Raises:
+            UserError: there are steps, but none can be read.
+        """
+        steps = sorted((entry.step for entry in self._steps.checkpoints), reverse=True)
+        for step in steps:
+            try:
+                return step, *self.load(step, like)
+            except UserError as error:
+                if step == steps[-1]:
+                    raise
+                say(f"warning: {error}; going on from an earlier one")
+        return None

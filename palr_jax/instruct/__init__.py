@@ -1,0 +1,1 @@
+"""Items and users become token segments: templates, tasks, profiles, the grain pipeline."""

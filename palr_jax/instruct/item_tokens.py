@@ -1,0 +1,70 @@
+"""The tokens of every item: made once, the same in prompts, labels and tries."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from palr_jax.data.catalog import Catalog
+from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.templates import item_text
+from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class ItemTokens:
+    """The token segments of a catalog.
+
+    Attributes:
+        tokens: one row per item; it ends with the line break that ends an item.
+        cut: how many titles were too long and have been cut.
+    """
+
+    tokens: Ragged
+    cut: int
+
+
+def tokenize_items(catalog: Catalog, tokenizer: Tokenizer, config: InstructConfig) -> ItemTokens:
+    """Tokenises every item of a catalog on its own.
+
+    A title over the budget of `config.title_tokens` is cut and ends in "…"; if that makes two
+    items equal, the later one also carries its id.
+
+    Raises:
+        UserError: an item does not fit the budget even with its id alone.
+    """
+    rows: list[np.ndarray] = []
+    seen: set[bytes] = set()
+    cut = 0
+    for item_id, title in zip(catalog.item_ids, catalog.titles, strict=True):
+        row = tokenizer.encode(item_text(config, item_id, title))
+        if len(row) > config.title_tokens:
+            row = _cut(tokenizer, config, item_id, title, tail="…")
+            cut += 1
+        if row.tobytes() in seen:
+            row = _cut(tokenizer, config, item_id, title, tail=f"… [{item_id}]")
+        seen.add(row.tobytes())
+        rows.append(row)
+    return ItemTokens(Ragged.from_rows(rows), cut)
+
+
+def _cut(
+    tokenizer: Tokenizer, config: InstructConfig, item_id: str, title: str, tail: str
+) -> np.ndarray:
+    """The longest beginning of the title that fits the budget together with `tail`."""
+    low, high = 0, len(title)
+    best = None
+    while low <= high:
+        middle = (low + high) // 2
+        row = tokenizer.encode(item_text(config, item_id, title[:middle].rstrip() + tail))
+        if len(row) <= config.title_tokens:
+            best, low = row, middle + 1
+        else:
+            high = middle - 1
+    if best is None:
+        raise UserError(
+            f"item {item_id} needs more than instruct.title_tokens ({config.title_tokens}) "
+            "tokens: raise it"
+        )
+    return best

@@ -1,0 +1,72 @@
+"""Prompts by concatenation of token segments that were tokenised on their own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.templates import template
+from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.ragged import Ragged
+
+
+class PromptWriter:
+    """Writes the prompts of both tasks as token ids."""
+
+    def __init__(self, tokenizer: Tokenizer, items: Ragged, config: InstructConfig) -> None:
+        parts = template(config)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._items = items
+        self._profiles: dict[str, np.ndarray] = {}
+        begin = np.array([tokenizer.bos_id], np.int32)
+        self._recommend = np.concatenate([begin, tokenizer.encode(parts.recommend)])
+        self._retrieval = np.concatenate([begin, tokenizer.encode(parts.recommend_retrieval)])
+        self._history = tokenizer.encode(parts.history)
+        self._candidates = tokenizer.encode(parts.candidates)
+        self._answer = tokenizer.encode(parts.answer)
+        self._end = np.array([tokenizer.eos_id], np.int32)
+
+    def prompt(
+        self,
+        history: Sequence[int] | np.ndarray,
+        profile: str,
+        candidates: Sequence[int] | np.ndarray | None = None,
+        label_tokens: int = 0,
+    ) -> np.ndarray:
+        """A prompt, int32 [T]; with candidates of the task Recommend_Retrieval.
+
+        The history is cut to the newest `config.history` items, then further, oldest first,
+        until prompt and label fit in `config.length` tokens.
+
+        Raises:
+            UserError: the prompt does not fit even without history.
+        """
+        front = [self._retrieval if candidates is not None else self._recommend]
+        if profile:
+            front.append(self._profile(profile))
+        front.append(self._history)
+        back = [self._answer]
+        if candidates is not None:
+            back = [self._candidates, *(self._items[item] for item in candidates), self._answer]
+        taken = sum(map(len, front)) + sum(map(len, back)) + label_tokens
+        room = self._config.length - taken
+        if room < 0:
+            raise UserError(
+                f"a prompt needs {taken} tokens without any history item: "
+                f"raise instruct.length ({self._config.length}) or lower instruct.candidates"
+            )
+        kept = [self._items[item] for item in history[-self._config.history :]]
+        while sum(map(len, kept)) > room:
+            kept.pop(0)
+        return np.concatenate([*front, *kept, *back])
+
+    def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The answer that a prompt is tuned to give, int32 [T], with its end token."""
+        return np.concatenate([*(self._items[item] for item in items), self._end])
+
+    def _profile(self, text: str) -> np.ndarray:
+        if text not in self._profiles:
+            self._profiles[text] = self._tokenizer.encode(text)
+        return self._profiles[text]

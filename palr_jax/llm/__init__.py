@@ -1,0 +1,1 @@
+"""The LLaMA family: model, LoRA, attention, key-value cache, tokenizer, weight import."""

@@ -1,0 +1,57 @@
+"""Rows of different lengths in one flat array."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Integer rows of different lengths: row u is `values_N[offsets_R1[u]:offsets_R1[u + 1]]`.
+
+    Attributes:
+        values_N: int32, the rows end to end.
+        offsets_R1: int64, R + 1 ascending offsets, from 0 to N.
+    """
+
+    values_N: np.ndarray
+    offsets_R1: np.ndarray
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "Ragged":
+        """Joins rows; an empty iterable gives no rows."""
+        arrays = [np.asarray(row, np.int32) for row in rows]
+        lengths = np.array([len(array) for array in arrays], np.int64)
+        return cls.from_lengths(np.concatenate([np.zeros(0, np.int32), *arrays]), lengths)
+
+    @classmethod
+    def from_lengths(cls, values_N: np.ndarray, lengths_R: np.ndarray) -> "Ragged":
+        """Cuts `values_N` into rows of the given lengths."""
+        offsets_R1 = np.concatenate([[0], np.cumsum(lengths_R)]).astype(np.int64)
+        return cls(np.asarray(values_N, np.int32), offsets_R1)
+
+    def __len__(self) -> int:
+        return len(self.offsets_R1) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Row `row` as a view, [its length]."""
+        return self.values_N[self.offsets_R1[row] : self.offsets_R1[row + 1]]
+
+    @property
+    def lengths_R(self) -> np.ndarray:
+        """int64, the length of each row."""
+        return np.diff(self.offsets_R1)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Ragged":
+        """The given rows, in the given order."""
+        return Ragged.from_rows([self[int(row)] for row in rows])
+
+    def last(self, width: int, fill: int) -> np.ndarray:
+        """The last `width` values of each row, right-aligned and padded on the left: [R, width]."""
+        column_W = np.arange(width) - width
+        index_RW = self.offsets_R1[1:, None] + column_W
+        inside_RW = index_RW >= self.offsets_R1[:-1, None]
+        if not len(self.values_N):
+            return np.full((len(self), width), fill, np.int32)
+        return np.where(inside_RW, self.values_N[np.maximum(index_RW, 0)], fill).astype(np.int32)

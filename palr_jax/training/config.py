@@ -1,0 +1,37 @@
+"""How long and how fast a ranker is tuned."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning of the ranker.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: packed rows in a step.
+        length: tokens in a row; at least instruct.length.
+        label_length: label tokens in a row at most; logits are computed for these alone.
+        learning_rate: peak of AdamW's cosine schedule, which ends at a tenth of it.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: of AdamW.
+        clip_norm: gradients are scaled down to this global norm.
+        save_every: steps between two checkpoints.
+        log_every: steps between two lines in metrics.jsonl.
+    """
+
+    steps: Positive = 200
+    batch_size: Positive = 8
+    length: Positive = 1024
+    label_length: Positive = 384
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    save_every: Positive = 50
+    log_every: Positive = 10

@@ -1,0 +1,149 @@
+"""The fine-tuning loop: restore or start, step, log, save."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from palr_jax.checkpoint import Checkpoints
+from palr_jax.errors import UserError
+from palr_jax.files import write_text
+from palr_jax.llm.llama import Llama
+from palr_jax.progress import progress, say
+from palr_jax.training.config import FinetuneConfig
+from palr_jax.training.step import Batch, TrainState, make_train_step, optimizer
+
+
+def trainable(model: Llama) -> Any:
+    """The filter of the parameters that training changes: adapters if there are any, else all."""
+    has_adapters = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
+    return nnx.LoRAParam if has_adapters else nnx.Param
+
+
+def finetune(
+    model: Llama,
+    dataset: grain.IterDataset,
+    config: FinetuneConfig,
+    directory: Path,
+    metrics_file: Path,
+    name: str,
+) -> None:
+    """Trains `model` in place; checkpoints go to `directory/<step>/`.
+
+    A run that was stopped goes on from its newest checkpoint, with the same batches in the same
+    order, and ends with the same parameters as one that never stopped.
+
+    Args:
+        model: the ranker; its adapters are trained if it has any, else all its parameters.
+        dataset: endless batches, dicts with the fields of `Batch`.
+        config: how long and how fast.
+        directory: of the checkpoints.
+        metrics_file: gets one JSON line every `config.log_every` steps, named `name`.
+        name: stands in the progress bar and in `metrics_file`.
+
+    Raises:
+        UserError: the loss is no longer finite (the last good checkpoint stays), or no
+            checkpoint can be read.
+    """
+    graph, params, frozen = nnx.split(model, trainable(model), ...)
+    update = optimizer(config)
+    state = TrainState(jnp.int32(0), params, jax.jit(update.init)(params))
+    batches = iter(dataset)
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.load_latest(_trees(state))
+        if restored:
+            _, trees, notes = restored
+            state = TrainState(trees["step"], trees["params"], trees["optimizer"])
+            batches.set_state(notes)
+            say(f"{name}: going on from step {int(state.step)} of {config.steps}")
+        first = int(state.step)
+        _drop_metrics(metrics_file, name, after=first)
+        train_step = make_train_step(graph, update)
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        log = _MetricsLog(metrics_file, name, config.log_every)
+        with progress(name, config.steps, "steps", done=first) as advance:
+            for step in range(first + 1, config.steps + 1):
+                state, metrics = train_step(state, frozen, Batch(**next(batches)))
+                # Reading the metrics of the step before lets the device run ahead of the host.
+                if pending:
+                    advance(note=log.write(*pending))
+                pending = step, metrics
+                if step % config.save_every == 0 or step == config.steps:
+                    _finite(step, metrics, directory)
+                    checkpoints.save(step, _trees(state), batches.get_state())
+            if pending:
+                advance(note=log.write(*pending))
+    nnx.update(model, state.params)
+
+
+def load_trained(model: Llama, directory: Path) -> None:
+    """Puts the newest checkpoint of `directory` into `model`.
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be read.
+    """
+    params = nnx.state(model, trainable(model))
+    with Checkpoints(directory) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
+        trees, _ = checkpoints.load(step, {"params": params})
+    nnx.update(model, trees["params"])
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
+
+
+def _finite(step: int, metrics: dict[str, jax.Array], directory: Path) -> float:
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}: lower finetune.learning_rate and run again "
+            f"(the last good checkpoint is kept in {directory})"
+        )
+    return loss
+
+
+class _MetricsLog:
+    """Appends metrics as JSON lines."""
+
+    def __init__(self, path: Path, name: str, every: int) -> None:
+        self._path, self._name, self._every = path, name, every
+        self._since, self._tokens = time.monotonic(), 0
+
+    def write(self, step: int, metrics: dict[str, jax.Array]) -> str:
+        """Takes the metrics of a step and returns a note for the progress bar."""
+        loss = _finite(step, metrics, self._path.parent)
+        self._tokens += int(metrics["tokens"])
+        if step % self._every == 0:
+            seconds = time.monotonic() - self._since
+            values = {key: float(value) for key, value in metrics.items() if key != "tokens"}
+            rate = self._tokens / max(seconds, 1e-9)
+            line = {"model": self._name, "step": step, **values, "tokens/s": rate}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._since, self._tokens = time.monotonic(), 0
+        return f"loss {loss:.3f}"
+
+
+def _drop_metrics(path: Path, name: str, after: int) -> None:
+    """Removes lines of steps that will be done again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        if not line.endswith("\n"):
+            continue  # a kill in the middle of a line
+        entry = json.loads(line)
+        if entry["model"] != name or entry["step"] <= after:
+            kept.append(line)
+    if kept != lines:
+        write_text(path, "".join(kept))

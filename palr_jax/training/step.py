@@ -1,0 +1,118 @@
+"""One optimizer step on a batch of packed rows.
+
+Shapes: B rows, T tokens a row, M label tokens a row, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from palr_jax.llm.llama import Llama, packed_layout
+from palr_jax.training.config import FinetuneConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows (all int32).
+
+    Attributes:
+        tokens_BT: token ids.
+        position_BT: place of each token within its example.
+        segment_BT: the example each token belongs to, from 1; 0 is padding.
+        target_BM: label tokens.
+        target_index_BM: the place in the row whose output predicts the label token.
+        weight_BM: 1 for a label token, 0 for padding.
+    """
+
+    tokens_BT: jax.Array | np.ndarray
+    position_BT: jax.Array | np.ndarray
+    segment_BT: jax.Array | np.ndarray
+    target_BM: jax.Array | np.ndarray
+    target_index_BM: jax.Array | np.ndarray
+    weight_BM: jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        step: int32 scalar, steps done.
+        params: the trainable part of the model.
+        optimizer: state of the optimizer, shaped by `params` alone.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    optimizer: optax.OptState
+
+
+def optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
+    """AdamW with clipping, linear warm-up and a cosine that ends at a tenth of the peak."""
+    warmup = min(config.warmup_steps, max(config.steps - 1, 0))
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=config.steps,
+        end_value=config.learning_rate / 10,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=config.weight_decay),
+    )
+
+
+def label_loss(model: Llama, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
+
+    The LM head runs at label places only: a prompt is most of the tokens, and the vocabulary is
+    the widest axis there is.
+
+    Returns:
+        The loss and the metrics `loss`, `accuracy` (of label tokens) and `tokens` (not padding).
+    """
+    layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
+    hidden_BTD = model.hidden(jnp.asarray(batch.tokens_BT), layout)
+    index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
+    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1))
+    nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
+    count = jnp.maximum(batch.weight_BM.sum(), 1)
+    correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
+    loss = (nll_BM * batch.weight_BM).sum() / count
+    metrics = {
+        "loss": loss,
+        "accuracy": correct_BM.sum() / count,
+        "tokens": (batch.segment_BT > 0).sum(),
+    }
+    return loss, metrics
+
+
+def make_train_step(
+    graph: Any, update: optax.GradientTransformation
+) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step: (state, frozen parameters, batch) → (state, metrics); donates the state."""
+
+    def loss(
+        params: nnx.State, frozen: nnx.State, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return label_loss(nnx.merge(graph, params, frozen), batch)
+
+    def train_step(
+        state: TrainState, frozen: nnx.State, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
+        updates, optimizer_state = update.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"gradient norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
