@@ -41,8 +41,14 @@ class Checkpoints:
         self._steps.close()
 
     def save(self, step: int, trees: dict[str, Any], notes: Any) -> None:
-        """Starts to save `trees` and `notes` as `step`; returns once their values are copied."""
-        self._steps.save_checkpointables_async(step, trees, custom_metadata={"notes": notes})
+        """Starts to save `trees` and `notes` as `step`; returns once their values are copied.
+
+        Waits for an earlier save, which Orbax would otherwise prefer to this one, and replaces a
+        damaged step of the same number.
+        """
+        self._steps.save_checkpointables_async(
+            step, trees, custom_metadata={"notes": notes}, force=True, overwrite=True
+        )
 
     def latest(self) -> int | None:
         """The newest step that is complete, or None."""
@@ -62,9 +68,8 @@ class Checkpoints:
             trees = self._steps.load_checkpointables(step, like)
             notes = self._steps.metadata(step).custom_metadata["notes"]
         except Exception as error:  # Orbax, TensorStore and the file system each raise their own
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
             raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({reason}): "
+                f"checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): "
                 "delete that folder and run the stage again"
             ) from error
         return dict(trees), notes
@@ -86,3 +91,10 @@ class Checkpoints:
                     raise
                 say(f"warning: {error}; going on from an earlier one")
         return None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error at the bottom: Orbax wraps what the file system said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [repr(error)])[0][:160]

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +43,17 @@ class SizeConfig:
     num_kv_heads: Positive = 2
     ffn_dim: Positive = 352
     vocab_size: Annotated[int, Field(ge=512)] = 4096
+
+    def __post_init__(self) -> None:
+        if self.dim % (2 * self.num_heads):
+            raise ValueError(
+                f"dim ({self.dim}) must be an even multiple of num_heads ({self.num_heads})"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+                f"({self.num_kv_heads})"
+            )
 
 
 @dataclass(frozen=True)
@@ -157,10 +168,10 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
         path = [str(part) for part in first["loc"]]
         while path and ".".join(path) not in known and not _is_section(".".join(path), known):
             path.pop()
-        key = ".".join(path) or "the config"
         message = first["msg"].removeprefix("Value error, ")
-        given = f", not {first['input']!r}" if path and first["type"] != "value_error" else ""
-        raise UserError(f"{where}: {key}: {message[0].lower()}{message[1:]}{given}") from None
+        given = f", not {first['input']!r}" if first["type"] != "value_error" else ""
+        key = f"{'.'.join(path)}: " if path else ""
+        raise UserError(f"{where}: {key}{message[0].lower()}{message[1:]}{given}") from None
 
 
 def option_keys() -> list[tuple[str, str]]:
@@ -173,11 +184,13 @@ def to_dict(config: Config) -> dict[str, Any]:
     return typing.cast(dict[str, Any], TypeAdapter(Config).dump_python(config, mode="json"))
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """A hint that names the most similar known word, or all of them if none is similar."""
-    names = list(known)
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names the most similar known word, or some of them if none is similar."""
+    names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"it can be {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"it can be {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
 
 
 def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, str]]:

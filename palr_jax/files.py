@@ -67,7 +67,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it") from None
-    except Exception as error:  # a cut-off zip raises BadZipFile, ValueError, EOFError or zlib.error
+    except (
+        Exception
+    ) as error:  # a cut-off zip raises BadZipFile, ValueError, EOFError or zlib.error
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.negatives import NegativeSampler
 from palr_jax.instruct.prompts import PromptWriter
@@ -71,8 +72,16 @@ class ExampleMaker:
         return rng.permutation(np.concatenate([targets, negatives]))
 
 
-def tuning_users(num_users: int, share: float, seed: int) -> np.ndarray:
-    """The users that the ranker is tuned on, ascending, at least one (paper, section 4.1)."""
-    count = max(1, round(share * num_users))
-    chosen = np.random.default_rng([seed, num_users]).choice(num_users, count, replace=False)
-    return np.sort(chosen)
+def tuning_users(train: Ragged, share: float, seed: int) -> np.ndarray:
+    """The users that the ranker is tuned on, ascending, at least one (paper, section 4.1).
+
+    A user needs two training items, one to know and one to recommend.
+
+    Raises:
+        UserError: no user has two.
+    """
+    able = np.flatnonzero(train.lengths_R >= 2)
+    if not len(able):
+        raise UserError("no user has two training items: raise data.min_count to at least 4")
+    count = min(len(able), max(1, round(share * len(train))))
+    return np.sort(np.random.default_rng([seed, len(train)]).choice(able, count, replace=False))

@@ -68,5 +68,5 @@ class PromptWriter:
 
     def _profile(self, text: str) -> np.ndarray:
         if text not in self._profiles:
-            self._profiles[text] = self._tokenizer.encode(text)
+            self._profiles[text] = self._tokenizer.encode(f"{text}\n")
         return self._profiles[text]

@@ -53,4 +53,4 @@ def profile_text(keywords: tuple[str, ...], item_kind: str) -> str:
         return ""
     *most, last = keywords
     joined = f"{', '.join(most)} and {last}" if most else last
-    return f"The user enjoys {joined} {item_kind}.\n"
+    return f"The user enjoys {joined} {item_kind}."

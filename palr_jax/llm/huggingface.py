@@ -108,8 +108,7 @@ def _assemble(
     if path[0] == "layers":
         name, transposed = _LAYER[path[1:]]
         parts = [
-            _take(tensors, f"model.layers.{index}.{name}", folder)
-            for index in range(leaf.shape[0])
+            _take(tensors, f"model.layers.{index}.{name}", folder) for index in range(leaf.shape[0])
         ]
         value = np.stack([part.T if transposed else part for part in parts])
     else:

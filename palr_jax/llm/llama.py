@@ -121,9 +121,7 @@ def rotate(x_BTHK: jax.Array, angle_BTK: jax.Array) -> jax.Array:
 class Llama(nnx.Module):
     """A LLaMA language model; `layers` is one Block whose parameters have a leading axis L."""
 
-    def __init__(
-        self, config: LlamaConfig, rngs: nnx.Rngs, lora: LoRAConfig | None = None
-    ) -> None:
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> None:
         self.config = config
         shape = (config.vocab_size, config.dim)
         self.embedding_VD = nnx.Param(jax.random.normal(rngs.params(), shape) * config.dim**-0.5)

@@ -112,7 +112,7 @@ def make_train_step(
         grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
         updates, optimizer_state = update.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"gradient norm": optax.global_norm(grads)}
+        metrics |= {"gradient norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

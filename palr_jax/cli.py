@@ -1,0 +1,129 @@
+"""The `palr` command: parses, calls one stage, prints."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from palr_jax.config import load_config, nearest, option_keys
+from palr_jax.errors import UserError
+from palr_jax.progress import say
+
+_STAGES = {
+    "run": "all stages in order",
+    "prepare": "ratings → catalog and leave-one-out split",
+    "retrieve": "train the retriever and propose candidates",
+    "profile": "write a profile sentence per user",
+    "finetune": "tune the ranker on instructions",
+    "evaluate": "compare all models and write results.json and report.html",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        if arguments.command == "recommend":
+            _recommend(arguments)
+        else:
+            _run(arguments)
+    except UserError as error:
+        print(f"palr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        say("stopped: the same command goes on where it was")
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake like every other: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="palr", description="PALR: retrieve candidates, rank them with a LLaMA.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in _STAGES.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--config", required=True, type=Path, help="a YAML file")
+        command.add_argument("--name", help="the run directory is runs/NAME")
+        group = command.add_argument_group("values over those of the config, as YAML")
+        for key, default in option_keys():
+            group.add_argument(f"--{key}", metavar="VALUE", help=f"default: {default}")
+    recommend = commands.add_parser(
+        "recommend", help="recommend items to a user", allow_abbrev=False
+    )
+    recommend.add_argument("--run", required=True, type=Path, help="a run directory")
+    who = recommend.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", help="id of a user in the data")
+    who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
+    recommend.add_argument("--k", type=int, default=10, help="how many items (default 10)")
+    recommend.add_argument("--json", action="store_true", help="JSON lines")
+
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [f"--{key}" for key, _ in option_keys()] + ["--config", "--name", "--run"]
+        flag = unknown[0].split("=")[0]
+        raise UserError(f"unknown argument {flag}; {nearest(flag, flags)}")
+    return arguments
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    values = vars(arguments)
+    overrides = {key: values[key] for key, _ in option_keys() if values[key] is not None}
+    if arguments.name is not None:
+        overrides["name"] = arguments.name
+    config = load_config(arguments.config, overrides)
+    # JAX takes seconds to import: help and mistakes in a config should not wait for it.
+    from palr_jax import stages  # noqa: PLC0415
+    from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
+
+    run = RunDirectory(Path("runs") / config.name)
+    if arguments.command == "run":
+        stages.run_all(config, run)
+    else:
+        stages.run_stage(arguments.command, config, run)
+    if arguments.command == "prepare":
+        print(stages.describe_data(run))
+    if arguments.command in ("run", "evaluate"):
+        _print_results(run.results)
+        print(f"{run.results}\n{run.report}")
+
+
+def _print_results(path: Path) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from palr_jax.evaluation.report import cells, header  # noqa: PLC0415
+    from palr_jax.files import read_json  # noqa: PLC0415
+
+    results = read_json(path)
+    table = Table(title=f"PALR on {results['dataset']}")
+    for place, title in enumerate(header(results)):
+        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for row in results["rows"]:
+        table.add_row(*cells(row))
+    console = Console(width=130)
+    console.print(table)
+    for key, text in results["protocol"].items():
+        console.print(f"{key}: {text}", highlight=False, soft_wrap=True)
+
+
+def _recommend(arguments: argparse.Namespace) -> None:
+    from palr_jax.recommender import Recommender  # noqa: PLC0415
+
+    recommender = Recommender.load(arguments.run)
+    history = arguments.history or recommender.history_of(arguments.user)
+    (slate,) = recommender.recommend([history], arguments.k)
+    for place, item in enumerate(slate, 1):
+        if arguments.json:
+            values = {"rank": place, **dataclasses.asdict(item)}
+            print(json.dumps(values, ensure_ascii=False))
+        else:
+            print(f"{place:2}. {item.title}  {item.score:.4f}")

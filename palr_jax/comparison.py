@@ -1,0 +1,216 @@
+"""The evaluate stage: a row for every model, over the same users by the same protocol.
+
+Shapes: U users, C candidates, K items of a slate.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from palr_jax.config import Config
+from palr_jax.data import prepare as preparing
+from palr_jax.data.prepare import Prepared
+from palr_jax.data.split import Part
+from palr_jax.evaluation import fusion
+from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
+from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
+from palr_jax.evaluation.significance import paired_bootstrap
+from palr_jax.files import read_arrays, read_json, write_arrays, write_json, write_text
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.ranker import Ranker, load_ranker
+from palr_jax.run_directory import RunDirectory
+
+# How the models are called in tables.
+ROW_NAMES = {"popularity": "Popularity", "sasrec": "SASRec"}
+_BASELINE = "popularity"
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's result.
+
+    Attributes:
+        model: its name in tables.
+        rank_U: the rank of every user's test item (infinite outside a slate).
+        slate_UK: the slates of a ranker; None for a retriever, which ranks the whole catalog.
+    """
+
+    model: str
+    rank_U: np.ndarray
+    slate_UK: np.ndarray | None
+
+
+def retrievers(config: Config) -> list[str]:
+    """The retrievers of a run: the baseline, then the one that proposes the candidates."""
+    return list(dict.fromkeys([_BASELINE, config.retriever.model]))
+
+
+def evaluate(config: Config, run: RunDirectory) -> None:
+    """Ranks for all users; writes slates, results and the report."""
+    prepared = preparing.load(run.data)
+    baseline_rows = [
+        Row(ROW_NAMES[name], read_arrays(run.candidates(name))["test_rank"], None)
+        for name in retrievers(config)
+    ]
+    ranker_rows = _ranker_rows(config, run, prepared)
+    slates = {row.model: row.slate_UK for row in ranker_rows if row.slate_UK is not None}
+    for model, slate_UK in slates.items():
+        _check_slates(model, slate_UK, prepared)
+    results = {
+        "dataset": config.data.source,
+        "protocol": _protocol(config, run, prepared),
+        "rows": [_result(row, None, config) for row in baseline_rows]
+        + [_result(row, baseline_rows[-1], config) for row in ranker_rows],
+    }
+    write_arrays(run.slates, **slates)
+    write_text(
+        run.report, render(results, _charts(config, run), _examples(config, run, prepared, slates))
+    )
+    write_json(run.results, results)
+
+
+def _ranker_rows(config: Config, run: RunDirectory, prepared: Prepared) -> list[Row]:
+    split, profiles = prepared.split, run.read_profiles()
+    histories, target_U = split.histories("test"), split.targets("test")
+    rows = []
+    if "PALR_v1" in config.ranker.variants:
+        ranker = load_ranker(config, run, "PALR_v1")
+        slate_UK = ranker.write(histories, profiles, None, SLATE, "evaluate PALR_v1")
+        rows.append(Row("PALR_v1", slate_rank(slate_UK, target_U), slate_UK))
+    if "PALR_v2" in config.ranker.variants:
+        ranker = load_ranker(config, run, "PALR_v2")
+        found = read_arrays(run.candidates(config.retriever.model))
+        candidates_UC, retriever_UC = found["test_items"], found["test_scores"]
+        ranker_UC = ranker.score(histories, profiles, candidates_UC, "evaluate PALR_v2")
+        if config.evaluate.decoding == "generate":
+            slate_UK = ranker.write(histories, profiles, candidates_UC, SLATE, "write PALR_v2")
+        else:
+            slate_UK = fusion.slates(candidates_UC, ranker_UC)
+        rows.append(Row("PALR_v2", slate_rank(slate_UK, target_U), slate_UK))
+        weight = _tune_fusion(config, run, prepared, ranker)
+        slate_UK = fusion.slates(candidates_UC, fusion.fuse(retriever_UC, ranker_UC, weight))
+        name = f"PALR_v2 + {ROW_NAMES[config.retriever.model]}"
+        rows.append(Row(name, slate_rank(slate_UK, target_U), slate_UK))
+    return rows
+
+
+def _tune_fusion(config: Config, run: RunDirectory, prepared: Prepared, ranker: Ranker) -> float:
+    """The weight of the ranker beside the retriever, from validation items alone."""
+    part: Part = "validation"
+    if run.fusion.exists():  # an evaluation that was stopped after this goes on from here
+        return float(read_json(run.fusion)["weight"])
+    found = read_arrays(run.candidates(config.retriever.model))
+    candidates_UC, retriever_UC = found[f"{part}_items"], found[f"{part}_scores"]
+    ranker_UC = ranker.score(
+        prepared.split.histories(part), run.read_profiles(), candidates_UC, "tune the fusion"
+    )
+    target_U = prepared.split.targets(part)
+    weight = fusion.tune_weight(candidates_UC, retriever_UC, ranker_UC, target_U)
+    write_json(run.fusion, {"weight": weight, "tuned on": f"{part} NDCG@10, all users"})
+    return weight
+
+
+def _check_slates(model: str, slate_UK: np.ndarray, prepared: Prepared) -> None:
+    """Every slate is distinct unseen items: a wrong one is a bug, never a result."""
+    histories = prepared.split.histories("test")
+    for user, slate_K in enumerate(slate_UK):
+        if (slate_K < 0).any() or len(np.unique(slate_K)) < len(slate_K):
+            raise AssertionError(
+                f"{model}: the slate of user {user} is not {SLATE} items: {slate_K}"
+            )
+        if np.isin(slate_K, histories[user]).any():
+            raise AssertionError(f"{model}: the slate of user {user} holds seen items: {slate_K}")
+
+
+def _result(row: Row, against: Row | None, config: Config) -> dict[str, Any]:
+    result: dict[str, Any] = {"model": row.model, "users": len(row.rank_U)}
+    result |= {name: round(value, 6) for name, value in summary(row.rank_U).items()}
+    if row.slate_UK is not None:
+        result["valid slates"] = 1.0  # _check_slates has looked at every one
+    result["ci95"] = {}
+    if against:
+        for name, metric in (("HR@10", hit_rate), ("NDCG@10", ndcg)):
+            mine_U, theirs_U = metric(row.rank_U, SLATE), metric(against.rank_U, SLATE)
+            bounds = paired_bootstrap(mine_U, theirs_U, config.seed, config.evaluate.bootstrap)
+            result["ci95"][name] = [round(bound, 6) for bound in bounds]
+    return result
+
+
+def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str, str]:
+    split, candidates = prepared.split, config.retriever.candidates
+    retriever = ROW_NAMES[config.retriever.model]
+    protocol = {
+        "data": f"{split.num_users:,} users, {split.num_items:,} items, "
+        f"{prepared.num_interactions:,} interactions after {config.data.min_count}-core",
+        "split": "leave-one-out by time (stable, ties in file order): the last item of a user "
+        "tests, the one before validates",
+        "users": "all",
+        "items ranked": "the whole catalog without the user's seen items",
+        "rank": "1 + items scored strictly higher + half of the ties; outside a slate: a miss",
+        "MRR": f"reciprocal rank within the slate of {SLATE}, else 0",
+        "candidates": f"{retriever}'s top {candidates} unseen items, in its order, for PALR_v2",
+        "PALR_v1": "writes its slate from the whole catalog, constrained by its trie",
+        "PALR_v2": {
+            "score": "ranks the candidates by P(candidate | prompt), one forward pass",
+            "generate": "writes its slate from the candidates, constrained by their trie",
+        }[config.evaluate.decoding],
+        "tuned on": f"training items of {config.instruct.user_share:.0%} of the users",
+        "compared with": retriever,
+        "ci95": f"paired bootstrap over users of the difference to {retriever}, "
+        f"{config.evaluate.bootstrap:,} resamples",
+        "seed": str(config.seed),
+    }
+    if run.fusion.exists():
+        weight = read_json(run.fusion)["weight"]
+        protocol["fusion"] = (
+            f"log-softmax of {retriever}'s scores + {weight} x log P(candidate | prompt), "
+            "the weight tuned on validation NDCG@10"
+        )
+    return protocol
+
+
+def _charts(config: Config, run: RunDirectory) -> list[Chart]:
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    losses = []
+    for variant in config.ranker.variants:
+        mine = [line for line in lines if line["model"] == variant]
+        losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
+    charts = [Chart("Ranker: loss of label tokens", "step", "nats a token", losses)]
+    history = run.retriever(config.retriever.model) / "curve.jsonl"
+    if history.exists():  # a retriever without training, such as Popularity, has none
+        epochs = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+        quality = [line["validation NDCG@10"] for line in epochs]
+        curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
+        charts.append(Chart("Retriever: validation NDCG@10", "epoch", "NDCG@10", [curve]))
+    return charts
+
+
+def _examples(
+    config: Config, run: RunDirectory, prepared: Prepared, slates: dict[str, np.ndarray]
+) -> list[SlateExample]:
+    """The first users of the data set, whoever they are."""
+    split, titles = prepared.split, prepared.catalog.titles
+    users = np.arange(min(_EXAMPLES, split.num_users))
+    found = read_arrays(run.candidates(config.retriever.model))
+    tokenizer, items = run.read_tokens()
+    writer = PromptWriter(tokenizer, items, config.instruct)
+    histories, profiles = split.histories("test"), run.read_profiles()
+    columns = {ROW_NAMES[config.retriever.model]: found["test_items"][:, :SLATE], **slates}
+    examples = []
+    for user in users:
+        prompt_T = writer.prompt(histories[user], profiles[user], found["test_items"][user])
+        examples.append(
+            SlateExample(
+                user=str(split.user_ids[user]),
+                prompt=tokenizer.decode(prompt_T),
+                target=titles[split.test_U[user]],
+                slates={
+                    name: [titles[item] for item in slate_UK[user]]
+                    for name, slate_UK in columns.items()
+                },
+            )
+        )
+    return examples

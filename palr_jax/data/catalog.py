@@ -1,0 +1,67 @@
+"""The catalog: what is known of each item."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from palr_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The items by index: item i is entry i of each attribute.
+
+    Attributes:
+        item_ids: str, ids of the items in the source.
+        titles: text of the items, no two alike. MovieLens titles end in their year, so they need
+            nothing more; where two items still share a title, see `unique_titles`.
+        categories: names of the categories of each item, possibly none.
+    """
+
+    item_ids: np.ndarray
+    titles: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.titles)
+
+    def index_of(self, title: str) -> int:
+        """The index of the item with this title, if need be in another case of letters.
+
+        Raises:
+            UserError: no item has the title, or several have it in other cases; the three nearest
+                titles are named.
+        """
+        if title in self._by_title:
+            return self._by_title[title]
+        alike = self._by_folded.get(title.casefold(), [])
+        if len(alike) == 1:
+            return alike[0]
+        nearest = difflib.get_close_matches(title.casefold(), self._by_folded, n=3, cutoff=0.0)
+        indices = [index for folded in nearest for index in self._by_folded[folded]][:3]
+        names = ", ".join(repr(self.titles[index]) for index in indices)
+        raise UserError(f"no single item is titled {title!r}; the nearest titles are {names}")
+
+    @cached_property
+    def _by_title(self) -> dict[str, int]:
+        return {title: index for index, title in enumerate(self.titles)}
+
+    @cached_property
+    def _by_folded(self) -> dict[str, list[int]]:
+        indices: dict[str, list[int]] = {}
+        for index, title in enumerate(self.titles):
+            indices.setdefault(title.casefold(), []).append(index)
+        return indices
+
+
+def unique_titles(titles: Sequence[str], item_ids: Sequence[str]) -> tuple[str, ...]:
+    """The titles, with ` [item id]` behind each that an earlier item has already."""
+    taken: dict[str, None] = {}
+    for title, item_id in zip(titles, item_ids, strict=True):
+        while title in taken:
+            title = f"{title} [{item_id}]"
+        taken[title] = None
+    return tuple(taken)

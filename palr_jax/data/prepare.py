@@ -1,0 +1,191 @@
+"""From a source to a catalog and a split: read, drop repeats, k-core, leave-one-out.
+
+U: users.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from palr_jax.data.amazon import read_amazon_2014
+from palr_jax.data.catalog import Catalog, unique_titles
+from palr_jax.data.config import DataConfig
+from palr_jax.data.interactions import (
+    InteractionLog,
+    by_time,
+    compact,
+    encode,
+    sequences,
+    without_repeats,
+)
+from palr_jax.data.kcore import kcore_mask
+from palr_jax.data.movielens import read_ml_1m, read_ml_latest_small
+from palr_jax.data.raw import ITEMS_SCHEMA, RawTables
+from palr_jax.data.split import Split, leave_one_out
+from palr_jax.data.table import read_table
+from palr_jax.errors import UserError
+from palr_jax.files import read_arrays, replacing, write_arrays
+from palr_jax.progress import say
+from palr_jax.ragged import Ragged
+
+READERS: dict[str, Callable[[DataConfig], RawTables]] = {
+    "ml-latest-small": read_ml_latest_small,
+    "ml-1m": read_ml_1m,
+    "amazon-2014": read_amazon_2014,
+    "table": read_table,
+}
+SLATE = 10
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the later stages know of the data.
+
+    Attributes:
+        split: the leave-one-out split over the items of `catalog`.
+        catalog: the items that remain after the k-core, in the order of the items file.
+    """
+
+    split: Split
+    catalog: Catalog
+
+    @property
+    def num_interactions(self) -> int:
+        """Number of interactions, those held out included."""
+        return len(self.split.train.values_N) + 2 * self.split.num_users
+
+
+def prepare(config: DataConfig) -> Prepared:
+    """Reads a source and splits it (paper, section 4.1).
+
+    Interactions are sorted by time, ties in the order of the file; of repeated pairs of user and
+    item the first is kept; then users and items with fewer than `min_count` are removed until
+    none is left. Items are in the order of the items file, users in the order in which they first
+    appear in the interactions file.
+
+    Raises:
+        UserError: the source cannot be read, too few users or items remain, or an item that
+            remains has no title.
+    """
+    raw = READERS[config.source](config)
+    unique = without_repeats(by_time(encode(raw.interactions)))
+    core = compact(unique.take(kcore_mask(unique.user_N, unique.item_N, config.min_count)))
+    say(
+        f"{config.source}: {len(raw.interactions):,} interactions, of which "
+        f"{len(raw.interactions) - len(unique):,} are repeats and {len(unique) - len(core):,} fall "
+        f"to the {config.min_count}-core: {len(core.user_ids):,} users, "
+        f"{len(core.item_ids):,} items, {len(core):,} interactions remain"
+    )
+    _check_users(core, config)
+    log, catalog = _with_catalog(core, raw)
+    histories = sequences(log)
+    _check_unseen(histories, log)
+    return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)
+
+
+def save(prepared: Prepared, directory: Path) -> None:
+    """Writes `split.npz` and `catalog.parquet` into `directory`, each whole or not at all."""
+    split, catalog = prepared.split, prepared.catalog
+    columns = {
+        "item": catalog.item_ids.tolist(),
+        "title": catalog.titles,
+        "categories": catalog.categories,
+    }
+    with replacing(directory / "catalog.parquet") as temporary:
+        pl.DataFrame(columns, schema=ITEMS_SCHEMA).write_parquet(temporary)
+    write_arrays(
+        directory / "split.npz",
+        train_N=split.train.values_N,
+        train_offsets_U1=split.train.offsets_R1,
+        validation_U=split.validation_U,
+        test_U=split.test_U,
+        user_ids=split.user_ids,
+        num_items=np.array(split.num_items),
+    )
+
+
+def load(directory: Path) -> Prepared:
+    """Reads what `save` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not belong together.
+    """
+    path = directory / "split.npz"
+    arrays = read_arrays(path)
+    try:
+        split = Split(
+            train=Ragged(arrays["train_N"], arrays["train_offsets_U1"]),
+            validation_U=arrays["validation_U"],
+            test_U=arrays["test_U"],
+            user_ids=arrays["user_ids"],
+            num_items=int(arrays["num_items"]),
+        )
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}: delete it and run `palr prepare`") from None
+    catalog = _load_catalog(directory / "catalog.parquet")
+    if len(catalog) != split.num_items:
+        raise UserError(f"{directory} holds files of two runs: delete it and run `palr prepare`")
+    return Prepared(split, catalog)
+
+
+def _load_catalog(path: Path) -> Catalog:
+    try:
+        frame = pl.read_parquet(path)
+        ids, titles, categories = (frame[name].to_list() for name in ITEMS_SCHEMA)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `palr prepare`") from None
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}): delete it and run `palr prepare`"
+        ) from None
+    return Catalog(np.array(ids, np.str_), tuple(titles), tuple(map(tuple, categories)))
+
+
+def _with_catalog(log: InteractionLog, raw: RawTables) -> tuple[InteractionLog, Catalog]:
+    """The catalog of the log's items, and the log with items in its order."""
+    codes = pl.DataFrame({"item": log.item_ids.tolist(), "code": np.arange(len(log.item_ids))})
+    rows = raw.items.join(codes, on="item", how="inner", maintain_order="left")
+    titled = rows.filter(pl.col("title") != "")
+    missing = codes.join(titled, on="item", how="anti", maintain_order="left")["item"]
+    if len(missing):
+        raise UserError(
+            f"{raw.items_file}: item {missing[0]!r} has interactions but no title "
+            f"({len(missing)} such items): an item without a title cannot be recommended, add it"
+        )
+    repeated = rows.filter(pl.col("item").is_duplicated())["item"]
+    if len(repeated):
+        raise UserError(f"{raw.items_file}: item {repeated[0]!r} has two rows: delete one")
+    index_of_code = np.empty(len(codes), np.int32)
+    index_of_code[rows["code"].to_numpy()] = np.arange(len(rows))
+    ids = rows["item"].to_list()
+    catalog = Catalog(
+        item_ids=np.array(ids, np.str_),
+        titles=unique_titles(rows["title"].to_list(), ids),
+        categories=tuple(map(tuple, rows["categories"].to_list())),
+    )
+    ordered = replace(log, item_N=index_of_code[log.item_N], item_ids=catalog.item_ids)
+    return ordered, catalog
+
+
+def _check_users(log: InteractionLog, config: DataConfig) -> None:
+    users = len(log.user_ids)
+    if users < config.min_users:
+        raise UserError(
+            f"{users} users and {len(log.item_ids)} items remain after the {config.min_count}-core "
+            f"of {config.source}, fewer than data.min_users = {config.min_users}: "
+            "lower data.min_count or give more interactions"
+        )
+
+
+def _check_unseen(histories: Ragged, log: InteractionLog) -> None:
+    longest = int(histories.lengths_R.argmax())
+    seen, items = int(histories.lengths_R[longest]), len(log.item_ids)
+    if items - seen < SLATE:
+        raise UserError(
+            f"user {str(log.user_ids[longest])!r} has {seen} of the {items} items, which leaves "
+            f"fewer than {SLATE} to recommend: lower data.min_count or give more items"
+        )

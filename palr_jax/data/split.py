@@ -1,0 +1,60 @@
+"""Leave-one-out: the last item of a user tests, the one before validates, the rest trains."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from palr_jax.ragged import Ragged
+
+Part = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The leave-one-out split of an interaction log (paper, section 4.1).
+
+    Items and users are indices: item i is row i of the catalog, user u is `user_ids[u]`.
+
+    Attributes:
+        train: per user, the items before the last two, oldest first.
+        validation_U: int32, the item before the last of each user.
+        test_U: int32, the last item of each user.
+        user_ids: str, the ids of the users in the source.
+        num_items: size of the catalog.
+    """
+
+    train: Ragged
+    validation_U: np.ndarray
+    test_U: np.ndarray
+    user_ids: np.ndarray
+    num_items: int
+
+    @property
+    def num_users(self) -> int:
+        """Number of users U."""
+        return len(self.validation_U)
+
+    def targets(self, part: Part) -> np.ndarray:
+        """The item to find for each user, int32 [U]."""
+        return self.validation_U if part == "validation" else self.test_U
+
+    def histories(self, part: Part) -> Ragged:
+        """What is known of each user before that item: training items, for test also validation."""
+        if part == "validation":
+            return self.train
+        joined_N = np.insert(self.train.values_N, self.train.offsets_R1[1:], self.validation_U)
+        return Ragged.from_lengths(joined_N, self.train.lengths_R + 1)
+
+
+def leave_one_out(sequences: Ragged, user_ids: np.ndarray, num_items: int) -> Split:
+    """Splits sequences of at least three items each, oldest first."""
+    last_U = sequences.offsets_R1[1:] - 1
+    train_N = np.delete(sequences.values_N, np.concatenate([last_U - 1, last_U]))
+    return Split(
+        train=Ragged.from_lengths(train_N, sequences.lengths_R - 2),
+        validation_U=sequences.values_N[last_U - 1],
+        test_U=sequences.values_N[last_U],
+        user_ids=user_ids,
+        num_items=num_items,
+    )

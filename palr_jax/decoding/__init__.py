@@ -1,0 +1,1 @@
+"""Ranking with a LLaMA that can only write candidates: trie, scoring, generation."""

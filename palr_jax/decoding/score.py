@@ -1,0 +1,168 @@
+"""Ranking in one forward pass: P(candidate | prompt) of every candidate of every user.
+
+The nodes of a trie stand behind the prompt, and each sees the prompt and its own ancestors only.
+At every node that branches, the logits of its children are renormalised; the log-probability of a
+candidate is the sum over the branchings on its path. So the probabilities of a row sum to 1, and
+forced tokens cost nothing: there is no length bias, and only nodes that branch and what leads to
+them are fed.
+
+Shapes: B rows, T prompt tokens, M fed nodes, E edges (children of nodes that branch), S slots, N
+nodes of a trie, D width.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from palr_jax.decoding.trie import Array, Trie, round_up
+from palr_jax.llm.llama import Layout, Llama
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScorePlan:
+    """What to feed and where to decide, for tries of a few hundred candidates each.
+
+    Attributes:
+        token_BM: int32, the nodes to feed, in preorder.
+        depth_BM: int32, their depths; 0 at padding.
+        horizon_BM: int32, the last fed node below each (itself, if none); -1 at padding.
+        edge_token_BE: int32, the token of each edge.
+        edge_source_BE: int32, where it is decided: 0 behind the prompt, m + 1 behind fed node m,
+            -1 at padding.
+        edge_first_BE: int32, the first leaf below the edge.
+        edge_last_BE: int32, the last leaf below the edge; -1 at padding.
+        leaf_BS: int32, the leaf of each slot; -1 where there is no candidate.
+    """
+
+    token_BM: Array
+    depth_BM: Array
+    horizon_BM: Array
+    edge_token_BE: Array
+    edge_source_BE: Array
+    edge_first_BE: Array
+    edge_last_BE: Array
+    leaf_BS: Array
+
+
+def plan_score(trie: Trie) -> ScorePlan:
+    """Plans on the host, in numpy, how to score the tries of a batch of rows."""
+    first_BN, last_BN = np.asarray(trie.first_leaf_RN), np.asarray(trie.last_leaf_RN)
+    depth_BN, parent_BN = np.asarray(trie.depth_RN), np.asarray(trie.parent_RN)
+    token_BN, slot_BS = np.asarray(trie.token_RN), np.asarray(trie.slot_RS)
+
+    # With two leaves below, a node branches or leads to one that does.
+    is_fed_BN = (depth_BN > 0) & (last_BN > first_BN)
+    source_BN = np.where(is_fed_BN, np.cumsum(is_fed_BN, axis=1), 0)
+    siblings_BN = np.take_along_axis(np.asarray(trie.num_children_RN), parent_BN, axis=1)
+    fed_BM = _indices(is_fed_BN)
+    edge_BE = _indices((depth_BN > 0) & (siblings_BN > 1))
+
+    # Subtrees are ranges of leaves: a later fed node is below this one if its first leaf is.
+    start_BM = _pick(first_BN, fed_BM, fill=np.iinfo(np.int32).max)
+    stop_BM = _pick(last_BN, fed_BM, fill=-1)
+    horizon_BM = (start_BM[:, None, :] <= stop_BM[:, :, None]).sum(-1, dtype=np.int32) - 1
+
+    row, leaf = np.nonzero(slot_BS >= 0)
+    leaf_BS = np.full(slot_BS.shape, -1, np.int32)
+    leaf_BS[row, slot_BS[row, leaf]] = leaf
+    return ScorePlan(
+        token_BM=_pick(token_BN, fed_BM, fill=0),
+        depth_BM=_pick(depth_BN, fed_BM, fill=0),
+        horizon_BM=horizon_BM,
+        edge_token_BE=_pick(token_BN, edge_BE, fill=0),
+        edge_source_BE=_pick(np.take_along_axis(source_BN, parent_BN, axis=1), edge_BE, fill=-1),
+        edge_first_BE=_pick(first_BN, edge_BE, fill=0),
+        edge_last_BE=_pick(last_BN, edge_BE, fill=-1),
+        leaf_BS=leaf_BS,
+    )
+
+
+def _indices(mask_BN: np.ndarray) -> np.ndarray:
+    """The indices under a mask, [B, X], moved to the left; -1 behind them."""
+    row, node = np.nonzero(mask_BN)
+    place = np.cumsum(mask_BN, axis=1)[row, node] - 1
+    index_BX = np.full((len(mask_BN), round_up(int(place.max(initial=0)) + 1)), -1)
+    index_BX[row, place] = node
+    return index_BX
+
+
+def _pick(values_BN: np.ndarray, index_BX: np.ndarray, fill: int) -> np.ndarray:
+    """The values at some indices of each row, int32 [B, X]; `fill` where the index is -1."""
+    values_BX = np.take_along_axis(values_BN, index_BX, axis=1)
+    return np.where(index_BX >= 0, values_BX, fill).astype(np.int32)
+
+
+def score(
+    model: Llama, prompt_tokens_BT: Array, prompt_length_B: Array, plan: ScorePlan
+) -> jax.Array:
+    """Scores the candidates of every row in one forward pass.
+
+    Args:
+        model: the ranker.
+        prompt_tokens_BT: int32, prompts padded on the right; widths in few sizes, since every
+            width is compiled.
+        prompt_length_B: int32, tokens of each prompt.
+        plan: what `plan_score` made of the tries of the same rows.
+
+    Returns:
+        [B, S] float32, the log-probability of each candidate when only candidates can be written;
+        -inf in empty slots.
+    """
+    graph, weights = nnx.split(model)
+    return _score(graph, weights, prompt_tokens_BT, prompt_length_B, plan)
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    prompt_tokens_BT: jax.Array,
+    prompt_length_B: jax.Array,
+    plan: ScorePlan,
+) -> jax.Array:
+    model = nnx.merge(graph, weights)
+    T = prompt_tokens_BT.shape[1]
+    tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.token_BM], axis=1)
+    hidden_BTD = model.hidden(tokens_BT, _layout(prompt_length_B, T, plan))
+
+    source_BE = jnp.asarray(plan.edge_source_BE)
+    place_BE = jnp.where(source_BE > 0, T - 1 + source_BE, prompt_length_B[:, None] - 1)
+    hidden_BED = jnp.take_along_axis(hidden_BTD, place_BE[:, :, None], axis=1)
+    head_BED = model.head_weights()[plan.edge_token_BE]
+    logit_BE = jnp.einsum("BED,BED->BE", hidden_BED, head_BED, preferred_element_type=jnp.float32)
+    return _sum_paths(_renormalise(logit_BE, source_BE, plan.token_BM.shape[1]), plan)
+
+
+def _layout(prompt_length_B: jax.Array, T: int, plan: ScorePlan) -> Layout:
+    """The prompt in its causal order, then the fed nodes, each at the place its depth gives it."""
+    index_T, length_B1 = jnp.arange(T), prompt_length_B[:, None]
+    last = T + plan.token_BM.shape[1] - 1
+    horizon_BT = jnp.where(index_T < length_B1, last, -1)
+    horizon_BM = jnp.where(plan.depth_BM > 0, T + plan.horizon_BM, -1)
+    position_BT = jnp.broadcast_to(index_T, horizon_BT.shape)
+    return Layout(
+        position_BT=jnp.concatenate([position_BT, length_B1 - 1 + plan.depth_BM], axis=1),
+        horizon_BT=jnp.concatenate([horizon_BT, horizon_BM], axis=1),
+    )
+
+
+def _renormalise(logit_BE: jax.Array, source_BE: jax.Array, M: int) -> jax.Array:
+    """Log-softmax over the edges that leave the same node; rubbish at padding."""
+    from_BME = source_BE[:, None] == jnp.arange(M + 1)[:, None]
+    total_BM = jax.nn.logsumexp(jnp.where(from_BME, logit_BE[:, None], -1e30), axis=-1)
+    return logit_BE - jnp.take_along_axis(total_BM, jnp.maximum(source_BE, 0), axis=1)
+
+
+def _sum_paths(logp_BE: jax.Array, plan: ScorePlan) -> jax.Array:
+    """Adds up the edges above the leaf of each slot."""
+    leaf_B1S = plan.leaf_BS[:, None]
+    above_BES = (plan.edge_first_BE[:, :, None] <= leaf_B1S) & (
+        leaf_B1S <= plan.edge_last_BE[:, :, None]
+    )
+    logp_BS = jnp.where(above_BES, logp_BE[:, :, None], 0.0).sum(axis=1)
+    return jnp.where(plan.leaf_BS >= 0, logp_BS, -jnp.inf)

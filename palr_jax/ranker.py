@@ -1,0 +1,218 @@
+"""The ranker: prompts, a LLaMA and a trie, joined.
+
+Shapes: U users, B users of a batch, C candidates, I items of the catalog, K items of a slate, T
+prompt tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from palr_jax.config import Config, RankerConfig, Variant
+from palr_jax.data.catalog import Catalog
+from palr_jax.decoding.generate import generate
+from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.trie import build
+from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.instruct.templates import item_text, profile_text, template
+from palr_jax.llm import huggingface
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.llm.tokenizer import Tokenizer, train_tokenizer
+from palr_jax.progress import progress
+from palr_jax.ragged import Ragged
+from palr_jax.run_directory import RunDirectory
+from palr_jax.training.loop import load_trained
+
+# Prompts are padded to a multiple of this, so that few programs serve all lengths.
+_PROMPT_BUCKET = 128
+
+
+def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Catalog) -> Tokenizer:
+    """The tokenizer of a ranker: the given one, that of its weights, or one made for the catalog.
+
+    Raises:
+        UserError: the named file is missing or not a SentencePiece model.
+    """
+    if config.tokenizer:
+        return Tokenizer.from_file(Path(config.tokenizer))
+    if config.weights:
+        return Tokenizer.from_file(Path(config.weights) / "tokenizer.model")
+    kinds = sorted({name.lower() for row in catalog.categories for name in row})
+    parts = template(instruct)
+    texts = [
+        *(
+            item_text(instruct, *item)
+            for item in zip(catalog.item_ids, catalog.titles, strict=True)
+        ),
+        *(profile_text((kind,), instruct.item_kind) for kind in kinds),
+        parts.recommend,
+        parts.recommend_retrieval,
+        parts.history,
+        parts.candidates,
+        parts.answer,
+    ]
+    lines = [text.strip() for text in texts]
+    return train_tokenizer([line for line in lines if line], config.size.vocab_size)
+
+
+def make_model(config: RankerConfig, vocab_size: int, max_length: int, seed: int) -> Llama:
+    """The LLaMA before fine-tuning: imported weights, or a small one drawn from `seed`.
+
+    Raises:
+        UserError: the weights cannot be read or do not fit the tokenizer or the prompts.
+    """
+    if not config.weights:
+        size = config.size
+        shape = LlamaConfig(
+            vocab_size=vocab_size,
+            dim=size.dim,
+            num_layers=size.num_layers,
+            num_heads=size.num_heads,
+            num_kv_heads=size.num_kv_heads,
+            head_dim=size.dim // size.num_heads,
+            ffn_dim=size.ffn_dim,
+            max_length=max_length,
+        )
+        return Llama(shape, nnx.Rngs(params=seed), config.lora)
+    model = huggingface.load(Path(config.weights), config.lora, seed)
+    if model.config.vocab_size < vocab_size:
+        raise UserError(
+            f"{config.weights} knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}: "
+            "name the tokenizer.model that belongs to the weights in ranker.tokenizer"
+        )
+    if model.config.max_length < max_length:
+        raise UserError(
+            f"{config.weights} reads {model.config.max_length} tokens at most: "
+            f"lower instruct.length ({max_length})"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Ranks candidates of users, or writes slates from the whole catalog.
+
+    Attributes:
+        model: the LLaMA.
+        writer: of prompts.
+        items: the tokens of every item.
+        batch_size: users at a time.
+    """
+
+    model: Llama
+    writer: PromptWriter
+    items: Ragged
+    batch_size: int
+
+    def score(
+        self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray, label: str
+    ) -> np.ndarray:
+        """log P(candidate | prompt), float32 [U, C]; the probabilities of a user sum to 1.
+
+        Args:
+            histories: items per user, oldest first.
+            profiles: a sentence per user.
+            candidates_UC: item indices, -1 where there is none (its result is -inf).
+            label: of the progress bar.
+        """
+        prompts = self.prompts(histories, profiles, candidates_UC)
+        logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
+        for rows_B, tokens_BT, length_B in self._batches(prompts, label):
+            plan = plan_score(build(self.items, candidates_UC[rows_B]))
+            logp_UC[rows_B] = score(self.model, tokens_BT, length_B, plan)
+        return logp_UC
+
+    def write(
+        self,
+        histories: Ragged,
+        profiles: Sequence[str],
+        candidates_UC: np.ndarray | None,
+        k: int,
+        label: str,
+    ) -> np.ndarray:
+        """Slates written item by item, int32 [U, K]: from the candidates, or from all unseen items.
+
+        Args:
+            histories: items per user, oldest first; none of them is written.
+            profiles: a sentence per user.
+            candidates_UC: item indices, -1 where there is none; None for the whole catalog.
+            k: items of a slate.
+            label: of the progress bar.
+        """
+        prompts = self.prompts(histories, profiles, candidates_UC)
+        slate_UK = np.full((len(histories), k), -1, np.int32)
+        everything_1I = np.arange(len(self.items))[None]
+        catalog_trie = build(self.items, everything_1I) if candidates_UC is None else None
+        for rows_B, tokens_BT, length_B in self._batches(prompts, label):
+            if candidates_UC is None:
+                trie, items_BC = catalog_trie, np.repeat(everything_1I, len(rows_B), axis=0)
+            else:
+                items_BC = candidates_UC[rows_B]
+                trie = build(self.items, items_BC)
+            allowed_BC = items_BC >= 0
+            for row, user in enumerate(rows_B):
+                allowed_BC[row] &= ~np.isin(items_BC[row], histories[int(user)])
+            written = generate(self.model, tokens_BT, length_B, trie, allowed_BC, k)
+            slot_BK = np.asarray(written.slot_BK)
+            item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)
+            slate_UK[rows_B] = np.where(slot_BK < 0, -1, item_BK)
+        return slate_UK
+
+    def prompts(
+        self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
+    ) -> Ragged:
+        """The prompt of every user."""
+
+        def candidates(user: int) -> np.ndarray | None:
+            return None if candidates_UC is None else candidates_UC[user][candidates_UC[user] >= 0]
+
+        return Ragged.from_rows(
+            self.writer.prompt(histories[user], profiles[user], candidates(user))
+            for user in range(len(histories))
+        )
+
+    def _batches(
+        self, prompts: Ragged, label: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Users by prompt length: row indices [B], padded prompts [B, T], lengths [B].
+
+        The last batch repeats users, so that every batch has the same number of rows.
+        """
+        order_U = np.argsort(prompts.lengths_R, kind="stable")
+        with progress(label, len(order_U), "users") as advance:
+            for start in range(0, len(order_U), self.batch_size):
+                rows_B = order_U[start : start + self.batch_size]
+                fresh = len(rows_B)
+                rows_B = np.resize(rows_B, self.batch_size)
+                length_B = prompts.lengths_R[rows_B].astype(np.int32)
+                width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
+                tokens_BT = np.zeros((len(rows_B), width), np.int32)
+                for row, user in enumerate(rows_B):
+                    tokens_BT[row, : length_B[row]] = prompts[int(user)]
+                yield rows_B, tokens_BT, length_B
+                advance(fresh)
+
+
+def load_ranker(config: Config, run: RunDirectory, variant: Variant) -> Ranker:
+    """The tuned ranker of a run, from its newest checkpoint.
+
+    Raises:
+        UserError: a file of the run is missing or damaged.
+    """
+    tokenizer, items = run.read_tokens()
+    model = make_model(config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed)
+    load_trained(model, run.ranker / variant)
+    writer = PromptWriter(tokenizer, items, config.instruct)
+    return Ranker(model, writer, items, config.evaluate.batch_size)
+
+
+def count_parameters(model: Llama) -> int:
+    """All parameters, adapters included."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))

@@ -1,0 +1,1 @@
+"""Retrievers: users → scores over the catalog → candidates."""

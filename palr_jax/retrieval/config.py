@@ -1,0 +1,45 @@
+"""Settings of a retriever."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class RetrieverConfig:
+    """Which retriever proposes the candidates, and how it is trained.
+
+    Attributes:
+        model: the retriever.
+        candidates: items proposed per user (paper: 50).
+        loss: what training minimises; cross_entropy is the softmax over the whole catalog.
+        dim: width of the item embeddings.
+        num_blocks: attention blocks.
+        num_heads: attention heads; divides `dim`.
+        length: items of a history that the model sees, the newest ones.
+        dropout: share of activations set to zero in training.
+        learning_rate: of Adam.
+        averaging: share of the running average of the parameters that outlives a step; 0 for none.
+        batch_size: rows of `length` interactions a step.
+        max_epochs: passes over the training interactions at most.
+        patience: epochs without a better validation NDCG@10 before training stops.
+    """
+
+    model: Literal["popularity", "sasrec"] = "sasrec"
+    candidates: Annotated[int, Field(ge=1)] = 50
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    dim: Annotated[int, Field(ge=1)] = 64
+    num_blocks: Annotated[int, Field(ge=1)] = 2
+    num_heads: Annotated[int, Field(ge=1)] = 2
+    length: Annotated[int, Field(ge=1)] = 50
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    max_epochs: Annotated[int, Field(ge=1)] = 200
+    patience: Annotated[int, Field(ge=1)] = 5
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim})")

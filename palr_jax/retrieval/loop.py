@@ -1,0 +1,274 @@
+"""The training loop of the sequential retrievers, whatever their network.
+
+Letters: B rows of a batch, T places of a row, D width, U users, I items.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from palr_jax.checkpoint import Checkpoints
+from palr_jax.data.split import Split
+from palr_jax.errors import UserError
+from palr_jax.evaluation.metrics import ndcg
+from palr_jax.files import read_json, write_json, write_text
+from palr_jax.progress import Advance, progress
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.losses import cross_entropy
+from palr_jax.retrieval.rows import Rows, training_rows
+
+Params = Any
+"""Nested dicts of arrays."""
+
+_CHECKPOINTS = "checkpoints"
+_SETTINGS = "settings.json"
+
+
+class Network(Protocol):
+    """What a Flax NNX module has to do to be trained here."""
+
+    def __call__(self, rows: Rows, key: jax.Array | None) -> jax.Array:
+        """What follows each token, as a vector: [B, T, D]; `key` is that of dropout, or None."""
+
+    def output_items(self) -> jax.Array:
+        """The vectors of the items, whose inner products with the former are scores: [I, D]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a training step changes.
+
+    Attributes:
+        params: the parameters.
+        average: their running average, which is what recommends: it is better than they are, and
+            less noisy from epoch to epoch.
+        moments: the state of Adam.
+    """
+
+    params: Params
+    average: Params
+    moments: optax.OptState
+
+    @classmethod
+    def initial(cls, params: Params) -> "TrainState":
+        """The state before the first step; it shares no memory with `params`."""
+        return cls(_copy(params), _copy(params), optax.adam(0.0).init(params))
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where training stands; saved with every checkpoint.
+
+    Attributes:
+        curve: one dict an epoch: epoch from 1, mean loss, validation NDCG@10, seconds.
+        best: the best validation NDCG@10.
+        stale: epochs since then.
+        finished: whether nothing is left to train.
+    """
+
+    curve: tuple[dict[str, float], ...] = ()
+    best: float = -1.0
+    stale: int = 0
+    finished: bool = False
+
+
+def train(
+    graph: nnx.GraphDef,
+    params: Params,
+    config: RetrieverConfig,
+    split: Split,
+    seed: int,
+    directory: Path,
+    validation_ranks: Callable[[Params], np.ndarray],
+) -> Params:
+    """Trains from `params`, or from where an earlier call stopped, to the same result.
+
+    Training ends after `max_epochs`, or `patience` epochs without a better validation NDCG@10.
+
+    Args:
+        graph: of a `Network`.
+        params: its initial parameters.
+        config: the settings.
+        split: training items, whose histories are all seen once an epoch.
+        seed: of the rows and of dropout, together with epoch and step.
+        directory: of settings.json, curve.jsonl and the checkpoints, one an epoch.
+        validation_ranks: parameters → rank of each user's validation item.
+
+    Returns:
+        The parameters of the epoch with the best validation NDCG@10.
+
+    Raises:
+        UserError: the loss is no longer a number, or `directory` has other settings or data.
+    """
+    _claim(directory, settings(config, split.num_items, seed) | {"data": _digest(split)})
+    rows_of = functools.partial(
+        training_rows, split.train, split.num_items, config.length, config.batch_size, seed
+    )
+    steps = len(rows_of(0).item_RT) // config.batch_size
+    step = functools.partial(_step, graph, config.learning_rate, config.averaging)
+    best, state, course = params, TrainState.initial(params), Course()
+    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+        saved = checkpoints.load_latest({"best": best, "state": state})
+        if saved is not None:
+            best, state, course = saved[1]["best"], saved[1]["state"], Course(**saved[2])
+        done = len(course.curve) * steps
+        with progress(config.model, config.max_epochs * steps, "steps", done) as advance:
+            while not course.finished:
+                start, epoch = time.monotonic(), len(course.curve)
+                key = jax.random.fold_in(jax.random.key(seed), epoch)
+                batches = _batches(rows_of(epoch), config.batch_size)
+                state, loss = _epoch(step, state, batches, key, epoch, advance)
+                quality = float(ndcg(validation_ranks(state.average), 10).mean())
+                if quality > course.best:
+                    best = _copy(state.average)  # a step takes over the memory of its state
+                course = _after(course, config, loss, quality, time.monotonic() - start)
+                trees = {"best": best, "state": state}
+                checkpoints.save(epoch + 1, trees, dataclasses.asdict(course))
+                lines = [json.dumps(line) + "\n" for line in course.curve]
+                write_text(directory / "curve.jsonl", "".join(lines))
+    return best
+
+
+def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Params:
+    """The parameters that `train` returned, for parameters shaped as `like`.
+
+    Raises:
+        UserError: training is not finished, had other settings, or cannot be read.
+    """
+    if not (directory / _SETTINGS).exists():
+        raise UserError(f"{directory} holds no trained retriever: run the stage `retrieve`")
+    _check_settings(directory, made_with)
+    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+        saved = checkpoints.load_latest({"best": like})
+    if saved is None or not Course(**saved[2]).finished:
+        raise UserError(f"training in {directory} was stopped: run the stage `retrieve` again")
+    return saved[1]["best"]
+
+
+def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, Any]:
+    """All that decides the result of training, but for the data."""
+    decisive = dataclasses.asdict(config)
+    del decisive["candidates"]  # taken from the scores, after training
+    return decisive | {"num_items": num_items, "seed": seed}
+
+
+def _epoch(
+    step: Callable[[TrainState, Rows, jax.Array], tuple[TrainState, jax.Array]],
+    state: TrainState,
+    batches: list[Rows],
+    key: jax.Array,
+    epoch: int,
+    advance: Advance,
+) -> tuple[TrainState, float]:
+    """Trains on all batches; returns the mean loss as well."""
+    losses: list[float] = []
+    running: jax.Array | None = None
+    for index, batch in enumerate(batches):
+        state, loss = step(state, batch, jax.random.fold_in(key, index))
+        # The loss of a step is fetched while the next one runs, so the device never waits.
+        if running is not None:
+            losses.append(_finite(running, epoch, index))
+        running = loss
+        advance(note=f"epoch {epoch + 1}" + (f", loss {losses[-1]:.3f}" if losses else ""))
+    if running is not None:
+        losses.append(_finite(running, epoch, len(batches)))
+    return state, float(np.mean(losses))
+
+
+def _finite(loss: jax.Array, epoch: int, step: int) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise UserError(
+            f"the retriever's loss is {value} in epoch {epoch + 1}, step {step}: lower "
+            "retriever.learning_rate and delete its folder (the epochs before are kept there)"
+        )
+    return value
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
+def _step(
+    graph: nnx.GraphDef,
+    learning_rate: float,
+    averaging: float,
+    state: TrainState,
+    rows: Rows,
+    key: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One update, and the loss before it."""
+
+    def loss_of(params: Params) -> jax.Array:
+        network: Network = nnx.merge(graph, params)
+        hidden_BTD = network(rows, key)
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        return cross_entropy(hidden_ND, network.output_items(), rows.target_RT.reshape(-1))
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.params)
+    update, moments = optax.adam(learning_rate).update(gradient, state.moments)
+    params = optax.apply_updates(state.params, update)
+    average = optax.incremental_update(params, state.average, 1 - averaging)
+    return TrainState(params, average, moments), loss
+
+
+def _after(
+    course: Course, config: RetrieverConfig, loss: float, quality: float, seconds: float
+) -> Course:
+    """The course after one more epoch."""
+    line = {
+        "epoch": len(course.curve) + 1,
+        "loss": loss,
+        "validation NDCG@10": quality,
+        "seconds": seconds,
+    }
+    curve = (*course.curve, line)
+    stale = 0 if quality > course.best else course.stale + 1
+    finished = len(curve) >= config.max_epochs or stale >= config.patience
+    return Course(curve, max(quality, course.best), stale, finished)
+
+
+def _batches(rows: Rows, size: int) -> list[Rows]:
+    return [
+        jax.tree.map(lambda array: array[start : start + size], rows)  # noqa: B023  # mapped at once
+        for start in range(0, len(rows.item_RT), size)
+    ]
+
+
+def _copy(tree: Params) -> Params:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _digest(split: Split) -> str:
+    """A hash of the data that training sees."""
+    parts = (split.train.values_N, split.train.offsets_R1, split.validation_U)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+
+def _claim(directory: Path, made_with: dict[str, Any]) -> None:
+    """Binds a fresh directory to these settings; checks one that is bound."""
+    if (directory / _SETTINGS).exists():
+        _check_settings(directory, made_with)
+    else:
+        write_json(directory / _SETTINGS, made_with)
+
+
+def _check_settings(directory: Path, made_with: dict[str, Any]) -> None:
+    found = read_json(directory / _SETTINGS)
+    for name, value in made_with.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"the retriever in {directory} was trained with {name} {found.get(name)}, not "
+                f"{value}: delete that folder and run the stage `retrieve` again"
+            )

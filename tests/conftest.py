@@ -1,0 +1,65 @@
+"""Settings of all tests, and a small data set that the tests of several rooms share."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before JAX is imported: several devices on one machine, as on a pod; and programs that several
+# tests compile are compiled once.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"palr-jax-tests-{os.getuid()}")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import numpy as np
+import pytest
+
+from palr_jax.data.catalog import Catalog
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.item_tokens import tokenize_items
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.llm.tokenizer import Tokenizer, train_tokenizer
+from palr_jax.ragged import Ragged
+
+KINDS = ("Comedy", "Drama", "Horror")
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    """Thirty items with two categories or none."""
+    words = ["Night", "Return of the King", "Day", "Ice, Fire", "Léon", "Sea"]
+    titles = tuple(f"{words[i % 6]} {i} ({1980 + i})" for i in range(30))
+    categories = tuple(() if i == 7 else (KINDS[i % 3], KINDS[(i + 1) % 3]) for i in range(30))
+    return Catalog(np.array([f"id{i}" for i in range(30)]), titles, categories)
+
+
+@pytest.fixture(scope="session")
+def train() -> Ragged:
+    """Twelve users with 2 to 24 training items each, no item twice."""
+    rng = np.random.default_rng(0)
+    return Ragged.from_rows([rng.permutation(30)[: 2 + 2 * user] for user in range(12)])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(catalog: Catalog) -> Tokenizer:
+    return train_tokenizer([f'"{title}"' for title in catalog.titles], 600)
+
+
+@pytest.fixture(scope="session")
+def instruct_config() -> InstructConfig:
+    return InstructConfig(history=5, label=4, candidates=12, length=400)
+
+
+@pytest.fixture(scope="session")
+def item_tokens(
+    catalog: Catalog, tokenizer: Tokenizer, instruct_config: InstructConfig
+) -> Ragged:
+    return tokenize_items(catalog, tokenizer, instruct_config).tokens
+
+
+@pytest.fixture(scope="session")
+def writer(
+    tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> PromptWriter:
+    return PromptWriter(tokenizer, item_tokens, instruct_config)

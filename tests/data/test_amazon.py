@@ -1,0 +1,163 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from palr_jax.data.amazon import read_amazon_2014
+from palr_jax.data.config import DataConfig
+
+
+def review(user: str = "A1", asin: str = "B1", seconds: int = 7) -> dict:
+    return {"reviewerID": user, "asin": asin, "reviewText": "it's ok", "unixReviewTime": seconds}
+
+
+REVIEWS = [review("A2", "B2", 9), review(), review("A1", "B2", 8), review("A2", "B3", 1)]
+META = [
+    {
+        "asin": "B2",
+        "title": "Soap &amp; Water\n for 'all'",
+        "related": {"also_bought": ["B7", "B8"], "bought_together": ["B9"]},
+        "categories": [["Beauty", "Bath &amp; Body"], ["Beauty", "Hair", "Bath &amp; Body"]],
+    },
+    {"asin": "B9", "title": "never reviewed", "categories": [["Toys"]]},
+    {"asin": "B1", "description": "no title, no categories"},
+    {"asin": "B3", "title": " ", "categories": [["Beauty"]]},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "amazon"
+    path.mkdir()
+    write(path / "reviews_Beauty_5.json.gz", [json.dumps(line) for line in REVIEWS])
+    write(path / "meta_Beauty.json.gz", [repr(line) for line in META])
+    return path
+
+
+def write(path: Path, lines: list[str]) -> None:
+    data = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def read(folder: Path):
+    return read_amazon_2014(DataConfig(source="amazon-2014", path=str(folder)))
+
+
+def test_reviews_and_metadata(folder, capsys) -> None:
+    tables = read(folder)
+    assert tables.interactions.rows() == [
+        ("A2", "B2", 9),
+        ("A1", "B1", 7),
+        ("A1", "B2", 8),
+        ("A2", "B3", 1),
+    ]
+    assert tables.items.rows() == [
+        ("B2", "Soap & Water for 'all'", ["Bath & Body", "Hair"]),
+        ("B1", "B1", []),
+        ("B3", "B3", []),
+    ]
+    assert "2 of 3 reviewed items have no title and go by their id" in capsys.readouterr().err
+
+
+def test_nothing_is_said_when_all_have_titles(folder, capsys) -> None:
+    titled = [{**line, "title": f"t{line['asin']}"} for line in META]
+    write(folder / "meta_Beauty.json.gz", [repr(line) for line in titled])
+    assert read(folder).items["title"].to_list() == ["tB2", "tB1", "tB3"]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_top_category_stays_when_items_differ_in_it(folder) -> None:
+    write(
+        folder / "meta_Beauty.json.gz",
+        [
+            repr({"asin": "B1", "title": "a", "categories": [["Beauty", "Hair"]]}),
+            repr({"asin": "B2", "title": "b", "categories": [["Toys", "Hair"]]}),
+        ],
+    )
+    assert read(folder).items["categories"].to_list() == [["Beauty", "Hair"], ["Toys", "Hair"]]
+
+
+def test_plain_json_and_named_files(folder, tmp_path) -> None:
+    expected = read(folder)
+    write(tmp_path / "r.json", [json.dumps(line) for line in REVIEWS])
+    write(tmp_path / "m.json", [repr(line) for line in META])
+    files = {"interactions": str(tmp_path / "r.json"), "items": str(tmp_path / "m.json")}
+    tables = read_amazon_2014(DataConfig(source="amazon-2014", **files))
+    assert tables.interactions.equals(expected.interactions)
+    assert tables.items.equals(expected.items)
+
+
+def test_a_literal_is_never_run(folder, tmp_path, complaint) -> None:
+    mark = tmp_path / "ran"
+    write(folder / "meta_Beauty.json.gz", [f"{{'asin': 'B1', 'title': open({str(mark)!r}, 'w')}}"])
+    assert "line 1: not a Python dict" in complaint(read, folder)
+    assert not mark.exists()
+
+
+def test_path_not_given_or_no_folder(folder, complaint) -> None:
+    message = complaint(read_amazon_2014, DataConfig(source="amazon-2014"))
+    assert message.startswith("data.path is not given")
+    assert "is no folder" in complaint(read, folder / "no")
+
+
+def test_a_folder_without_the_files_or_with_two_of_a_kind(folder, complaint) -> None:
+    write(folder / "meta_Toys.json", ["{}"])
+    message = complaint(read, folder)
+    assert "found meta_Beauty.json.gz, meta_Toys.json: set data.items" in message
+    (folder / "reviews_Beauty_5.json.gz").unlink()
+    message = complaint(read, folder)
+    assert "one reviews_*_5.json.gz is expected, found none: set data.interactions" in message
+
+
+def test_unknown_extension(folder, complaint) -> None:
+    config = DataConfig(source="amazon-2014", path=str(folder), items=str(folder / "meta.csv"))
+    assert "meta.csv has an unknown extension" in complaint(read_amazon_2014, config)
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ('{"reviewerID": "A1", ', "not a JSON object"),
+        ("[1, 2]", "not a JSON object"),
+        ("{'reviewerID': 'A1'}", "not a JSON object"),
+        (json.dumps({"asin": "B1", "unixReviewTime": 1}), "no 'reviewerID'"),
+        (json.dumps({"reviewerID": "A1", "unixReviewTime": 1}), "no 'asin'"),
+        (json.dumps({"reviewerID": "A1", "asin": "B1"}), "no 'unixReviewTime'"),
+        (json.dumps({**review(), "unixReviewTime": "soon"}), "an unusable 'unixReviewTime'"),
+        (json.dumps({**review(), "asin": ""}), "an unusable 'asin'"),
+    ],
+)
+def test_a_bad_line_of_reviews_is_named(folder, complaint, line, problem) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    write(path, [json.dumps(REVIEWS[0]), "", line, json.dumps(REVIEWS[1])])
+    assert complaint(read, folder).startswith(f"{path}, line 3: {problem}")
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ("{'asin': 'B1', 'title': 'x", "not a Python dict"),
+        ("{'asin': 'B1', 'title': null}", "not a Python dict"),
+        ("'asin'", "not a Python dict"),
+        ("{'title': 'x'}", "no 'asin'"),
+        ("{'asin': 'B1', 'title': 5}", "an unusable 'title'"),
+        ("{'asin': 'B1', 'categories': 'x'}", "an unusable 'categories'"),
+        ("{'asin': 'B1', 'categories': ['x']}", "'categories' is no list of lists of texts"),
+        ("(" * 100_000, "not a Python dict"),
+    ],
+)
+def test_a_bad_line_of_metadata_is_named(folder, complaint, line, problem) -> None:
+    path = folder / "meta_Beauty.json.gz"
+    write(path, [repr(META[0]), "", line])
+    assert complaint(read, folder).startswith(f"{path}, line 3: {problem}")
+
+
+@pytest.mark.parametrize("name", ["reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"])
+def test_empty_or_cut_off(folder, complaint, name) -> None:
+    path = folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert f"{path} is damaged or cut off" in complaint(read, folder)
+    path.write_bytes(b"")
+    assert complaint(read, folder).startswith(f"{path} is empty: set data.")

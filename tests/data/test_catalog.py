@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palr_jax.data.catalog import Catalog, unique_titles
+
+
+def catalog_of(*titles: str) -> Catalog:
+    return Catalog(np.array([f"i{n}" for n in range(len(titles))]), titles, ((),) * len(titles))
+
+
+def test_later_items_of_a_title_carry_their_id() -> None:
+    titles = unique_titles(["Emma", "Eros", "Emma", "Emma"], ["7", "8", "9", "10"])
+    assert titles == ("Emma", "Eros", "Emma [9]", "Emma [10]")
+
+
+def test_a_made_up_title_does_not_collide_with_a_real_one() -> None:
+    titles = unique_titles(["Emma", "Emma [9]", "Emma"], ["7", "8", "9"])
+    assert titles == ("Emma", "Emma [9]", "Emma [9] [9]")
+
+
+@given(st.lists(st.sampled_from(["x", "x [1]", "x [2]", "x [2] [1]", "y"]), max_size=8))
+def test_titles_are_unique_and_begin_as_they_were(titles: list[str]) -> None:
+    unique = unique_titles(titles, [str(n) for n in range(len(titles))])
+    assert len(set(unique)) == len(titles)
+    assert all(new.startswith(old) for new, old in zip(unique, titles, strict=True))
+
+
+def test_index_of_prefers_the_exact_title() -> None:
+    catalog = catalog_of("heat", "Heat", "Up (2009)")
+    assert (catalog.index_of("heat"), catalog.index_of("Heat")) == (0, 1)
+    assert catalog.index_of("up (2009)") == 2
+
+
+def test_index_of_names_the_three_nearest(complaint) -> None:
+    catalog = catalog_of(
+        "Toy Story (1995)", "Heat (1995)", "Toy Story 2 (1999)", "Toys (1992)", "M"
+    )
+    message = complaint(catalog.index_of, "toy story")
+    assert "'Toy Story (1995)', 'Toy Story 2 (1999)', 'Toys (1992)'" in message
+    assert "'Heat (1995)'" not in message
+
+
+def test_index_of_does_not_choose_between_cases(complaint) -> None:
+    message = complaint(catalog_of("heat", "Heat", "Up").index_of, "HEAT")
+    assert "'heat', 'Heat'" in message
+
+
+def test_index_of_in_a_catalog_of_one(complaint) -> None:
+    assert "'Heat'" in complaint(catalog_of("Heat").index_of, "zzz")
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_every_title_leads_to_its_item(position: int) -> None:
+    catalog = catalog_of("a", "b", "c")
+    assert catalog.index_of(catalog.titles[position]) == position

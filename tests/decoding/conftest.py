@@ -1,0 +1,36 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from slow import Logits
+
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.llama import Llama
+
+CONFIG = LlamaConfig(
+    vocab_size=61, dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=40,
+    max_length=512,
+)  # fmt: skip
+WIDTH = 112
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Llama:
+    """A random model whose next tokens are far from equally likely."""
+    model = Llama(CONFIG, nnx.Rngs(params=0))
+    model.embedding_VD[...] = model.embedding_VD[...] * 3
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_logits(tiny: Llama) -> Logits:
+    """A full forward pass without cache, trie or layout."""
+    forward = jax.jit(lambda tokens_BT, last: tiny(tokens_BT)[0, last])
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        padded = np.zeros((1, WIDTH), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return np.asarray(forward(jnp.array(padded), len(tokens) - 1))
+
+    return logits

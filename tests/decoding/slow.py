@@ -1,0 +1,103 @@
+"""Tries, scores and slates once more, the slow way: nested dicts and a forward pass per token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+
+END = 1
+Logits = Callable[[list[int]], np.ndarray]  # the tokens of a row → logits [V] behind the last
+
+
+@dataclass
+class Node:
+    """A node of a trie; a leaf holds its slot."""
+
+    slots: list[int] = field(default_factory=list)
+    children: dict[int, "Node"] = field(default_factory=dict)
+
+
+def dict_trie(candidates: dict[int, list[int]]) -> Node:
+    """The trie of the tokens of each slot; every node knows the slots below it."""
+    root = Node()
+    for slot, tokens in candidates.items():
+        node = root
+        node.slots.append(slot)
+        for token in tokens:
+            node = node.children.setdefault(token, Node())
+            node.slots.append(slot)
+    return root
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def slow_score(logits: Logits, prompt: list[int], candidates: dict[int, list[int]]) -> dict:
+    """Slot → log-probability, one candidate and one token at a time."""
+    result = {}
+    for slot, tokens in candidates.items():
+        node, total = dict_trie(candidates), 0.0
+        for place, token in enumerate(tokens):
+            if len(node.children) > 1:
+                children = list(node.children)
+                over = log_softmax(logits(prompt + tokens[:place])[children])
+                total += over[children.index(token)]
+            node = node.children[token]
+        result[slot] = total
+    return result
+
+
+@dataclass
+class SlowSlate:
+    slots: list[int]
+    logps: list[float]
+    decisions: int
+
+
+def slow_generate(
+    logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int], k: int
+) -> SlowSlate:
+    """Greedy, token by token; a decision is a node with several children in the whole trie."""
+    slate, text = SlowSlate([], [], 0), list(prompt)
+    left = allowed & set(candidates)
+    while left and len(slate.slots) < k:
+        node, total = dict_trie(candidates), 0.0
+        slate.decisions += len(candidates) == 1
+        while node.children:
+            slate.decisions += len(node.children) > 1
+            alive = [t for t, child in node.children.items() if left & set(child.slots)]
+            over = log_softmax(logits(text)[alive]) if len(alive) > 1 else np.zeros(1)
+            total += over.max()
+            text.append(alive[over.argmax()])
+            node = node.children[text[-1]]
+        slate.slots.append(node.slots[0])
+        slate.logps.append(total)
+        left.remove(node.slots[0])
+    return slate
+
+
+@st.composite
+def item_texts(draw: st.DrawFn, most: int, longest: int) -> list[list[int]]:
+    """Up to `most` different texts, prefix-free by their end token; often with long prefixes."""
+    token = st.integers(2, 5)
+    prefix = draw(st.lists(token, max_size=longest // 3))
+    stem = draw(st.lists(token, min_size=longest // 3, max_size=longest // 3))
+    tails = draw(
+        st.lists(
+            st.tuples(st.booleans(), st.lists(token, max_size=longest // 3)),
+            min_size=1,
+            max_size=most,
+            unique_by=lambda pair: tuple(stem * pair[0] + pair[1]),
+        )
+    )
+    return [prefix + stem * has_stem + tail + [END] for has_stem, tail in tails]
+
+
+@st.composite
+def slot_rows(draw: st.DrawFn, rows: int, slots: int, items: int) -> np.ndarray:
+    """Candidates of each row, no item twice, in any order, with gaps."""
+    row = st.permutations([*range(items), *[-1] * slots]).map(lambda order: order[:slots])
+    return np.array([draw(row) for _ in range(rows)])

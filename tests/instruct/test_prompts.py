@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.ragged import Ragged
+
+PROFILE = "The user enjoys drama movies."
+
+
+def test_the_prompt_reads_as_the_paper_has_it(writer: PromptWriter, tokenizer: Tokenizer) -> None:
+    text = tokenizer.decode(writer.prompt([0, 1], PROFILE, candidates=[4, 2, 3]))
+    assert text == (
+        "Recommend 4 other movies based on the user's history from the candidate list.\n"
+        "The user enjoys drama movies.\n"
+        "The user watched these movies:\n"
+        '"Night 0 (1980)"\n"Return of the King 1 (1981)"\n'
+        "The candidate movies are:\n"
+        '"Léon 4 (1984)"\n"Day 2 (1982)"\n"Ice, Fire 3 (1983)"\n'
+        "Recommendations:\n"
+    )
+
+
+def test_without_candidates_and_profile_both_parts_vanish(
+    writer: PromptWriter, tokenizer: Tokenizer
+) -> None:
+    text = tokenizer.decode(writer.prompt([0], ""))
+    assert text == (
+        "Recommend 4 other movies based on the user's history.\n"
+        'The user watched these movies:\n"Night 0 (1980)"\nRecommendations:\n'
+    )
+
+
+def test_item_tokens_are_the_same_in_history_candidates_and_label(
+    writer: PromptWriter, item_tokens: Ragged, tokenizer: Tokenizer
+) -> None:
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    prompt = writer.prompt([5, 6], PROFILE, candidates=[7, 8])
+    assert prompt[0] == bos
+    history, candidates = np.concatenate([item_tokens[5], item_tokens[6]]), item_tokens[7]
+    for part in (history, candidates):
+        windows = np.lib.stride_tricks.sliding_window_view(prompt, len(part))
+        assert (windows == part).all(1).sum() == 1
+    np.testing.assert_array_equal(writer.label([7, 8]), [*item_tokens[7], *item_tokens[8], eos])
+
+
+def test_only_the_newest_items_stand_in_the_history(
+    writer: PromptWriter, tokenizer: Tokenizer
+) -> None:
+    text = tokenizer.decode(writer.prompt(list(range(9)), ""))
+    assert "Ice, Fire 3" not in text
+    assert text.index("Léon 4") < text.index("Day 8")
+
+
+def test_a_long_prompt_loses_its_oldest_history_and_nothing_else(
+    tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> None:
+    full = PromptWriter(tokenizer, item_tokens, instruct_config).prompt([0, 1, 2], PROFILE, [3, 4])
+    config = replace(instruct_config, length=len(full) + 9)
+    cut = PromptWriter(tokenizer, item_tokens, config).prompt([0, 1, 2], PROFILE, [3, 4], 10)
+    assert tokenizer.decode(cut) == tokenizer.decode(full).replace('"Night 0 (1980)"\n', "")
+    assert len(cut) + 10 <= config.length
+
+
+def test_a_prompt_that_cannot_fit_is_refused(
+    tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> None:
+    writer = PromptWriter(tokenizer, item_tokens, replace(instruct_config, length=64))
+    with pytest.raises(UserError, match=r"without any history item: raise instruct.length \(64\)"):
+        writer.prompt([0], PROFILE, list(range(12)))

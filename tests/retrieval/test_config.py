@@ -1,0 +1,16 @@
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from palr_jax.retrieval.config import RetrieverConfig
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dim": 0}, {"dropout": 1.0}, {"learning_rate": 0.0}, {"model": "sas"}, {"patience": 0},
+        {"dim": 10, "num_heads": 3}, {"candidates": 0},
+    ],
+)  # fmt: skip
+def test_refuses_what_cannot_be(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        TypeAdapter(RetrieverConfig).validate_python(wrong)

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from palr_jax.retrieval import losses
+from palr_jax.retrieval.losses import NO_TARGET, cross_entropy
+
+N, D, ITEMS = 1300, 8, 97  # three chunks, the last not full
+
+
+def plain(hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array) -> jax.Array:
+    score_NI = hidden_ND @ item_ID.T
+    loss_N = optax.softmax_cross_entropy_with_integer_labels(score_NI, jnp.maximum(target_N, 0))
+    used_N = target_N != NO_TARGET
+    return jnp.sum(jnp.where(used_N, loss_N, 0)) / jnp.sum(used_N)
+
+
+def arrays(seed: int, share: float = 0.7) -> tuple[jax.Array, jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    target_N = np.where(rng.random(N) < share, rng.integers(0, ITEMS, N), NO_TARGET)
+    return (
+        jnp.asarray(rng.normal(size=(N, D)), jnp.float32),
+        jnp.asarray(rng.normal(size=(ITEMS, D)), jnp.float32),
+        jnp.asarray(target_N, jnp.int32),
+    )
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.01])
+def test_loss_and_gradients_are_those_of_the_plain_softmax(share: float) -> None:
+    hidden_ND, item_ID, target_N = arrays(0, share)
+    value, gradients = jax.value_and_grad(cross_entropy, (0, 1))(hidden_ND, item_ID, target_N)
+    expected, expected_gradients = jax.value_and_grad(plain, (0, 1))(hidden_ND, item_ID, target_N)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-6)
+
+
+def test_gradients_scale_with_what_is_done_to_the_loss() -> None:
+    hidden_ND, item_ID, target_N = arrays(1)
+    once = jax.grad(cross_entropy, (0, 1))(hidden_ND, item_ID, target_N)
+    thrice = jax.grad(lambda *args: 3 * cross_entropy(*args), (0, 1))(hidden_ND, item_ID, target_N)
+    for single, triple in zip(once, thrice, strict=True):
+        np.testing.assert_allclose(triple, 3 * single, rtol=1e-5, atol=1e-7)
+
+
+def test_fewer_positions_than_a_chunk() -> None:
+    hidden_ND, item_ID, _ = arrays(2)
+    few = (hidden_ND[:5], item_ID, jnp.array([3, NO_TARGET, 0, 96, 3]))
+    np.testing.assert_allclose(cross_entropy(*few), plain(*few), rtol=1e-5)
+
+
+def test_positions_without_target_do_not_count_whatever_they_hold() -> None:
+    hidden_ND, item_ID, target_N = arrays(3)
+    junk_ND = jnp.where((target_N == NO_TARGET)[:, None], 1e6, hidden_ND)
+    expected = cross_entropy(hidden_ND, item_ID, target_N)
+    value, gradient_ND = jax.value_and_grad(cross_entropy)(junk_ND, item_ID, target_N)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert not gradient_ND[target_N == NO_TARGET].any()
+
+
+def test_no_target_at_all_is_no_loss() -> None:
+    hidden_ND, item_ID, _ = arrays(4)
+    none_N = jnp.full(N, NO_TARGET)
+    value, gradients = jax.value_and_grad(cross_entropy, (0, 1))(hidden_ND, item_ID, none_N)
+    assert value == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    hidden_ND, item_ID, target_N = arrays(5)
+    value, gradient_ND = jax.value_and_grad(cross_entropy)(1e4 * hidden_ND, item_ID, target_N)
+    np.testing.assert_allclose(value, plain(1e4 * hidden_ND, item_ID, target_N), rtol=1e-5)
+    assert jnp.isfinite(gradient_ND).all()
+
+
+def test_the_scores_of_all_positions_never_exist_at_once() -> None:
+    def program(loss: object) -> str:
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays(0)).compile()  # type: ignore[arg-type]
+        return compiled.as_text()
+
+    padded = -(-N // losses._CHUNK) * losses._CHUNK
+    assert f"[{N},{ITEMS}]" in program(plain)
+    assert f"[{N},{ITEMS}]" not in program(cross_entropy)
+    assert f"[{padded},{ITEMS}]" not in program(cross_entropy)

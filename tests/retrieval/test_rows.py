@@ -1,0 +1,95 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palr_jax.ragged import Ragged
+from palr_jax.retrieval.losses import NO_TARGET
+from palr_jax.retrieval.rows import inference_rows, training_rows
+
+
+def histories_of(lengths: list[int]) -> Ragged:
+    """Items 0, 1, 2, … so that an item names its user and its place."""
+    return Ragged.from_lengths(np.arange(sum(lengths)), np.array(lengths, np.int64))
+
+
+lengths_list = st.lists(st.integers(0, 40), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths_list, st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
+def test_an_epoch_predicts_every_item_once_from_what_came_before(
+    lengths: list[int], length: int, batch_size: int, epoch: int
+) -> None:
+    histories = histories_of(lengths)
+    num_items = len(histories.values_N)
+    firsts = {int(first) for first in histories.offsets_R1[:-1]}
+    rows = training_rows(histories, num_items, length, batch_size, 7, epoch)
+    assert rows.item_RT.shape[1] == length
+    assert len(rows.item_RT) % batch_size == 0
+    targets = rows.target_RT[rows.target_RT != NO_TARGET]
+    assert sorted(targets.tolist()) == list(range(num_items))
+    for row in range(len(rows.item_RT)):
+        for column in range(length):
+            target = int(rows.target_RT[row, column])
+            if target == NO_TARGET:
+                continue
+            before = num_items if target in firsts else target - 1
+            assert rows.item_RT[row, column] == before
+            place = int(rows.position_RT[row, column])
+            goes_on = column > 0 and before != num_items
+            assert place == (rows.position_RT[row, column - 1] + 1 if goes_on else 0)
+
+
+def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
+    histories = histories_of([30, 5, 17])
+
+    def items(seed: int, epoch: int) -> np.ndarray:
+        return training_rows(histories, 52, 8, 2, seed, epoch).item_RT
+
+    np.testing.assert_array_equal(items(0, 3), items(0, 3))
+    assert (items(0, 3) != items(0, 4)).any()
+    assert (items(0, 3) != items(1, 3)).any()
+
+
+def test_a_long_history_is_cut_elsewhere_each_epoch() -> None:
+    histories = histories_of([100])
+    starts = set()
+    for epoch in range(40):
+        rows = training_rows(histories, 100, 10, 1, 0, epoch)
+        cut = (rows.position_RT == 0) & (rows.target_RT > 0)
+        starts |= {int(target) % 10 for target in rows.target_RT[cut]}
+    assert starts == set(range(10))
+
+
+@given(lengths_list, st.integers(1, 9))
+def test_the_shape_is_the_same_every_epoch(lengths: list[int], length: int) -> None:
+    histories = histories_of(lengths)
+    shapes = {
+        training_rows(histories, 500, length, 2, 0, epoch).item_RT.shape for epoch in range(4)
+    }
+    assert len(shapes) == 1
+
+
+def test_rows_are_full() -> None:
+    histories = histories_of([3] * 200)
+    rows = training_rows(histories, 600, 20, 1, 0, 0)
+    assert len(rows.item_RT) == 31  # 600 items, and an offset of at most 19
+
+
+def test_inference_rows() -> None:
+    histories = Ragged.from_rows([[], [5], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4, 5]])
+    rows = inference_rows(histories, num_items=9, length=4)
+    assert rows.item_RT.tolist() == [
+        [9, 9, 9, 9],
+        [9, 9, 9, 5],
+        [9, 1, 2, 3],
+        [1, 2, 3, 4],
+        [2, 3, 4, 5],
+    ]
+    assert rows.position_RT.tolist() == [
+        [0, 1, 2, 0],
+        [0, 1, 0, 1],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+    ]

@@ -1,0 +1,249 @@
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from palr_jax.data.split import Split, leave_one_out
+from palr_jax.errors import UserError
+from palr_jax.ragged import Ragged
+from palr_jax.retrieval import loop
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.sasrec import SASRec
+from palr_jax.retrieval.sequential import Sequential
+
+NUM_ITEMS = 12
+CONFIG = RetrieverConfig(
+    dim=16, num_blocks=1, num_heads=2, length=8, dropout=0.1, learning_rate=0.01, averaging=0.8, batch_size=4,
+    max_epochs=4, patience=4,
+)  # fmt: skip
+
+
+def circular_split() -> Split:
+    """Users who walk round the catalog: the next item is the last one plus one."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (rng.integers(NUM_ITEMS) + np.arange(rng.integers(4, 11))) % NUM_ITEMS for _ in range(40)
+    ]
+    return leave_one_out(Ragged.from_rows(rows), np.arange(40).astype(str), NUM_ITEMS)
+
+
+SPLIT = circular_split()
+
+
+def sasrec(config: RetrieverConfig = CONFIG, seed: int = 0) -> Sequential:
+    return Sequential(SASRec, config, NUM_ITEMS, seed)
+
+
+def trained(directory: Path) -> dict[str, Any]:
+    """All arrays of the last checkpoint."""
+    params = sasrec()._params
+    like = {"best": params, "state": loop.TrainState.initial(params)}
+    with loop.Checkpoints(directory / "checkpoints") as checkpoints:
+        saved = checkpoints.load_latest(like)
+    assert saved is not None
+    return saved[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a training that nothing stopped."""
+    directory = tmp_path_factory.mktemp("whole")
+    sasrec().fit(SPLIT, directory)
+    return directory
+
+
+def curve(directory: Path) -> list[dict[str, float]]:
+    lines = (directory / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def assert_same_training(directory: Path, whole: Path) -> None:
+    jax.tree.map(np.testing.assert_array_equal, trained(directory), trained(whole))
+    for mine, theirs in zip(curve(directory), curve(whole), strict=True):
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_learns_what_follows_what(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_epochs=25, patience=25)
+    retriever = sasrec(config)
+    retriever.fit(SPLIT, tmp_path)
+    rank_U = retriever.target_ranks(SPLIT.histories("test"), SPLIT.targets("test"))
+    assert (rank_U == 1).mean() > 0.9
+    losses = [line["loss"] for line in curve(tmp_path)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def stop_after(steps: int) -> Callable[..., object]:
+    """Takes the place of the progress bar, and interrupts training in the middle of an epoch."""
+
+    @contextmanager
+    def stopping(*_: object) -> Iterator[Callable[..., None]]:
+        left = steps
+
+        def advance(**_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    return stopping
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_goes_on_where_it_was_stopped(
+    epochs: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (
+        len(
+            loop.training_rows(
+                SPLIT.train, NUM_ITEMS, CONFIG.length, CONFIG.batch_size, 0, 0
+            ).item_RT
+        )
+        // CONFIG.batch_size
+    )
+    assert steps > 2
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "progress", stop_after(epochs * steps + 2))
+        with pytest.raises(KeyboardInterrupt):
+            sasrec().fit(SPLIT, tmp_path)
+    with pytest.raises(UserError, match="was stopped"):
+        sasrec().load(tmp_path)
+    retriever = sasrec()
+    retriever.fit(SPLIT, tmp_path)
+    assert_same_training(tmp_path, whole)
+    jax.tree.map(np.testing.assert_array_equal, retriever._params, trained(whole)["best"])
+
+
+def test_the_average_of_the_parameters_follows_them(whole: Path) -> None:
+    state = trained(whole)["state"]
+    averaged = jax.tree.leaves(
+        jax.tree.map(lambda a, b: (a != b).any(), state.average, state.params)
+    )
+    assert all(averaged)
+
+
+def test_a_finished_training_is_not_repeated(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "progress", stop_after(0))
+    retriever = sasrec()
+    retriever.fit(SPLIT, whole)
+    jax.tree.map(np.testing.assert_array_equal, retriever._params, trained(whole)["best"])
+
+
+def test_another_seed_gives_another_result(whole: Path, tmp_path: Path) -> None:
+    sasrec(seed=1).fit(SPLIT, tmp_path)
+    ours, theirs = trained(tmp_path)["best"], trained(whole)["best"]
+    assert (ours["item_ID"] != theirs["item_ID"]).any()
+
+
+def test_keeps_the_best_epoch_and_stops_when_none_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ndcg_values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(loop, "ndcg", lambda rank_U, k: np.array([next(ndcg_values)]))
+    kept = []
+    copy = loop._copy
+    monkeypatch.setattr(loop, "_copy", lambda tree: kept.append(copy(tree)) or copy(tree))
+    retriever = sasrec(replace(CONFIG, max_epochs=9, patience=2))
+    retriever.fit(SPLIT, tmp_path)
+    assert [line["validation NDCG@10"] for line in curve(tmp_path)] == [0.1, 0.3, 0.2, 0.3]
+    assert len(kept) == 4  # the initial parameters, twice, and those of epochs 1 and 2
+    jax.tree.map(np.testing.assert_array_equal, retriever._params, kept[-1])
+    found = trained(tmp_path)
+    assert (found["best"]["item_ID"] != found["state"].average["item_ID"]).any()
+
+
+def broken_after(steps: int, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A training step whose loss is no number once it has run `steps` times."""
+
+    def broken(*args: Any) -> Any:
+        nonlocal steps
+        steps -= 1
+        state, loss = step(*args)
+        return state, loss if steps >= 0 else jnp.nan
+
+    return broken
+
+
+def test_a_loss_that_is_no_number_stops_training_and_leaves_the_epochs_before(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_step", broken_after(2 * steps + 3, loop._step))
+        with pytest.raises(UserError, match=r"loss is nan in epoch 3, step 4: lower retriever\."):
+            sasrec().fit(SPLIT, tmp_path)
+    assert len(curve(tmp_path)) == 2
+    sasrec().fit(SPLIT, tmp_path)
+    assert_same_training(tmp_path, whole)
+
+
+def test_a_learning_rate_out_of_all_proportion_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss is (nan|inf) in epoch 1"):
+        sasrec(replace(CONFIG, learning_rate=1e38)).fit(SPLIT, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (partial(sasrec, replace(CONFIG, dim=8)), "dim 16, not 8"),
+        (partial(sasrec, replace(CONFIG, learning_rate=0.02)), "learning_rate 0.01, not 0.02"),
+        (partial(sasrec, seed=3), "seed 0, not 3"),
+    ],
+)
+def test_a_directory_belongs_to_one_training(
+    other: Callable[[], Sequential], named: str, whole: Path
+) -> None:
+    with pytest.raises(UserError, match=f"trained with {named}: delete"):
+        other().fit(SPLIT, whole)
+    with pytest.raises(UserError, match=f"trained with {named}: delete"):
+        other().load(whole)
+
+
+def test_a_directory_belongs_to_one_data_set(whole: Path) -> None:
+    swapped = replace(SPLIT, validation_U=SPLIT.test_U)
+    with pytest.raises(UserError, match="trained with data"):
+        sasrec().fit(swapped, whole)
+
+
+def test_candidates_are_no_matter_of_training(whole: Path) -> None:
+    sasrec(replace(CONFIG, candidates=3)).load(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    whole: Path, tmp_path: Path
+) -> None:
+    sasrec().fit(SPLIT, tmp_path)
+    newest = tmp_path / "checkpoints" / str(CONFIG.max_epochs)
+    for file in newest.rglob("*"):
+        if file.is_file() and "ocdbt" in str(file) + "ocdbt" and file.parent.name == "d":
+            file.write_bytes(b"")
+    sasrec().fit(SPLIT, tmp_path)
+    assert_same_training(tmp_path, whole)
+
+
+def test_a_history_longer_than_the_model_sees_counts_by_its_newest_items(whole: Path) -> None:
+    retriever = sasrec()
+    retriever.load(whole)
+    long = Ragged.from_rows([[11, 10, 9, 8, 0, 1, 2, 3, 4, 5]])
+    cut = Ragged.from_rows([long[0][-CONFIG.length :]])
+    np.testing.assert_allclose(retriever.scores(long), retriever.scores(cut), atol=1e-6)
+    top = retriever.recommend(long, 2)
+    assert set(top.item_UK[0].tolist()) == {6, 7}  # all of the history is seen, not only its end
+
+
+def test_an_empty_history_is_scored_by_what_users_begin_with(tmp_path: Path) -> None:
+    rows = [[3, 5, 7, 1, 2], [3, 6, 8, 2, 1], [3, 9, 4, 0, 1]] * 10
+    split = leave_one_out(Ragged.from_rows(rows), np.arange(30).astype(str), NUM_ITEMS)
+    retriever = sasrec(replace(CONFIG, max_epochs=12, patience=12))
+    retriever.fit(split, tmp_path)
+    assert retriever.recommend(Ragged.from_rows([[]]), 1).item_UK.tolist() == [[3]]

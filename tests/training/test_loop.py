@@ -1,0 +1,121 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from palr_jax.errors import UserError
+from palr_jax.instruct.examples import ExampleMaker
+from palr_jax.instruct.negatives import NegativeSampler
+from palr_jax.instruct.pipeline import Packing, batches
+from palr_jax.instruct.profiles import category_table
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.training import loop
+from palr_jax.training.config import FinetuneConfig
+
+CONFIG = FinetuneConfig(
+    steps=9, batch_size=2, length=500, label_length=120, learning_rate=1e-2, save_every=2,
+    log_every=1, warmup_steps=2,
+)  # fmt: skip
+
+
+def new_model(vocab_size: int) -> Llama:
+    shape = LlamaConfig(
+        vocab_size=vocab_size, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+        ffn_dim=24, max_length=500,
+    )  # fmt: skip
+    return Llama(shape, nnx.Rngs(params=0))
+
+
+@pytest.fixture
+def data(catalog, train, writer, instruct_config):
+    sampler = NegativeSampler.build(train, len(catalog), category_table(catalog), 0.5)
+    maker = ExampleMaker(train, [""] * 12, writer, sampler, instruct_config, 0.5, seed=0)
+    return batches(maker, np.arange(12), Packing(2, 500, 120))
+
+
+def tuned(data, tokenizer, folder: Path, config: FinetuneConfig = CONFIG) -> list[np.ndarray]:
+    model = new_model(tokenizer.vocab_size)
+    loop.finetune(model, data, config, folder / "steps", folder / "metrics.jsonl", "tiny")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+
+
+class Dies(Exception):
+    """Stands for a kill."""
+
+
+def die_at(monkeypatch, step: int) -> None:
+    """Raises when the loop logs `step`, which is after it has started the step behind it."""
+    write = loop._MetricsLog.write
+
+    def dying(self, at, metrics):
+        if at == step:
+            raise Dies
+        return write(self, at, metrics)
+
+    monkeypatch.setattr(loop._MetricsLog, "write", dying)
+
+
+def test_the_loss_falls_and_is_logged(data, tokenizer, tmp_path: Path) -> None:
+    tuned(data, tokenizer, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert {"model", "accuracy", "gradient norm", "tokens/s"} <= set(lines[0])
+
+
+@pytest.mark.parametrize("step", [1, 5, 8])
+def test_a_stopped_run_ends_like_one_that_never_stopped(
+    data, tokenizer, tmp_path: Path, monkeypatch, step: int
+) -> None:
+    expected = tuned(data, tokenizer, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        die_at(patch, step)
+        with pytest.raises(Dies):
+            tuned(data, tokenizer, tmp_path / "stopped")
+    for one, two in zip(expected, tuned(data, tokenizer, tmp_path / "stopped"), strict=True):
+        np.testing.assert_array_equal(one, two)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped/metrics.jsonl").open()]
+    assert steps == list(range(1, 10))
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
+    data, tokenizer, tmp_path: Path, capsys
+) -> None:
+    expected = tuned(data, tokenizer, tmp_path)
+    newest = tmp_path / "steps" / "9"
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, file.stat().st_size // 2)
+    for one, two in zip(expected, tuned(data, tokenizer, tmp_path), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert "going on from an earlier one" in capsys.readouterr().err
+
+
+def test_a_cut_off_checkpoint_is_refused_at_inference(data, tokenizer, tmp_path: Path) -> None:
+    tuned(data, tokenizer, tmp_path)
+    model = new_model(tokenizer.vocab_size)
+    loop.load_trained(model, tmp_path / "steps")
+    for file in (tmp_path / "steps" / "9").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"steps/9 cannot be read .* delete that folder"):
+        loop.load_trained(model, tmp_path / "steps")
+    shutil.rmtree(tmp_path / "steps")
+    with pytest.raises(UserError, match="no checkpoint: run `palr finetune` first"):
+        loop.load_trained(model, tmp_path / "steps")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    data, tokenizer, tmp_path: Path
+) -> None:
+    tuned(data, tokenizer, tmp_path, FinetuneConfig(**{**vars(CONFIG), "steps": 4}))
+    wild = FinetuneConfig(**{**vars(CONFIG), "learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"the loss is \S+ at step \d: lower finetune.learning_rate"):
+        tuned(data, tokenizer, tmp_path, wild)
+    assert (tmp_path / "steps" / "4").exists()

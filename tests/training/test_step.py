@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.training.config import FinetuneConfig
+from palr_jax.training.loop import trainable
+from palr_jax.training.step import Batch, TrainState, label_loss, make_train_step, optimizer
+
+TINY = LlamaConfig(
+    vocab_size=50, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24,
+    max_length=64,
+)  # fmt: skip
+
+
+def packed(examples: list[list[tuple[list[int], list[int]]]], length: int, width: int) -> Batch:
+    """Rows of (prompt, label) pairs, packed by hand."""
+    rows = []
+    for row in examples:
+        tokens, position, segment, target, index = [], [], [], [], []
+        for number, (prompt, label) in enumerate(row, 1):
+            index += range(len(tokens) + len(prompt) - 1, len(tokens) + len(prompt + label) - 1)
+            target += label
+            read = prompt + label[:-1]
+            tokens += read
+            position += range(len(read))
+            segment += [number] * len(read)
+        pad, label_pad = length - len(tokens), width - len(target)
+        rows.append([
+            np.pad(tokens, (0, pad)), np.pad(position, (0, pad)), np.pad(segment, (0, pad)),
+            np.pad(target, (0, label_pad)), np.pad(index, (0, label_pad)),
+            np.pad(np.ones(len(target), int), (0, label_pad)),
+        ])  # fmt: skip
+    return Batch(*(jnp.array(np.stack(field), jnp.int32) for field in zip(*rows, strict=True)))
+
+
+A, B, C = ([5, 6, 7], [8, 9, 2]), ([11, 12, 13, 14, 15], [16, 2]), ([20, 21], [22, 23, 24, 2])
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    return Llama(TINY, nnx.Rngs(params=1))
+
+
+def test_loss_is_the_mean_over_label_tokens_whatever_the_packing(model: Llama) -> None:
+    total, count = 0.0, 0
+    for prompt, label in (A, B, C):
+        logp = jax.nn.log_softmax(model(jnp.array([prompt + label[:-1]]))[0])
+        for offset, token in enumerate(label):
+            total -= float(logp[len(prompt) - 1 + offset, token])
+            count += 1
+    one_row = packed([[A, B, C]], 30, 12)
+    three_rows = packed([[C], [A], [B]], 9, 5)
+    for batch in (one_row, three_rows):
+        loss, metrics = label_loss(model, batch)
+        assert float(loss) == pytest.approx(total / count, abs=1e-5)
+        assert int(metrics["tokens"]) == sum(len(p) + len(t) - 1 for p, t in (A, B, C))
+
+
+def test_gradients_equal_finite_differences(model: Llama) -> None:
+    batch = packed([[A, B]], 16, 8)
+    graph, params = nnx.split(model)
+
+    def loss(params: nnx.State) -> jax.Array:
+        return label_loss(nnx.merge(graph, params), batch)[0]
+
+    direction = jax.tree.map(
+        lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape)), params
+    )
+    slope = jax.jvp(loss, (params,), (direction,))[1]
+    grads = jax.grad(loss)(params)
+    products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
+    assert sum(jax.tree.leaves(products)) == pytest.approx(float(slope), rel=1e-4)
+    step = 1e-3
+
+    def moved(sign: int) -> float:
+        return float(loss(jax.tree.map(lambda p, d: p + sign * step * d, params, direction)))
+
+    assert (moved(1) - moved(-1)) / (2 * step) == pytest.approx(float(slope), rel=2e-2)
+
+
+def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Llama) -> None:
+    lora = LoRAConfig(rank=2, alpha=8.0, targets=("q", "down"))
+    adapted = Llama(TINY, nnx.Rngs(params=1), lora)
+    graph, adapters, base = nnx.split(adapted, nnx.LoRAParam, ...)
+    assert trainable(adapted) is nnx.LoRAParam
+    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(adapters)}
+    assert shapes == {
+        ("layers", "q", "lora_a_IR"): (2, 16, 2), ("layers", "q", "lora_b_RO"): (2, 2, 16),
+        ("layers", "down", "lora_a_IR"): (2, 24, 2), ("layers", "down", "lora_b_RO"): (2, 2, 16),
+    }  # fmt: skip
+    # On the same base, an untrained adapter changes nothing, to the bit.
+    plain = nnx.merge(nnx.graphdef(model), base)
+    tokens = jnp.array([[3, 4, 5, 6]])
+    np.testing.assert_array_equal(plain(tokens), adapted(tokens))
+
+    update = optimizer(FinetuneConfig(learning_rate=0.1, warmup_steps=0))
+    state = TrainState(jnp.int32(0), adapters, update.init(adapters))
+    moments = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+    assert sorted(moments) == sorted(2 * list(shapes.values()))
+    step = make_train_step(graph, update)
+    batch = packed([[A, B, C]], 30, 12)
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, base, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_merged_adapters_equal_the_formula() -> None:
+    lora = LoRAConfig(rank=3, alpha=6.0, targets=("up",))
+    adapted = Llama(TINY, nnx.Rngs(params=1), lora)
+    key = jax.random.key(0)
+    adapted.layers.up.lora_b_RO[...] = jax.random.normal(key, (2, 3, 24))
+    tokens = jnp.array([[3, 4, 5, 6]])
+    logits = adapted(tokens)
+    a, b = adapted.layers.up.lora_a_IR[...], adapted.layers.up.lora_b_RO[...]
+    _, _, base = nnx.split(adapted, nnx.LoRAParam, ...)
+    merged = nnx.merge(nnx.graphdef(Llama(TINY, nnx.Rngs(params=1))), base)
+    merged.layers.up.kernel_IO[...] += 2.0 * jnp.einsum("LIR,LRO->LIO", a, b)
+    np.testing.assert_allclose(merged(tokens), logits, atol=1e-4)
+    assert np.abs(logits - Llama(TINY, nnx.Rngs(params=1))(tokens)).max() > 0.1
