@@ -20,11 +20,12 @@ from palr_jax.evaluation.significance import paired_bootstrap
 from palr_jax.files import read_arrays, read_json, write_arrays, write_json, write_text
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ranker import Ranker, load_ranker
+from palr_jax.retrieval.config import Model
 from palr_jax.run_directory import RunDirectory
 
 # How the models are called in tables.
 ROW_NAMES = {"popularity": "Popularity", "sasrec": "SASRec"}
-_BASELINE = "popularity"
+_BASELINE: Model = "popularity"
 _EXAMPLES = 5
 
 
@@ -43,7 +44,7 @@ class Row:
     slate_UK: np.ndarray | None
 
 
-def retrievers(config: Config) -> list[str]:
+def retrievers(config: Config) -> list[Model]:
     """The retrievers of a run: the baseline, then the one that proposes the candidates."""
     return list(dict.fromkeys([_BASELINE, config.retriever.model]))
 
@@ -193,14 +194,13 @@ def _examples(
 ) -> list[SlateExample]:
     """The first users of the data set, whoever they are."""
     split, titles = prepared.split, prepared.catalog.titles
-    users = np.arange(min(_EXAMPLES, split.num_users))
     found = read_arrays(run.candidates(config.retriever.model))
     tokenizer, items = run.read_tokens()
     writer = PromptWriter(tokenizer, items, config.instruct)
     histories, profiles = split.histories("test"), run.read_profiles()
     columns = {ROW_NAMES[config.retriever.model]: found["test_items"][:, :SLATE], **slates}
     examples = []
-    for user in users:
+    for user in range(min(_EXAMPLES, split.num_users)):
         prompt_T = writer.prompt(histories[user], profiles[user], found["test_items"][user])
         examples.append(
             SlateExample(

@@ -149,11 +149,10 @@ class Ranker:
         prompts = self.prompts(histories, profiles, candidates_UC)
         slate_UK = np.full((len(histories), k), -1, np.int32)
         everything_1I = np.arange(len(self.items))[None]
-        catalog_trie = build(self.items, everything_1I) if candidates_UC is None else None
+        trie = build(self.items, everything_1I if candidates_UC is None else candidates_UC[:1])
         for rows_B, tokens_BT, length_B in self._batches(prompts, label):
-            if candidates_UC is None:
-                trie, items_BC = catalog_trie, np.repeat(everything_1I, len(rows_B), axis=0)
-            else:
+            items_BC = np.repeat(everything_1I, len(rows_B), axis=0)
+            if candidates_UC is not None:
                 items_BC = candidates_UC[rows_B]
                 trie = build(self.items, items_BC)
             allowed_BC = items_BC >= 0

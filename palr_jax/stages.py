@@ -14,18 +14,19 @@ import numpy as np
 from palr_jax import comparison
 from palr_jax.config import Config, to_dict
 from palr_jax.data import prepare as preparing
+from palr_jax.data.catalog import Catalog
 from palr_jax.data.split import Part
 from palr_jax.errors import UserError
 from palr_jax.evaluation.metrics import hit_rate, ndcg
 from palr_jax.files import write_arrays
 from palr_jax.instruct.examples import ExampleMaker, tuning_users
-from palr_jax.instruct.item_tokens import tokenize_items
+from palr_jax.instruct.item_tokens import ItemTokens, tokenize_items
 from palr_jax.instruct.negatives import NegativeSampler
 from palr_jax.instruct.pipeline import Packing, batches
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.llm.tokenizer import Tokenizer
 from palr_jax.progress import say
-from palr_jax.ragged import Ragged
 from palr_jax.ranker import count_parameters, make_model, make_tokenizer
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
@@ -70,6 +71,8 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
         "evaluate": [run.fusion, run.slates, run.results, run.report],
     }
     work = _WORK[stage]
+    if stage == "finetune":  # a mistake in the config must not cost the ranker that is there
+        tokenize(config, preparing.load(run.data).catalog)
     run.run_stage(stage, made_from(stage, config), outputs[stage], lambda: work(config, run))
 
 
@@ -122,15 +125,31 @@ def profile(config: Config, run: RunDirectory) -> None:
     run.write_profiles(prepared.split.user_ids, sentences)
 
 
+def tokenize(config: Config, catalog: Catalog) -> tuple[Tokenizer, ItemTokens]:
+    """The tokenizer of the ranker and the tokens of every item.
+
+    Raises:
+        UserError: the tokenizer cannot be read, an item does not fit, or a label could be longer
+            than a row has room for (packing would meet an example that it cannot place).
+    """
+    tokenizer = make_tokenizer(config.ranker, config.instruct, catalog)
+    items = tokenize_items(catalog, tokenizer, config.instruct)
+    longest = int(np.sort(items.tokens.lengths_R)[-config.instruct.label :].sum()) + 1
+    if longest > config.finetune.label_length:
+        raise UserError(
+            f"a label can have {longest} tokens: raise finetune.label_length "
+            f"({config.finetune.label_length}) or lower instruct.title_tokens"
+        )
+    return tokenizer, items
+
+
 def finetune(config: Config, run: RunDirectory) -> None:
     """Tunes every variant of the ranker on the instruction data of some of the users."""
     prepared = preparing.load(run.data)
     split = prepared.split
-    tokenizer = make_tokenizer(config.ranker, config.instruct, prepared.catalog)
-    items = tokenize_items(prepared.catalog, tokenizer, config.instruct)
+    tokenizer, items = tokenize(config, prepared.catalog)
     if items.cut:
         say(f"{items.cut:,} titles are longer than {config.instruct.title_tokens} tokens: cut")
-    _check_label_length(config, items.tokens)
     run.write_tokens(tokenizer, items.tokens)
 
     table = category_table(prepared.catalog)
@@ -165,16 +184,6 @@ def describe_data(run: RunDirectory) -> str:
         f"{prepared.split.num_users:,} users, {prepared.split.num_items:,} items, "
         f"{prepared.num_interactions:,} interactions"
     )
-
-
-def _check_label_length(config: Config, items: Ragged) -> None:
-    """A label of the longest items must fit, or packing would meet an example it cannot place."""
-    longest = int(np.sort(items.lengths_R)[-config.instruct.label :].sum()) + 1
-    if longest > config.finetune.label_length:
-        raise UserError(
-            f"a label can have {longest} tokens: raise finetune.label_length "
-            f"({config.finetune.label_length}) or lower instruct.title_tokens"
-        )
 
 
 _WORK = {

@@ -52,9 +52,7 @@ def instruct_config() -> InstructConfig:
 
 
 @pytest.fixture(scope="session")
-def item_tokens(
-    catalog: Catalog, tokenizer: Tokenizer, instruct_config: InstructConfig
-) -> Ragged:
+def item_tokens(catalog: Catalog, tokenizer: Tokenizer, instruct_config: InstructConfig) -> Ragged:
     return tokenize_items(catalog, tokenizer, instruct_config).tokens
 
 

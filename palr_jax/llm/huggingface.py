@@ -106,7 +106,7 @@ def _assemble(
 ) -> jax.Array:
     """The array of one parameter; layers are stacked on a leading axis."""
     if path[0] == "layers":
-        name, transposed = _LAYER[path[1:]]
+        name, transposed = _LAYER[path[1], path[2]]
         parts = [
             _take(tensors, f"model.layers.{index}.{name}", folder) for index in range(leaf.shape[0])
         ]
@@ -134,7 +134,8 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for file in files:
         try:
             with safe_open(file, framework="flax") as opened:  # NumPy alone does not know bfloat16
-                tensors |= {key: np.asarray(opened.get_tensor(key)) for key in opened.keys()}
+                names = opened.keys()
+                tensors |= {name: np.asarray(opened.get_tensor(name)) for name in names}
         except SafetensorError as error:
             raise UserError(f"{file} cannot be read ({error}): copy it again") from None
     return tensors

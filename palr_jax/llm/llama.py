@@ -5,6 +5,7 @@ key/value heads, K head size, F feed-forward width, L layers, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,8 @@ class Llama(nnx.Module):
 
     def _run(
         self, tokens_BT: jax.Array, layout: Layout | None, keep: bool
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    ) -> tuple[jax.Array, Any]:
+        """Hidden states and, if they are to be kept, the keys and values of all layers."""
         B, T = tokens_BT.shape
         layout = layout or causal_layout(jnp.full(B, T), T)
         angle_BTK = rope_angles(layout.position_BT, self.config.head_dim, self.config.rope_theta)

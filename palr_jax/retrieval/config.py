@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+Model = Literal["popularity", "sasrec"]
+
 
 @dataclass(frozen=True)
 class RetrieverConfig:
@@ -26,7 +28,7 @@ class RetrieverConfig:
         patience: epochs without a better validation NDCG@10 before training stops.
     """
 
-    model: Literal["popularity", "sasrec"] = "sasrec"
+    model: Model = "sasrec"
     candidates: Annotated[int, Field(ge=1)] = 50
     loss: Literal["cross_entropy"] = "cross_entropy"
     dim: Annotated[int, Field(ge=1)] = 64

@@ -199,11 +199,11 @@ def _finite(loss: jax.Array, epoch: int, step: int) -> float:
     return value
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="graph", donate_argnames="state")
 def _step(
     graph: nnx.GraphDef,
-    learning_rate: float,
-    averaging: float,
+    learning_rate: jax.typing.ArrayLike,
+    averaging: jax.typing.ArrayLike,
     state: TrainState,
     rows: Rows,
     key: jax.Array,
