@@ -21,7 +21,8 @@ class RetrieverConfig:
         num_heads: attention heads; divides `dim`.
         length: items of a history that the model sees, the newest ones.
         dropout: share of activations set to zero in training.
-        learning_rate: of Adam.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW: a step shrinks all parameters by this times the learning rate.
         averaging: share of the running average of the parameters that outlives a step; 0 for none.
         batch_size: rows of `length` interactions a step.
         max_epochs: passes over the training interactions at most.
@@ -32,14 +33,15 @@ class RetrieverConfig:
     candidates: Annotated[int, Field(ge=1)] = 50
     loss: Literal["cross_entropy"] = "cross_entropy"
     dim: Annotated[int, Field(ge=1)] = 64
-    num_blocks: Annotated[int, Field(ge=1)] = 2
-    num_heads: Annotated[int, Field(ge=1)] = 2
+    num_blocks: Annotated[int, Field(ge=1)] = 1
+    num_heads: Annotated[int, Field(ge=1)] = 1
     length: Annotated[int, Field(ge=1)] = 50
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    learning_rate: Annotated[float, Field(gt=0)] = 8e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    max_epochs: Annotated[int, Field(ge=1)] = 200
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    max_epochs: Annotated[int, Field(ge=1)] = 20
     patience: Annotated[int, Field(ge=1)] = 5
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The training loop of the sequential retrievers, whatever their network.
 
-Letters: B rows of a batch, T places of a row, D width, U users, I items.
+Letters: U users.
 """
 
 import dataclasses
@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -27,46 +26,11 @@ from palr_jax.evaluation.metrics import ndcg
 from palr_jax.files import read_json, write_json, write_text
 from palr_jax.progress import Advance, progress
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.losses import cross_entropy
 from palr_jax.retrieval.rows import Rows, training_rows
-
-Params = Any
-"""Nested dicts of arrays."""
+from palr_jax.retrieval.step import Params, Rates, TrainState, copy, train_step
 
 _CHECKPOINTS = "checkpoints"
 _SETTINGS = "settings.json"
-
-
-class Network(Protocol):
-    """What a Flax NNX module has to do to be trained here."""
-
-    def __call__(self, rows: Rows, key: jax.Array | None) -> jax.Array:
-        """What follows each token, as a vector: [B, T, D]; `key` is that of dropout, or None."""
-
-    def output_items(self) -> jax.Array:
-        """The vectors of the items, whose inner products with the former are scores: [I, D]."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
-    """What a training step changes.
-
-    Attributes:
-        params: the parameters.
-        average: their running average, which is what recommends: it is better than they are, and
-            less noisy from epoch to epoch.
-        moments: the state of Adam.
-    """
-
-    params: Params
-    average: Params
-    moments: optax.OptState
-
-    @classmethod
-    def initial(cls, params: Params) -> "TrainState":
-        """The state before the first step; it shares no memory with `params`."""
-        return cls(_copy(params), _copy(params), optax.adam(0.0).init(params))
 
 
 @dataclass(frozen=True)
@@ -119,7 +83,8 @@ def train(
         training_rows, split.train, split.num_items, config.length, config.batch_size, seed
     )
     steps = len(rows_of(0).item_RT) // config.batch_size
-    step = functools.partial(_step, graph, config.learning_rate, config.averaging)
+    rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
+    step = functools.partial(train_step, graph, rates)
     best, state, course = params, TrainState.initial(params), Course()
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         saved = checkpoints.load_latest({"best": best, "state": state})
@@ -134,7 +99,7 @@ def train(
                 state, loss = _epoch(step, state, batches, key, epoch, advance)
                 quality = float(ndcg(validation_ranks(state.average), 10).mean())
                 if quality > course.best:
-                    best = _copy(state.average)  # a step takes over the memory of its state
+                    best = copy(state.average)  # a step takes over the memory of its state
                 course = _after(course, config, loss, quality, time.monotonic() - start)
                 trees = {"best": best, "state": state}
                 checkpoints.save(epoch + 1, trees, dataclasses.asdict(course))
@@ -181,46 +146,24 @@ def _epoch(
         state, loss = step(state, batch, jax.random.fold_in(key, index))
         # The loss of a step is fetched while the next one runs, so the device never waits.
         if running is not None:
-            losses.append(_finite(running, epoch, index))
+            losses.append(_finite("loss", running, epoch, index))
         running = loss
         advance(note=f"epoch {epoch + 1}" + (f", loss {losses[-1]:.3f}" if losses else ""))
     if running is not None:
-        losses.append(_finite(running, epoch, len(batches)))
+        losses.append(_finite("loss", running, epoch, len(batches)))
+    # The last update has no loss after it that would tell.
+    _finite("size of parameters", optax.tree.norm(state.params), epoch, len(batches))
     return state, float(np.mean(losses))
 
 
-def _finite(loss: jax.Array, epoch: int, step: int) -> float:
-    value = float(loss)
+def _finite(name: str, number: jax.Array, epoch: int, step: int) -> float:
+    value = float(number)
     if not math.isfinite(value):
         raise UserError(
-            f"the retriever's loss is {value} in epoch {epoch + 1}, step {step}: lower "
+            f"the retriever's {name} is {value} in epoch {epoch + 1}, step {step}: lower "
             "retriever.learning_rate and delete its folder (the epochs before are kept there)"
         )
     return value
-
-
-@functools.partial(jax.jit, static_argnames="graph", donate_argnames="state")
-def _step(
-    graph: nnx.GraphDef,
-    learning_rate: jax.typing.ArrayLike,
-    averaging: jax.typing.ArrayLike,
-    state: TrainState,
-    rows: Rows,
-    key: jax.Array,
-) -> tuple[TrainState, jax.Array]:
-    """One update, and the loss before it."""
-
-    def loss_of(params: Params) -> jax.Array:
-        network: Network = nnx.merge(graph, params)
-        hidden_BTD = network(rows, key)
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return cross_entropy(hidden_ND, network.output_items(), rows.target_RT.reshape(-1))
-
-    loss, gradient = jax.value_and_grad(loss_of)(state.params)
-    update, moments = optax.adam(learning_rate).update(gradient, state.moments)
-    params = optax.apply_updates(state.params, update)
-    average = optax.incremental_update(params, state.average, 1 - averaging)
-    return TrainState(params, average, moments), loss
 
 
 def _after(
@@ -244,10 +187,6 @@ def _batches(rows: Rows, size: int) -> list[Rows]:
         jax.tree.map(lambda array: array[start : start + size], rows)  # noqa: B023  # mapped at once
         for start in range(0, len(rows.item_RT), size)
     ]
-
-
-def _copy(tree: Params) -> Params:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _digest(split: Split) -> str:

@@ -10,7 +10,7 @@ from flax import nnx
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 
-_INIT = nnx.initializers.normal(0.02)
+_INIT = nnx.initializers.normal(0.1)
 
 
 class SASRec(nnx.Module):
@@ -54,8 +54,8 @@ class _Block(nnx.Module):
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, rngs=rngs)
         self.out = nnx.Linear(dim, dim, use_bias=False, rngs=rngs)
         self.mlp_norm = nnx.LayerNorm(dim, rngs=rngs)
-        self.up = nnx.Linear(dim, FF * dim, rngs=rngs)
-        self.down = nnx.Linear(FF * dim, dim, rngs=rngs)
+        self.up = nnx.Linear(dim, dim, rngs=rngs)
+        self.down = nnx.Linear(dim, dim, rngs=rngs)
 
     def __call__(
         self, x_BTD: jax.Array, visible_BTT: jax.Array, key: jax.Array | None
@@ -72,9 +72,6 @@ class _Block(nnx.Module):
         inner_ND = self.down(jax.nn.relu(self.up(self.mlp_norm(x_ND))))
         x_ND += self.dropout(inner_ND, deterministic=key is None, rngs=keys[1])
         return x_ND.reshape(B, T, D)
-
-
-FF = 4
 
 
 def _visible(position_BT: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from palr_jax.retrieval import full_ranking, loop
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.rows import Rows, inference_rows
+from palr_jax.retrieval.step import Params
 
 
 class Sequential:
@@ -34,7 +35,7 @@ class Sequential:
         self._num_items = num_items
         self._seed = seed
         self._graph, params = nnx.split(network(config, num_items, nnx.Rngs(seed)), nnx.Param)
-        self._params: loop.Params = nnx.to_pure_dict(params)
+        self._params: Params = nnx.to_pure_dict(params)
 
     def fit(self, split: Split, directory: Path) -> None:
         """Trains until the validation NDCG@10 has not risen for `patience` epochs.
@@ -43,7 +44,7 @@ class Sequential:
         """
         histories, target_U = split.histories("validation"), split.targets("validation")
 
-        def validation_ranks(params: loop.Params) -> np.ndarray:
+        def validation_ranks(params: Params) -> np.ndarray:
             scores = functools.partial(self._scores, params)
             return full_ranking.ranks(scores, histories, target_U, self._num_items)
 
@@ -72,7 +73,7 @@ class Sequential:
         """Ranks by score."""
         return full_ranking.ranks(self.scores, histories, target_U, self._num_items)
 
-    def _scores(self, params: loop.Params, histories: Ragged) -> jax.Array:
+    def _scores(self, params: Params, histories: Ragged) -> jax.Array:
         parts = [jnp.zeros((0, self._num_items))]
         for users, part in full_ranking.chunks(histories, self._num_items):
             rows = inference_rows(part, self._num_items, self._config.length)
@@ -81,7 +82,7 @@ class Sequential:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _last_scores(graph: nnx.GraphDef, params: loop.Params, rows: Rows) -> jax.Array:
+def _last_scores(graph: nnx.GraphDef, params: Params, rows: Rows) -> jax.Array:
     """Scores after the last column: [B, I]."""
     network = nnx.merge(graph, params)
     return network(rows, None)[:, -1] @ network.output_items().T

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -152,12 +153,12 @@ def test_keeps_the_best_epoch_and_stops_when_none_is_better(
     ndcg_values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     monkeypatch.setattr(loop, "ndcg", lambda rank_U, k: np.array([next(ndcg_values)]))
     kept = []
-    copy = loop._copy
-    monkeypatch.setattr(loop, "_copy", lambda tree: kept.append(copy(tree)) or copy(tree))
+    original = loop.copy
+    monkeypatch.setattr(loop, "copy", lambda tree: kept.append(original(tree)) or original(tree))
     retriever = sasrec(replace(CONFIG, max_epochs=9, patience=2))
     retriever.fit(SPLIT, tmp_path)
     assert [line["validation NDCG@10"] for line in curve(tmp_path)] == [0.1, 0.3, 0.2, 0.3]
-    assert len(kept) == 4  # the initial parameters, twice, and those of epochs 1 and 2
+    assert len(kept) == 2  # of epochs 1 and 2
     jax.tree.map(np.testing.assert_array_equal, retriever._params, kept[-1])
     found = trained(tmp_path)
     assert (found["best"]["item_ID"] != found["state"].average["item_ID"]).any()
@@ -180,7 +181,7 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_the_epochs_before(
 ) -> None:
     steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_step", broken_after(2 * steps + 3, loop._step))
+        patched.setattr(loop, "train_step", broken_after(2 * steps + 3, loop.train_step))
         with pytest.raises(UserError, match=r"loss is nan in epoch 3, step 4: lower retriever\."):
             sasrec().fit(SPLIT, tmp_path)
     assert len(curve(tmp_path)) == 2
@@ -189,7 +190,7 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_the_epochs_before(
 
 
 def test_a_learning_rate_out_of_all_proportion_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"loss is (nan|inf) in epoch 1"):
+    with pytest.raises(UserError, match=r"is (nan|inf) in epoch 1"):
         sasrec(replace(CONFIG, learning_rate=1e38)).fit(SPLIT, tmp_path)
 
 
@@ -229,6 +230,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     for file in newest.rglob("d/*"):
         file.write_bytes(b"")
     sasrec().fit(SPLIT, tmp_path)
+    gc.collect()  # what Orbax left behind complains here and not in another test
     assert f"{newest} cannot be read" in capsys.readouterr().err
     assert_same_training(tmp_path, whole)
 
