@@ -135,7 +135,9 @@ def test_a_change_of_the_ranker_runs_its_stages_alone(
         assert f"{stage}: done before, skipped" in error
     assert "finetune: done in" in error
     assert "evaluate: done in" in error
-    metrics = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").open()]
+    metrics = [
+        json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in metrics] == [1, 2, 3] * 2
 
 

@@ -17,7 +17,7 @@ from palr_jax.files import write_text
 from palr_jax.llm.llama import Llama
 from palr_jax.progress import progress, say
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.step import Batch, TrainState, make_train_step, optimizer
+from palr_jax.training.step import Batch, TrainState, optimizer, train_step
 
 
 def trainable(model: Llama) -> Any:
@@ -52,8 +52,7 @@ def finetune(
             checkpoint can be read.
     """
     graph, params, frozen = nnx.split(model, trainable(model), ...)
-    update = optimizer(config)
-    state = TrainState(jnp.int32(0), params, jax.jit(update.init)(params))
+    state = TrainState(jnp.int32(0), params, jax.jit(optimizer(config).init)(params))
     batches = iter(dataset)
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
@@ -64,12 +63,11 @@ def finetune(
             say(f"{name}: going on from step {int(state.step)} of {config.steps}")
         first = int(state.step)
         _drop_metrics(metrics_file, name, after=first)
-        train_step = make_train_step(graph, update)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         log = _MetricsLog(metrics_file, name, config.log_every)
         with progress(name, config.steps, "steps", done=first) as advance:
             for step in range(first + 1, config.steps + 1):
-                state, metrics = train_step(state, frozen, Batch(**next(batches)))
+                state, metrics = train_step(graph, config, state, frozen, Batch(**next(batches)))
                 # Reading the metrics of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))

@@ -3,8 +3,8 @@
 Shapes: B rows, T tokens a row, M label tokens a row, D width, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,23 +96,20 @@ def label_loss(model: Llama, batch: Batch) -> tuple[jax.Array, dict[str, jax.Arr
     return loss, metrics
 
 
-def make_train_step(
-    graph: Any, update: optax.GradientTransformation
-) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step: (state, frozen parameters, batch) → (state, metrics); donates the state."""
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_step(
+    graph: Any, config: FinetuneConfig, state: TrainState, frozen: nnx.State, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
 
-    def loss(
-        params: nnx.State, frozen: nnx.State, batch: Batch
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    `graph` and `config` are static, so models of one shape share one compiled program.
+    """
+
+    def loss(params: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
         return label_loss(nnx.merge(graph, params, frozen), batch)
 
-    def train_step(
-        state: TrainState, frozen: nnx.State, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
-        updates, optimizer_state = update.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics |= {"gradient norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, optimizer_state), metrics
-
-    return jax.jit(train_step, donate_argnums=0)
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer(config).update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics |= {"gradient norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, optimizer_state), metrics

@@ -43,6 +43,22 @@ def test_scores_equal_one_candidate_at_a_time(
             np.testing.assert_allclose(np.exp(logp[row]).sum(), 1.0, atol=1e-5)
 
 
+def test_scores_of_tries_with_many_fed_nodes(tiny: Llama, tiny_logits: Logits) -> None:
+    # Three letters and twenty texts: most fed nodes have fed siblings, which they must not see.
+    rng = np.random.default_rng(6)
+    texts = {tuple(rng.integers(2, 5, rng.integers(3, 8)).tolist()) for _ in range(60)}
+    items = Ragged.from_rows([[*text, 1] for text in sorted(texts)])
+    slots = np.array([rng.permutation(len(items))[:20] for _ in range(2)])
+    prompts, lengths = some_prompts(7, 2)
+    plan = plan_score(build(items, slots))
+    assert ((plan.depth_BM > 0).sum(1) > 10).all()
+    logp = np.asarray(score(tiny, prompts, lengths, plan))
+    for row in range(2):
+        candidates = {slot: items[item].tolist() for slot, item in enumerate(slots[row])}
+        expected = slow_score(tiny_logits, prompts[row, : lengths[row]].tolist(), candidates)
+        np.testing.assert_allclose(logp[row], [expected[slot] for slot in range(20)], atol=1e-4)
+
+
 def test_only_branching_nodes_and_their_ancestors_are_fed() -> None:
     # 2 3 branches into 4 and 5, and 5 6 7 into 8 and 9; the long tails and text 2 are forced.
     texts = [

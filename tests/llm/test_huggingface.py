@@ -106,5 +106,5 @@ def test_a_damaged_folder_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="is missing from the safetensors files"):
         huggingface.load(folder)
     (folder / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no .safetensors file"):
+    with pytest.raises(UserError, match=r"holds no .safetensors file"):
         huggingface.load(folder)

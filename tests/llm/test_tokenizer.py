@@ -52,9 +52,9 @@ def test_training_is_deterministic() -> None:
 
 
 def test_a_wrong_file_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the tokenizer .*: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the tokenizer .*: No such file"):
         Tokenizer.from_file(tmp_path / "none.model")
     broken = tmp_path / "tokenizer.model"
     broken.write_bytes(OWN.model[:200])
-    with pytest.raises(UserError, match="tokenizer.model is not a SentencePiece model"):
+    with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
         Tokenizer.from_file(broken)

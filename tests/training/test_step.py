@@ -8,7 +8,7 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.loop import trainable
-from palr_jax.training.step import Batch, TrainState, label_loss, make_train_step, optimizer
+from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
 
 TINY = LlamaConfig(
     vocab_size=50, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24,
@@ -97,15 +97,14 @@ def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Llama) -> None
     tokens = jnp.array([[3, 4, 5, 6]])
     np.testing.assert_array_equal(plain(tokens), adapted(tokens))
 
-    update = optimizer(FinetuneConfig(learning_rate=0.1, warmup_steps=0))
-    state = TrainState(jnp.int32(0), adapters, update.init(adapters))
+    config = FinetuneConfig(learning_rate=0.1, warmup_steps=0)
+    state = TrainState(jnp.int32(0), adapters, optimizer(config).init(adapters))
     moments = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert sorted(moments) == sorted(2 * list(shapes.values()))
-    step = make_train_step(graph, update)
     batch = packed([[A, B, C]], 30, 12)
     losses = []
     for _ in range(30):
-        state, metrics = step(state, base, batch)
+        state, metrics = train_step(graph, config, state, base, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
 
