@@ -80,7 +80,7 @@ class RunDirectory:
         try:
             raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             written = str(raw.pop("palr_jax"))
-        except (yaml.YAMLError, AttributeError, KeyError) as error:
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.config_file} is damaged ({error!r}): delete the run directory"
             ) from None

@@ -250,8 +250,8 @@ def test_the_api_gives_probabilities_over_the_candidates(world: Path) -> None:
             "cannot read the tokenizer nowhere/tokenizer.model",
         ),
         (
-            ["run", "--config", "tiny.yaml", "--finetune.label_length", "32"],
-            "raise finetune.label_length (32)",
+            ["run", "--config", "tiny.yaml", "--finetune.label_length", "16"],
+            "raise finetune.label_length (16)",
         ),
     ],
 )
@@ -278,7 +278,8 @@ def test_a_run_of_a_newer_version_is_refused(here: Path, capsys) -> None:
 
 def test_damaged_files_of_a_run_are_named(here: Path, capsys) -> None:
     run = Path("runs/tiny")
-    largest = max((run / "ranker/PALR_v2").rglob("*"), key=lambda p: p.stat().st_size)
+    newest = run / "ranker/PALR_v2" / str(CONFIG["finetune"]["steps"])
+    largest = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)
     for file in (largest, run / "data/split.npz"):
         os.truncate(file, file.stat().st_size // 2)
         assert palr("recommend", "--run", "runs/tiny", "--user", "u1") == 2

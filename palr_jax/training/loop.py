@@ -73,10 +73,10 @@ def finetune(
                     advance(note=log.write(*pending))
                 pending = step, metrics
                 if step % config.save_every == 0 or step == config.steps:
-                    _finite(step, metrics, directory)
+                    # Logged before it is saved: a resumed run does not come back to this step.
+                    advance(note=log.write(*pending))
+                    pending = None
                     checkpoints.save(step, _trees(state), batches.get_state())
-            if pending:
-                advance(note=log.write(*pending))
     nnx.update(model, state.params)
 
 
@@ -99,12 +99,12 @@ def _trees(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
 
 
-def _finite(step: int, metrics: dict[str, jax.Array], directory: Path) -> float:
+def _finite(step: int, metrics: dict[str, jax.Array]) -> float:
     loss = float(metrics["loss"])
     if not math.isfinite(loss):
         raise UserError(
             f"the loss is {loss} at step {step}: lower finetune.learning_rate and run again "
-            f"(the last good checkpoint is kept in {directory})"
+            "(the last good checkpoint is kept)"
         )
     return loss
 
@@ -118,7 +118,7 @@ class _MetricsLog:
 
     def write(self, step: int, metrics: dict[str, jax.Array]) -> str:
         """Takes the metrics of a step and returns a note for the progress bar."""
-        loss = _finite(step, metrics, self._path.parent)
+        loss = _finite(step, metrics)
         self._tokens += int(metrics["tokens"])
         if step % self._every == 0:
             seconds = time.monotonic() - self._since
