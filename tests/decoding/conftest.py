@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from slow import Logits
 
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
+from tests.decoding.slow import Logits
 
 CONFIG = LlamaConfig(
     vocab_size=61, dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=40,

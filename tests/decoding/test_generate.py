@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow import END, Logits, item_texts, slot_rows, slow_generate
 
 from palr_jax.decoding import generate as generate_module
 from palr_jax.decoding.generate import Slate, generate
@@ -13,6 +12,7 @@ from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.trie import Trie, build
 from palr_jax.llm.llama import Llama
 from palr_jax.ragged import Ragged
+from tests.decoding.slow import END, Logits, item_texts, slot_rows, slow_generate
 
 K = 4
 

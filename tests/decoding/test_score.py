@@ -2,13 +2,13 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow import Logits, item_texts, slot_rows, slow_score
 
 from palr_jax.decoding import score as score_module
 from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.trie import build
 from palr_jax.llm.llama import Llama
 from palr_jax.ragged import Ragged
+from tests.decoding.slow import Logits, item_texts, slot_rows, slow_score
 
 
 def some_prompts(seed: int, rows: int, width: int = 16) -> tuple[np.ndarray, np.ndarray]:

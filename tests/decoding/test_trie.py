@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow import Node, dict_trie, item_texts, slot_rows
 
 from palr_jax.decoding.trie import Trie, build
 from palr_jax.ragged import Ragged
+from tests.decoding.slow import Node, dict_trie, item_texts, slot_rows
 
 
 def check_row(trie: Trie, row: int, root: Node) -> None:

@@ -3,9 +3,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from test_examples import make_maker
 
 from palr_jax.instruct.pipeline import Packing, batches
+from tests.instruct.test_examples import make_maker
 
 
 @pytest.fixture
