@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-Model = Literal["popularity", "sasrec"]
+Model = Literal[
+    "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
+]
+LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
 
 
 @dataclass(frozen=True)
@@ -15,27 +18,32 @@ class RetrieverConfig:
     Attributes:
         model: the retriever.
         candidates: items proposed per user (paper: 50).
-        loss: what training minimises; cross_entropy is the softmax over the whole catalog.
+        loss: what training minimises: cross_entropy is the softmax over the whole catalog, the
+            others compare with drawn items. By default the model's own: cross_entropy for those
+            that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
+        negatives: drawn items per target of all losses but cross_entropy.
         dim: width of the item embeddings.
-        num_blocks: attention blocks.
+        num_blocks: blocks of attention, GRU layers or propagations over the graph.
         num_heads: attention heads; divides `dim`.
         length: items of a history that the model sees, the newest ones.
         dropout: share of activations set to zero in training.
         learning_rate: of AdamW.
         weight_decay: of AdamW: a step shrinks all parameters by this times the learning rate.
         averaging: share of the running average of the parameters that outlives a step; 0 for none.
-        batch_size: rows of `length` interactions a step.
+        batch_size: rows of `length` interactions a step, or single interactions for the models that
+            do not read histories in order.
         max_epochs: passes over the training interactions at most.
         patience: epochs without a better validation NDCG@10 before training stops.
     """
 
     model: Model = "sasrec"
     candidates: Annotated[int, Field(ge=1)] = 50
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    loss: LossKind | None = None
+    negatives: Annotated[int, Field(ge=1)] = 1
     dim: Annotated[int, Field(ge=1)] = 64
     num_blocks: Annotated[int, Field(ge=1)] = 1
     num_heads: Annotated[int, Field(ge=1)] = 1
-    length: Annotated[int, Field(ge=1)] = 50
+    length: Annotated[int, Field(ge=2)] = 50
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     learning_rate: Annotated[float, Field(gt=0)] = 8e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.2

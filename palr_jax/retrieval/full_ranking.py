@@ -1,85 +1,80 @@
 """Ranking of the whole catalog, without sampled negatives: ranks of targets, and the best items.
 
-Letters: B users of a chunk, U all users, I items, S places for seen items, K items kept.
+Users go in chunks of one size, items in chunks of one size, and the items are spread over the
+devices of this process. No more than one chunk of scores exists on a device at a time, so memory
+does not grow with the number of users, and with the number of items only by what the model keeps
+per item.
+
+Letters: U all users, B users of a chunk, I items, C items of a chunk, S places for seen items, K
+items kept.
 """
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.interface import TopK
 
-Scores = Callable[[Ragged], jax.Array]
-"""Histories of B users → scores [B, I]."""
+_USERS = 256  # users scored at once
+_ITEMS = 16_384  # items scored at once on a device
+_AXIS = "items"
 
-_CHUNK = 256  # users scored at once
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a retriever comes to its scores.
+
+    Attributes:
+        queries: histories of B users → arrays that stand for them, a pytree of [B, ...].
+        items: arrays that stand for the items, a pytree of [I, ...].
+        score: queries of B users and C items → scores, float32 [B, C]. A pure function of module
+            level: the compiled program is kept by it.
+    """
+
+    queries: Callable[[Ragged], Any]
+    items: Any
+    score: Callable[[Any, Any], jax.Array]
 
 
-@jax.jit
-def rank_targets(scores_BI: jax.Array, target_B: jax.Array, seen_BS: jax.Array) -> jax.Array:
-    """Rank of each target among the items its user has not seen, float32 [B], from 1.
+def inner_product(query_BD: jax.Array, item_CD: jax.Array) -> jax.Array:
+    """The score of most models: [B, C]."""
+    return query_BD @ item_CD.T
+
+
+def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: int) -> np.ndarray:
+    """Rank of each target among the items its user has not seen: float32 [U], from 1.
 
     One, plus the unseen items scored strictly higher, plus half of the others scored equally. The
     target takes part even if it was seen. A score that is not a number counts as higher, so a
     broken model cannot look good.
 
-    Args:
-        scores_BI: float32.
-        target_B: int32.
-        seen_BS: int32, the items of the histories; I fills up short rows.
-    """
-    row_B = jnp.arange(len(target_B))
-    rival_BI = _unseen(scores_BI, seen_BS).at[row_B, target_B].set(False)
-    target_B1 = scores_BI[row_B, target_B][:, None]
-    equal_BI = scores_BI == target_B1
-    higher_BI = ~(equal_BI | (scores_BI < target_B1))
-    higher_B = jnp.sum(rival_BI & higher_BI, axis=1)
-    return 1 + higher_B + jnp.sum(rival_BI & equal_BI, axis=1) / 2
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def top_k(scores_BI: jax.Array, seen_BS: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The `k` unseen items scored highest, best first; of equal items the lower comes first.
-
-    Returns:
-        The items, int32 [B, K], and their scores, float32 [B, K]; a score is -inf where fewer than
-        `k` items are unseen.
-    """
-    score_BK, item_BK = jax.lax.top_k(
-        jnp.where(_unseen(scores_BI, seen_BS), scores_BI, -jnp.inf), k
-    )
-    return item_BK.astype(jnp.int32), score_BK
-
-
-def _unseen(scores_BI: jax.Array, seen_BS: jax.Array) -> jax.Array:
-    """bool [B, I]."""
-    row_B1 = jnp.arange(len(seen_BS))[:, None]
-    return jnp.ones(scores_BI.shape, bool).at[row_B1, seen_BS].set(False, mode="drop")
-
-
-def ranks(scores: Scores, histories: Ragged, target_U: np.ndarray, num_items: int) -> np.ndarray:
-    """`rank_targets` for any number of users: float32 [U].
-
     Raises:
         UserError: a history holds an item the catalog lacks.
     """
     rank_U = np.zeros(len(histories), np.float32)
-    width = _seen_width(histories)
-    for users, part in chunks(histories, num_items):
+    mesh, items = _spread(scorer.items, num_items)
+    for users_B, part in chunks(histories, num_items):
         target_B = np.zeros(len(part), np.int32)
-        target_B[: len(target_U[users])] = target_U[users]
-        rank_B = rank_targets(scores(part), target_B, part.last(width, fill=num_items))
-        rank_U[users] = np.asarray(rank_B)[: len(rank_U[users])]
+        target_B[: len(users_B)] = target_U[users_B]
+        queries = jax.device_put(scorer.queries(part), NamedSharding(mesh, P()))
+        rank_B, _, _ = _rank(
+            scorer.score, mesh, 0, num_items, queries, items, target_B, _seen(part, num_items)
+        )
+        rank_U[users_B] = np.asarray(rank_B)[: len(users_B)]
     return rank_U
 
 
-def recommend(scores: Scores, histories: Ragged, k: int, num_items: int) -> TopK:
-    """`top_k` for any number of users.
+def recommend(scorer: Scorer, histories: Ragged, k: int, num_items: int) -> TopK:
+    """The `k` unseen items scored highest, best first; of equal items the lower comes first.
 
     Raises:
         UserError: a history leaves fewer than `k` items, or holds an item the catalog lacks.
@@ -88,11 +83,15 @@ def recommend(scores: Scores, histories: Ragged, k: int, num_items: int) -> TopK
         raise UserError(f"{k} items are asked for, but the catalog has {num_items}: ask for fewer")
     item_UK = np.zeros((len(histories), k), np.int32)
     score_UK = np.zeros((len(histories), k), np.float32)
-    width = _seen_width(histories)
-    for users, part in chunks(histories, num_items):
-        item_BK, score_BK = top_k(scores(part), part.last(width, fill=num_items), k)
-        item_UK[users] = np.asarray(item_BK)[: len(item_UK[users])]
-        score_UK[users] = np.asarray(score_BK)[: len(score_UK[users])]
+    mesh, items = _spread(scorer.items, num_items)
+    for users_B, part in chunks(histories, num_items):
+        queries = jax.device_put(scorer.queries(part), NamedSharding(mesh, P()))
+        nobody_B = np.zeros(len(part), np.int32)
+        _, item_BK, score_BK = _rank(
+            scorer.score, mesh, k, num_items, queries, items, nobody_B, _seen(part, num_items)
+        )
+        item_UK[users_B] = np.asarray(item_BK)[: len(users_B)]
+        score_UK[users_B] = np.asarray(score_BK)[: len(users_B)]
     short_U = np.isneginf(score_UK[:, -1])
     if short_U.any():
         user = int(short_U.argmax())
@@ -104,8 +103,23 @@ def recommend(scores: Scores, histories: Ragged, k: int, num_items: int) -> TopK
     return TopK(item_UK, score_UK)
 
 
-def chunks(histories: Ragged, num_items: int) -> Iterator[tuple[slice, Ragged]]:
-    """Cuts users into chunks of one size, so that every chunk runs the same compiled program.
+def scores(scorer: Scorer, histories: Ragged, num_items: int) -> jax.Array:
+    """Scores of all items, seen or not: float32 [U, I].
+
+    Raises:
+        UserError: a history holds an item the catalog lacks.
+    """
+    score_UI = np.zeros((len(histories), num_items), np.float32)
+    for users_B, part in chunks(histories, num_items):
+        score_BI = _all_scores(scorer.score, scorer.queries(part), scorer.items)
+        score_UI[users_B] = np.asarray(score_BI)[: len(users_B)]
+    return jnp.asarray(score_UI)
+
+
+def chunks(histories: Ragged, num_items: int) -> Iterator[tuple[np.ndarray, Ragged]]:
+    """Cuts users into chunks of one size, short histories first.
+
+    Users with histories of like length come together, so that short ones need few places.
 
     Yields:
         The users of the chunk, and their histories followed by empty ones up to the size. The size
@@ -115,14 +129,148 @@ def chunks(histories: Ragged, num_items: int) -> Iterator[tuple[slice, Ragged]]:
         UserError: a history holds an item the catalog lacks.
     """
     _check_items(histories, num_items)
-    size = min(_CHUNK, _power_of_two(len(histories)))
+    size = min(_USERS, 1 << (max(len(histories), 1) - 1).bit_length())
+    order_U = np.argsort(histories.lengths_R, kind="stable")
     for start in range(0, len(histories), size):
-        users = slice(start, min(start + size, len(histories)))
-        offsets_R1 = histories.offsets_R1[users.start : users.stop + 1]
+        users_B = order_U[start : start + size]
+        part = histories.take(users_B)
         length_B = np.zeros(size, np.int64)
-        length_B[: users.stop - users.start] = np.diff(offsets_R1)
-        values_N = histories.values_N[offsets_R1[0] : offsets_R1[-1]]
-        yield users, Ragged.from_lengths(values_N, length_B)
+        length_B[: len(users_B)] = part.lengths_R
+        yield users_B, Ragged.from_lengths(part.values_N, length_B)
+
+
+def bucket(length: int) -> int:
+    """The least power of four that holds `length`: few widths, few compiled programs."""
+    width = 16
+    while width < length:
+        width *= 4
+    return width
+
+
+def _seen(part: Ragged, num_items: int) -> np.ndarray:
+    """The items of each history, filled up with I: int32 [B, S]."""
+    return part.last(bucket(int(part.lengths_R.max(initial=1))), fill=num_items)
+
+
+def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
+    """The items over all devices of this process, padded so that all have equally many chunks."""
+    devices = np.array(jax.local_devices())
+    mesh = Mesh(devices, (_AXIS,))
+    shard = -(-num_items // len(devices))
+    number = -(-shard // _ITEMS)
+    padding = len(devices) * number * (-(-shard // number)) - num_items
+    sharding = NamedSharding(mesh, P(_AXIS))
+
+    def place(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) if padding else array
+        return jax.device_put(padded, sharding)
+
+    return mesh, jax.tree.map(place, items)
+
+
+@functools.partial(jax.jit, static_argnames=("score", "mesh", "k"))
+def _rank(
+    score: Callable[[Any, Any], jax.Array],
+    mesh: Mesh,
+    k: int,
+    num_items: int,
+    queries: Any,
+    items: Any,
+    target_B: jax.Array,
+    seen_BS: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rank of the target float32 [B], the best items int32 [B, K] and their scores [B, K]."""
+    local = functools.partial(_rank_on_device, score, k)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P(), P(), P(_AXIS), P(), P()),
+        out_specs=P(),
+        check_vma=False,  # all_gather and psum leave equal values, which is not inferred
+    )(jnp.int32(num_items), queries, items, target_B, seen_BS)
+
+
+def _rank_on_device(
+    score: Callable[[Any, Any], jax.Array],
+    k: int,
+    num_items: jax.Array,
+    queries: Any,
+    items: Any,
+    target_B: jax.Array,
+    seen_BS: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The part of one device: its items, chunk by chunk; then what all devices found is joined."""
+    shard = len(jax.tree.leaves(items)[0])
+    number = -(-shard // _ITEMS)
+    size = shard // number
+    first = jax.lax.axis_index(_AXIS) * shard
+    row_B1 = jnp.arange(len(target_B))[:, None]
+
+    def chunk(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scores [B, C] and the first item of a chunk."""
+        part = jax.tree.map(
+            lambda array: jax.lax.dynamic_slice_in_dim(array, index * size, size), items
+        )
+        return score(queries, part), first + index * size
+
+    def within(item: jax.Array, start: jax.Array) -> jax.Array:
+        """Columns of items in a chunk; `size`, which is none, for items elsewhere."""
+        column = item - start
+        return jnp.where((column >= 0) & (column < size), column, size)
+
+    def find(target_score_B1: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        score_BC, start = chunk(index)
+        column_B1 = within(target_B, start)[:, None]
+        found_B1 = jnp.take_along_axis(score_BC, jnp.minimum(column_B1, size - 1), axis=1)
+        return jnp.where(column_B1 < size, found_B1, target_score_B1), None
+
+    # A chunk is scored here and once more below. A single chunk is scored once: the compiler sees
+    # through a loop that is unrolled.
+    loop = functools.partial(jax.lax.scan, xs=jnp.arange(number), unroll=number == 1)
+    found_B1, _ = loop(find, jnp.full((len(target_B), 1), -jnp.inf))
+    here_B1 = ((target_B >= first) & (target_B < first + shard))[:, None]
+    target_score_B1 = jax.lax.psum(jnp.where(here_B1, found_B1, 0), _AXIS)
+
+    def count(
+        carry: tuple[jax.Array, jax.Array, jax.Array], index: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+        ahead_B, best_BK, item_BK = carry
+        score_BC, start = chunk(index)
+        unseen_BC = jnp.broadcast_to(start + jnp.arange(size) < num_items, score_BC.shape)
+        unseen_BC = unseen_BC.at[row_B1, within(seen_BS, start)].set(False, mode="drop")
+        if k:
+            masked_BC = jnp.where(unseen_BC, score_BC, -jnp.inf)
+            more_BK, column_BK = jax.lax.top_k(masked_BC, min(k, size))
+            # Earlier items come first, so that they win ties.
+            best_BK, item_BK = _best(
+                k,
+                jnp.concatenate([best_BK, more_BK], 1),
+                jnp.concatenate([item_BK, start + column_BK], 1),
+            )
+        rival_BC = unseen_BC.at[row_B1, within(target_B, start)[:, None]].set(False, mode="drop")
+        equal_BC = score_BC == target_score_B1
+        higher_BC = ~(equal_BC | (score_BC < target_score_B1))
+        ahead_B += jnp.sum(rival_BC & higher_BC, 1) + jnp.sum(rival_BC & equal_BC, 1) / 2
+        return (ahead_B, best_BK, item_BK), None
+
+    none_BK = jnp.full((len(target_B), k), -jnp.inf)
+    start = (jnp.zeros(len(target_B)), none_BK, jnp.zeros((len(target_B), k), jnp.int32))
+    (ahead_B, best_BK, item_BK), _ = loop(count, start)
+    if k:
+        gather = functools.partial(jax.lax.all_gather, axis_name=_AXIS, axis=1, tiled=True)
+        best_BK, item_BK = _best(k, gather(best_BK), gather(item_BK))
+    return 1 + jax.lax.psum(ahead_B, _AXIS), item_BK, best_BK
+
+
+def _best(k: int, score_BX: jax.Array, item_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The `k` highest scores and their items; of equal ones the earlier."""
+    score_BK, place_BK = jax.lax.top_k(score_BX, k)
+    return score_BK, jnp.take_along_axis(item_BX, place_BK, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="score")
+def _all_scores(score: Callable[[Any, Any], jax.Array], queries: Any, items: Any) -> jax.Array:
+    return score(queries, items)
 
 
 def _check_items(histories: Ragged, num_items: int) -> None:
@@ -134,12 +282,3 @@ def _check_items(histories: Ragged, num_items: int) -> None:
             f"history {user} holds item {histories.values_N[place]}, but the catalog has "
             f"{num_items} items counted from 0: give items of the catalog that was trained on"
         )
-
-
-def _seen_width(histories: Ragged) -> int:
-    """Places for the longest history; a power of two, so that few programs are compiled."""
-    return _power_of_two(int(histories.lengths_R.max(initial=1)))
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (max(least, 1) - 1).bit_length()

@@ -1,10 +1,9 @@
-"""The training loop of the sequential retrievers, whatever their network.
+"""The training loop of the retrievers, whatever their network.
 
 Letters: U users.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints
 from palr_jax.data.split import Split
@@ -26,11 +24,14 @@ from palr_jax.evaluation.metrics import ndcg
 from palr_jax.files import read_json, write_json, write_text
 from palr_jax.progress import Advance, progress
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.rows import Rows, training_rows
-from palr_jax.retrieval.step import Params, Rates, TrainState, copy, train_step
+from palr_jax.retrieval.step import Params, TrainState, copy
+
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, jax.Array]]
+"""(state, batch, key) → (the state one update later, the loss before it)."""
 
 _CHECKPOINTS = "checkpoints"
 _SETTINGS = "settings.json"
+_FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Course:
 
 
 def train(
-    graph: nnx.GraphDef,
     params: Params,
+    step: Step,
+    batches: Callable[[int], list[Any]],
     config: RetrieverConfig,
     split: Split,
     seed: int,
@@ -64,11 +66,12 @@ def train(
     Training ends after `max_epochs`, or `patience` epochs without a better validation NDCG@10.
 
     Args:
-        graph: of a `Network`.
-        params: its initial parameters.
+        params: the initial parameters.
+        step: one update.
+        batches: epoch, from 0 → its batches, equally many every epoch.
         config: the settings.
-        split: training items, whose histories are all seen once an epoch.
-        seed: of the rows and of dropout, together with epoch and step.
+        split: the data.
+        seed: of what a step draws, together with epoch and step.
         directory: of settings.json, curve.jsonl and the checkpoints, one an epoch.
         validation_ranks: parameters → rank of each user's validation item.
 
@@ -79,12 +82,7 @@ def train(
         UserError: the loss is no longer a number, or `directory` has other settings or data.
     """
     _claim(directory, settings(config, split.num_items, seed) | {"data": _digest(split)})
-    rows_of = functools.partial(
-        training_rows, split.train, split.num_items, config.length, config.batch_size, seed
-    )
-    steps = len(rows_of(0).item_RT) // config.batch_size
-    rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
-    step = functools.partial(train_step, graph, rates)
+    steps = len(batches(0))
     best, state, course = params, TrainState.initial(params), Course()
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         saved = checkpoints.load_latest({"best": best, "state": state})
@@ -95,8 +93,7 @@ def train(
             while not course.finished:
                 start, epoch = time.monotonic(), len(course.curve)
                 key = jax.random.fold_in(jax.random.key(seed), epoch)
-                batches = _batches(rows_of(epoch), config.batch_size)
-                state, loss = _epoch(step, state, batches, key, epoch, advance)
+                state, loss = _epoch(step, state, batches(epoch), key, epoch, advance)
                 quality = float(ndcg(validation_ranks(state.average), 10).mean())
                 if quality > course.best:
                     best = copy(state.average)  # a step takes over the memory of its state
@@ -105,6 +102,8 @@ def train(
                 checkpoints.save(epoch + 1, trees, dataclasses.asdict(course))
                 lines = [json.dumps(line) + "\n" for line in course.curve]
                 write_text(directory / "curve.jsonl", "".join(lines))
+    # Only now is the last checkpoint whole.
+    write_json(directory / _FINISHED, {"best validation NDCG@10": course.best})
     return best
 
 
@@ -114,14 +113,31 @@ def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Param
     Raises:
         UserError: training is not finished, had other settings, or cannot be read.
     """
+    check_finished(directory, made_with)
+    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+        saved = checkpoints.load_latest({"best": like})
+    if saved is None:
+        raise UserError(f"{directory} holds no checkpoint: run the stage `retrieve` again")
+    return saved[1]["best"]
+
+
+def check_finished(directory: Path, made_with: dict[str, Any]) -> None:
+    """Checks that training in `directory` has come to its end with these settings.
+
+    Raises:
+        UserError: it has not.
+    """
     if not (directory / _SETTINGS).exists():
         raise UserError(f"{directory} holds no trained retriever: run the stage `retrieve`")
     _check_settings(directory, made_with)
-    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
-        saved = checkpoints.load_latest({"best": like})
-    if saved is None or not Course(**saved[2]).finished:
+    if not (directory / _FINISHED).exists():
         raise UserError(f"training in {directory} was stopped: run the stage `retrieve` again")
-    return saved[1]["best"]
+
+
+def found_settings(directory: Path) -> dict[str, Any] | None:
+    """The settings that the training in `directory` was begun with, None if there is none."""
+    file = directory / _SETTINGS
+    return dict(read_json(file)) if file.exists() else None
 
 
 def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, Any]:
@@ -131,10 +147,20 @@ def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, An
     return decisive | {"num_items": num_items, "seed": seed}
 
 
+def cut(arrays: Any, size: int) -> list[Any]:
+    """Cuts a pytree of arrays along their first axis; a rest smaller than `size` is left out."""
+    count = len(jax.tree.leaves(arrays)[0]) // size
+
+    def part(index: int) -> Any:
+        return jax.tree.map(lambda array: array[index * size : (index + 1) * size], arrays)
+
+    return [part(index) for index in range(count)]
+
+
 def _epoch(
-    step: Callable[[TrainState, Rows, jax.Array], tuple[TrainState, jax.Array]],
+    step: Step,
     state: TrainState,
-    batches: list[Rows],
+    batches: list[Any],
     key: jax.Array,
     epoch: int,
     advance: Advance,
@@ -180,13 +206,6 @@ def _after(
     stale = 0 if quality > course.best else course.stale + 1
     finished = len(curve) >= config.max_epochs or stale >= config.patience
     return Course(curve, max(quality, course.best), stale, finished)
-
-
-def _batches(rows: Rows, size: int) -> list[Rows]:
-    return [
-        jax.tree.map(lambda array: array[start : start + size], rows)  # noqa: B023  # mapped at once
-        for start in range(0, len(rows.item_RT), size)
-    ]
 
 
 def _digest(split: Split) -> str:

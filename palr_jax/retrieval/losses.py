@@ -1,17 +1,91 @@
-"""Losses of the sequential retrievers.
+"""Losses of the retrievers.
 
-Letters: N positions, C positions of a chunk, D width, I items.
+Letters: N positions, C positions of a chunk, D width, I items, K negatives.
 """
 
 import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from palr_jax.retrieval.config import LossKind
 
 NO_TARGET = -1
 """Target of a position that predicts nothing."""
 
 _CHUNK = 400  # positions at most whose scores exist at once; measured fastest on CPU
+
+
+class Loss(NamedTuple):
+    """Which loss; see `RetrieverConfig`."""
+
+    kind: LossKind
+    negatives: int
+
+
+def loss_of(
+    loss: Loss, hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array, key: jax.Array
+) -> jax.Array:
+    """The chosen loss, averaged over the positions that have a target; `key` draws negatives.
+
+    Negatives are drawn evenly from the catalog. A loss that compares with few of them draws them
+    anew for every position; sampled_softmax needs many and shares them in the batch.
+    """
+    if loss.kind == "cross_entropy":
+        return cross_entropy(hidden_ND, item_ID, target_N)
+    if loss.kind == "sampled_softmax":
+        return _sampled_softmax(hidden_ND, item_ID, target_N, key, loss.negatives)
+    negative_NK = jax.random.randint(key, (len(target_N), loss.negatives), 0, len(item_ID))
+    wanted_N = jnp.einsum("nd,nd->n", hidden_ND, item_ID[target_N])
+    other_NK = jnp.einsum("nd,nkd->nk", hidden_ND, item_ID[negative_NK])
+    other_NK = jnp.where(negative_NK == target_N[:, None], -jnp.inf, other_NK)
+    loss_N = compare(loss.kind, wanted_N, other_NK, len(item_ID))
+    return _mean(loss_N, target_N)
+
+
+def compare(
+    kind: Literal["bce", "gbce", "bpr"], wanted_N: jax.Array, other_NK: jax.Array, num_items: int
+) -> jax.Array:
+    """The loss of each position from the scores of its target and its negatives: [N].
+
+    A negative with the score -inf does not count.
+
+    Args:
+        kind: bce is binary cross-entropy; gbce raises the probability of the target to a power
+            that makes up for the few negatives (Petrov and Macdonald 2023, gSASRec, equation 6,
+            with their t = 0.75); bpr is the mean log-sigmoid of differences (Rendle et al. 2009).
+        wanted_N: scores of the targets.
+        other_NK: scores of the negatives.
+        num_items: size of the catalog.
+    """
+    if kind == "bpr":
+        return jax.nn.softplus(other_NK - wanted_N[:, None]).mean(-1)
+    power = 1.0
+    if kind == "gbce":
+        drawn, calibration = other_NK.shape[1] / max(num_items - 1, 1), 0.75
+        power = drawn * (calibration * (1 - 1 / drawn) + 1 / drawn)
+    return power * jax.nn.softplus(-wanted_N) + jax.nn.softplus(other_NK).sum(-1)
+
+
+def _sampled_softmax(
+    hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array, key: jax.Array, count: int
+) -> jax.Array:
+    """Cross-entropy against `count` items that stand for the whole catalog (Jean et al. 2015)."""
+    negative_K = jax.random.randint(key, (count,), 0, len(item_ID))
+    # Each drawn item stands for I / K items.
+    share = jnp.log(len(item_ID) / count)
+    other_NK = hidden_ND @ item_ID[negative_K].T + share
+    other_NK = jnp.where(negative_K == target_N[:, None], -jnp.inf, other_NK)
+    wanted_N = jnp.einsum("nd,nd->n", hidden_ND, item_ID[target_N])
+    highest_N = jnp.maximum(wanted_N, other_NK.max(-1))
+    sum_N = jnp.exp(wanted_N - highest_N) + jnp.exp(other_NK - highest_N[:, None]).sum(-1)
+    return _mean(jnp.log(sum_N) + highest_N - wanted_N, target_N)
+
+
+def _mean(loss_N: jax.Array, target_N: jax.Array) -> jax.Array:
+    used_N = target_N != NO_TARGET
+    return jnp.sum(jnp.where(used_N, loss_N, 0)) / jnp.maximum(jnp.sum(used_N), 1)
 
 
 @jax.custom_vjp

@@ -3,14 +3,43 @@
 import functools
 from collections.abc import Callable
 
-from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.bert4rec import BERT4Rec
+from palr_jax.retrieval.bpr_mf import BPRMF
+from palr_jax.retrieval.caser import Caser
+from palr_jax.retrieval.config import Model, RetrieverConfig
+from palr_jax.retrieval.gru4rec import GRU4Rec
 from palr_jax.retrieval.interface import Retriever
+from palr_jax.retrieval.item_knn import ItemKNN
+from palr_jax.retrieval.lightgcn import LightGCN
+from palr_jax.retrieval.ncf import NCF
+from palr_jax.retrieval.pairwise import Pairwise
 from palr_jax.retrieval.popularity import Popularity
+from palr_jax.retrieval.rows import CLOZE, NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
 
-MODELS: dict[str, Callable[[RetrieverConfig, int, int], Retriever]] = {
+MODELS: dict[Model, Callable[[RetrieverConfig, int, int], Retriever]] = {
     "popularity": Popularity,
-    "sasrec": functools.partial(Sequential, SASRec),
+    "item_knn": ItemKNN,
+    "bpr_mf": functools.partial(Pairwise, BPRMF),
+    "ncf": functools.partial(Pairwise, NCF),
+    "lightgcn": functools.partial(Pairwise, LightGCN),
+    "gru4rec": functools.partial(Sequential, GRU4Rec, NEXT_ITEM),
+    "caser": functools.partial(Sequential, Caser, NEXT_ITEM),
+    "bert4rec": functools.partial(Sequential, BERT4Rec, CLOZE),
+    "sasrec": functools.partial(Sequential, SASRec, NEXT_ITEM),
 }
 """Each is called with the settings, the number of items and the seed."""
+
+ROW_NAMES: dict[Model, str] = {
+    "popularity": "Popularity",
+    "item_knn": "Item-kNN",
+    "bpr_mf": "BPR-MF",
+    "ncf": "NCF",
+    "lightgcn": "LightGCN",
+    "gru4rec": "GRU4Rec",
+    "caser": "Caser",
+    "bert4rec": "BERT4Rec",
+    "sasrec": "SASRec",
+}
+"""How they are called in tables."""

@@ -15,6 +15,7 @@ from palr_jax.files import read_arrays, write_arrays
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.interface import TopK
 
 _FILE = "popularity.npz"
@@ -45,12 +46,19 @@ class Popularity:
 
     def scores(self, histories: Ragged) -> jax.Array:
         """The same for every user."""
-        return jnp.broadcast_to(self._count_I, (len(histories), self._num_items))
+        return full_ranking.scores(self._scorer(), histories, self._num_items)
 
     def recommend(self, histories: Ragged, k: int) -> TopK:
         """The most popular unseen items."""
-        return full_ranking.recommend(self.scores, histories, k, self._num_items)
+        return full_ranking.recommend(self._scorer(), histories, k, self._num_items)
 
     def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
         """Ties are common here and count half."""
-        return full_ranking.ranks(self.scores, histories, target_U, self._num_items)
+        return full_ranking.ranks(self._scorer(), histories, target_U, self._num_items)
+
+    def _scorer(self) -> Scorer:
+        return Scorer(lambda part: np.zeros(len(part)), self._count_I, _same_for_all)
+
+
+def _same_for_all(query_B: jax.Array, count_C: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(count_C, (len(query_B), len(count_C)))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -16,9 +15,11 @@ from palr_jax.data.split import Split
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking, loop
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.interface import TopK
-from palr_jax.retrieval.rows import Rows, inference_rows
-from palr_jax.retrieval.step import Params
+from palr_jax.retrieval.losses import Loss
+from palr_jax.retrieval.rows import Layout, Rows
+from palr_jax.retrieval.step import Params, Rates, train_step
 
 
 class Sequential:
@@ -27,11 +28,13 @@ class Sequential:
     def __init__(
         self,
         network: Callable[[RetrieverConfig, int, nnx.Rngs], nnx.Module],
+        layout: Layout,
         config: RetrieverConfig,
         num_items: int,
         seed: int,
     ) -> None:
         self._config = config
+        self._layout = layout
         self._num_items = num_items
         self._seed = seed
         self._graph, params = nnx.split(network(config, num_items, nnx.Rngs(seed)), nnx.Param)
@@ -42,14 +45,23 @@ class Sequential:
 
         Besides the checkpoints, `directory` gets settings.json and curve.jsonl, one line an epoch.
         """
+        config = self._config
         histories, target_U = split.histories("validation"), split.targets("validation")
 
         def validation_ranks(params: Params) -> np.ndarray:
-            scores = functools.partial(self._scores, params)
-            return full_ranking.ranks(scores, histories, target_U, self._num_items)
+            return full_ranking.ranks(self._scorer(params), histories, target_U, self._num_items)
 
+        def batches(epoch: int) -> list[Rows]:
+            rows = self._layout.training(
+                split.train, split.num_items, config.length, config.batch_size, self._seed, epoch
+            )
+            return loop.cut(rows, config.batch_size)
+
+        loss = Loss(config.loss or "cross_entropy", config.negatives)
+        rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
+        step = functools.partial(train_step, self._graph, loss, rates)
         self._params = loop.train(
-            self._graph, self._params, self._config, split, self._seed, directory, validation_ranks
+            self._params, step, batches, config, split, self._seed, directory, validation_ranks
         )
 
     def load(self, directory: Path) -> None:
@@ -61,28 +73,38 @@ class Sequential:
         """Inner products of all items with the state after the newest item.
 
         A history longer than `length` counts by its newest items. An empty history is scored from
-        the start token, which has learned what users begin with.
+        what the model has learned that users begin with.
         """
-        return self._scores(self._params, histories)
+        return full_ranking.scores(self._scorer(self._params), histories, self._num_items)
 
     def recommend(self, histories: Ragged, k: int) -> TopK:
         """The unseen items with the highest scores."""
-        return full_ranking.recommend(self.scores, histories, k, self._num_items)
+        return full_ranking.recommend(self._scorer(self._params), histories, k, self._num_items)
 
     def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
         """Ranks by score."""
-        return full_ranking.ranks(self.scores, histories, target_U, self._num_items)
+        scorer = self._scorer(self._params)
+        return full_ranking.ranks(scorer, histories, target_U, self._num_items)
 
-    def _scores(self, params: Params, histories: Ragged) -> jax.Array:
-        parts = [jnp.zeros((0, self._num_items))]
-        for users, part in full_ranking.chunks(histories, self._num_items):
-            rows = inference_rows(part, self._num_items, self._config.length)
-            parts.append(_last_scores(self._graph, params, rows)[: users.stop - users.start])
-        return jnp.concatenate(parts)
+    def _scorer(self, params: Params) -> Scorer:
+        def queries(part: Ragged) -> jax.Array:
+            longest = full_ranking.bucket(int(part.lengths_R.max()) + 1)
+            length = min(self._config.length, longest)
+            return _newest(
+                self._graph, params, self._layout.inference(part, self._num_items, length)
+            )
+
+        items_ID = _items(self._graph, params)
+        return Scorer(queries, items_ID, full_ranking.inner_product)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _last_scores(graph: nnx.GraphDef, params: Params, rows: Rows) -> jax.Array:
-    """Scores after the last column: [B, I]."""
-    network = nnx.merge(graph, params)
-    return network(rows, None)[:, -1] @ network.output_items().T
+def _newest(graph: nnx.GraphDef, params: Params, rows: Rows) -> jax.Array:
+    """The vector at the right end of each row: [B, D]."""
+    return nnx.merge(graph, params)(rows, None, newest=1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _items(graph: nnx.GraphDef, params: Params) -> jax.Array:
+    """[I, D]."""
+    return nnx.merge(graph, params).output_items()

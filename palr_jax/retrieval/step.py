@@ -1,4 +1,4 @@
-"""One training step of the sequential retrievers.
+"""One training step of the retrievers.
 
 Letters: B rows of a batch, T places of a row, D width, N positions, I items.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from palr_jax.retrieval.losses import cross_entropy
+from palr_jax.retrieval.losses import Loss, loss_of
 from palr_jax.retrieval.rows import Rows
 
 Params = Any
@@ -20,10 +20,16 @@ Params = Any
 
 
 class Network(Protocol):
-    """What a Flax NNX module has to do to be trained here."""
+    """What a Flax NNX module that reads histories in order has to do to be trained here."""
 
-    def __call__(self, rows: Rows, key: jax.Array | None) -> jax.Array:
-        """What follows each token, as a vector: [B, T, D]; `key` is that of dropout, or None."""
+    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """What belongs to each token, as a vector to compare with items: [B, T, D].
+
+        Args:
+            rows: the tokens.
+            key: of dropout; None for none.
+            newest: if not 0, only that many columns at the right end are wanted.
+        """
 
     def output_items(self) -> jax.Array:
         """The vectors of the items, whose inner products with the former are scores: [I, D]."""
@@ -58,37 +64,40 @@ class TrainState:
         """The state before the first step; it shares no memory with `params`."""
         return cls(copy(params), copy(params), optax.adamw(0.0).init(params))
 
+    def after(self, gradient: Params, rates: Rates) -> "TrainState":
+        """The state one update later."""
+        optimizer = optax.adamw(rates.learning_rate, weight_decay=rates.weight_decay)
+        update, moments = optimizer.update(gradient, self.moments, self.params)
+        params = optax.apply_updates(self.params, update)
+        average = optax.incremental_update(params, self.average, 1 - rates.averaging)
+        return TrainState(params, average, moments)
 
-@functools.partial(jax.jit, static_argnames="graph", donate_argnames="state")
+
+@functools.partial(jax.jit, static_argnames=("graph", "loss"), donate_argnames="state")
 def train_step(
-    graph: nnx.GraphDef,
-    rates: Rates,
-    state: TrainState,
-    rows: Rows,
-    key: jax.Array,
+    graph: nnx.GraphDef, loss: Loss, rates: Rates, state: TrainState, rows: Rows, key: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """One update, and the loss before it. The memory of `state` is taken over.
+    """One update of a `Network`, and the loss before it. The memory of `state` is taken over.
 
     Args:
-        graph: of a `Network`.
+        graph: of the network.
+        loss: what to minimise.
         rates: how far to go.
         state: what to change.
         rows: a batch.
-        key: of dropout.
+        key: of dropout and of drawn items.
     """
+    dropout_key, negatives_key = jax.random.split(key)
 
-    def loss_of(params: Params) -> jax.Array:
+    def loss_at(params: Params) -> jax.Array:
         network: Network = nnx.merge(graph, params)
-        hidden_BTD = network(rows, key)
+        hidden_BTD = network(rows, dropout_key)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return cross_entropy(hidden_ND, network.output_items(), rows.target_RT.reshape(-1))
+        target_N = jnp.asarray(rows.target_RT).reshape(-1)
+        return loss_of(loss, hidden_ND, network.output_items(), target_N, negatives_key)
 
-    loss, gradient = jax.value_and_grad(loss_of)(state.params)
-    optimizer = optax.adamw(rates.learning_rate, weight_decay=rates.weight_decay)
-    update, moments = optimizer.update(gradient, state.moments, state.params)
-    params = optax.apply_updates(state.params, update)
-    average = optax.incremental_update(params, state.average, 1 - rates.averaging)
-    return TrainState(params, average, moments), loss
+    value, gradient = jax.value_and_grad(loss_at)(state.params)
+    return state.after(gradient, rates), value
 
 
 def copy(tree: Params) -> Params:

@@ -8,74 +8,92 @@ from scipy.stats import rankdata
 
 from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval.full_ranking import chunks, rank_targets, ranks, recommend
+from palr_jax.retrieval import full_ranking
+from palr_jax.retrieval.full_ranking import Scorer, bucket, chunks, ranks, recommend, scores
 
 ITEMS = 12
-scores_lists = st.lists(
-    st.lists(st.integers(-2, 2).map(float), min_size=ITEMS, max_size=ITEMS), min_size=5, max_size=5
-)
 
 
-def problem(score_UI: np.ndarray, seed: int) -> tuple[Ragged, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    rows = [rng.permutation(ITEMS)[: rng.integers(0, 6)] for _ in score_UI]
-    return Ragged.from_rows(rows), rng.integers(0, ITEMS, len(score_UI)).astype(np.int32)
+def multi_hot(histories: Ragged, items: int) -> np.ndarray:
+    hot_UI = np.zeros((len(histories), items), np.float32)
+    for user in range(len(histories)):
+        np.add.at(hot_UI[user], histories[user], 1)
+    return hot_UI
 
 
-class Lookup:
-    """Hands out the given scores chunk by chunk, and notes the sizes of the chunks."""
+def product(query_BI: jax.Array, item_CI: jax.Array) -> jax.Array:
+    return query_BI @ item_CI.T
 
-    def __init__(self, score_UI: np.ndarray) -> None:
-        self.score_UI = score_UI
-        self.given = 0
+
+class World:
+    """Whole numbers as scores, so that there are ties; they depend on the history alone."""
+
+    def __init__(self, seed: int, users: int = 5, items: int = ITEMS, longest: int = 6) -> None:
+        rng = np.random.default_rng(seed)
+        self.item_II = rng.integers(-1, 2, (items, items)).astype(np.float32)
+        rows = [rng.permutation(items)[: rng.integers(0, longest)] for _ in range(users)]
+        self.histories = Ragged.from_rows(rows)
+        self.target_U = rng.integers(0, items, users).astype(np.int32)
         self.sizes: list[int] = []
 
-    def __call__(self, part: Ragged) -> jax.Array:
-        self.sizes.append(len(part))
-        score_BI = np.zeros((len(part), self.score_UI.shape[1]), np.float32)
-        mine_BI = self.score_UI[self.given : self.given + len(part)]
-        score_BI[: len(mine_BI)] = mine_BI
-        self.given += len(part)
-        return jnp.asarray(score_BI)
+    @property
+    def score_UI(self) -> np.ndarray:
+        return multi_hot(self.histories, len(self.item_II)) @ self.item_II.T
+
+    def scorer(self) -> Scorer:
+        def queries(part: Ragged) -> np.ndarray:
+            self.sizes.append(len(part))
+            return multi_hot(part, len(self.item_II))
+
+        return Scorer(queries, self.item_II, product)
+
+    def in_play(self, user: int) -> list[int]:
+        seen = set(self.histories[user]) - {self.target_U[user]}
+        return [item for item in range(len(self.item_II)) if item not in seen]
+
+    def check(self, k: int) -> None:
+        """Ranks and best items are those of a plain loop over users."""
+        items, score_UI = len(self.item_II), self.score_UI
+        rank_U = ranks(self.scorer(), self.histories, self.target_U, items)
+        top = recommend(self.scorer(), self.histories, k, items)
+        for user, target in enumerate(self.target_U):
+            in_play = self.in_play(user)
+            average = rankdata(-score_UI[user][in_play], "average")
+            assert rank_U[user] == average[in_play.index(target)]
+            unseen = [item for item in range(items) if item not in self.histories[user]]
+            best = sorted(unseen, key=lambda item: (-score_UI[user, item], item))[:k]
+            assert top.item_UK[user].tolist() == best
+            assert top.score_UK[user].tolist() == score_UI[user, best].tolist()
+        assert top.item_UK.dtype == np.int32
+        assert top.score_UK.dtype == np.float32
 
 
 @settings(deadline=None, max_examples=50)
-@given(scores_lists, st.integers(0, 1000))
-def test_ranks_are_average_ranks_among_unseen_items(
-    score_lists: list[list[float]], seed: int
-) -> None:
-    score_UI = np.array(score_lists, np.float32)
-    histories, target_U = problem(score_UI, seed)
-    found_U = ranks(Lookup(score_UI), histories, target_U, ITEMS)
-    for user, target in enumerate(target_U):
-        in_play = [i for i in range(ITEMS) if i == target or i not in histories[user]]
-        average = rankdata(-score_UI[user][in_play], "average")
-        assert found_U[user] == average[in_play.index(target)]
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_ranks_are_average_ranks_and_the_best_come_first(seed: int, k: int) -> None:
+    World(seed).check(k)
 
 
-@settings(deadline=None, max_examples=50)
-@given(scores_lists, st.integers(0, 1000), st.integers(1, 6))
-def test_recommends_the_best_unseen_items(
-    score_lists: list[list[float]], seed: int, k: int
-) -> None:
-    score_UI = np.array(score_lists, np.float32)
-    histories, _ = problem(score_UI, seed)
-    top = recommend(Lookup(score_UI), histories, k, ITEMS)
-    for user in range(len(score_UI)):
-        unseen = [i for i in range(ITEMS) if i not in histories[user]]
-        best = sorted(unseen, key=lambda i: (-score_UI[user, i], i))[:k]
-        assert top.item_UK[user].tolist() == best
-        assert top.score_UK[user].tolist() == score_UI[user, best].tolist()
-    assert top.item_UK.dtype == np.int32
-    assert top.score_UK.dtype == np.float32
+@pytest.mark.parametrize("k", [1, 30])
+def test_items_in_chunks_on_several_devices(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    assert len(jax.local_devices()) == 8
+    monkeypatch.setattr(full_ranking, "_ITEMS", 7)  # 101 items: 13 on a device, in two chunks
+    full_ranking._rank.clear_cache()
+    World(3, users=40, items=101, longest=60).check(k)
+    full_ranking._rank.clear_cache()
+
+
+def constant(score_I: list[float]) -> Scorer:
+    """The same scores for all users."""
+    return Scorer(lambda part: np.ones((len(part), 1)), np.array(score_I)[:, None], product)
 
 
 def test_hand_worked() -> None:
-    score_BI = jnp.array([[3.0, 2, 2, 2, 1, 5]])
-    seen_BS = jnp.array([[5, 6]])  # 6 fills up
+    scorer = constant([3, 2, 2, 2, 1, 5])
+    history = Ragged.from_rows([[5]])
 
     def rank(target: int) -> float:
-        return float(rank_targets(score_BI, jnp.array([target]), seen_BS)[0])
+        return float(ranks(scorer, history, np.array([target]), 6)[0])
 
     assert rank(0) == 1
     assert rank(1) == 3  # under item 0, and half of items 2 and 3
@@ -84,60 +102,63 @@ def test_hand_worked() -> None:
 
 
 def test_a_score_that_is_no_number_never_helps() -> None:
-    score_BI = jnp.array([[jnp.nan, 2, 1], [jnp.nan, 2, 1], [jnp.nan, jnp.nan, jnp.nan]])
-    seen_BS = jnp.full((3, 1), 3)
-    rank_B = rank_targets(score_BI, jnp.array([0, 1, 2]), seen_BS)
-    assert rank_B.tolist() == [3, 2, 3]
+    histories = Ragged.from_rows([[], []])
+    assert ranks(constant([np.nan, 2, 1]), histories, np.array([0, 1]), 3).tolist() == [3, 2]
+    assert ranks(constant([np.nan] * 3), histories, np.array([2, 0]), 3).tolist() == [3, 3]
 
 
 def test_many_users_run_in_chunks_of_one_size() -> None:
-    rng = np.random.default_rng(0)
-    score_UI = rng.integers(0, 4, (600, 30)).astype(np.float32)
-    histories = Ragged.from_rows([rng.permutation(30)[: rng.integers(0, 9)] for _ in range(600)])
-    target_U = rng.integers(0, 30, 600)
-    scores = Lookup(score_UI)
-    together_U = ranks(scores, histories, target_U, 30)
-    assert len(scores.sizes) > 1
-    assert len(set(scores.sizes)) == 1
-    top = recommend(Lookup(score_UI), histories, 7, 30)
-    for user in (0, 255, 256, 599):
-        alone = histories.take([user])
-        scores_1I = score_UI[user : user + 1]
-        assert ranks(Lookup(scores_1I), alone, target_U[[user]], 30) == together_U[user]
-        one = recommend(Lookup(scores_1I), alone, 7, 30)
-        assert one.item_UK[0].tolist() == top.item_UK[user].tolist()
+    world = World(0, users=600, items=30, longest=9)
+    world.check(7)
+    assert len(world.sizes) > 2
+    assert len(set(world.sizes)) == 1
 
 
-def test_chunks_hold_every_history_once_and_in_order() -> None:
+def test_chunks_hold_every_history_once_and_the_short_ones_first() -> None:
     rng = np.random.default_rng(1)
     rows = [rng.integers(0, 9, rng.integers(0, 5)).tolist() for _ in range(300)]
     parts = list(chunks(Ragged.from_rows(rows), 9))
-    given = [part[row].tolist() for users, part in parts for row in range(users.stop - users.start)]
-    assert given == rows
+    users = np.concatenate([users_B for users_B, _ in parts])
+    given_rows = [part[row] for users_B, part in parts for row in range(len(users_B))]
+    assert [row.tolist() for row in given_rows] == [rows[user] for user in users]
+    assert sorted(users) == list(range(300))
+    assert [len(row) for row in given_rows] == sorted(len(row) for row in rows)
     assert [len(part) for _, part in parts] == [256, 256]
     assert not parts[-1][1].lengths_R[300 - 256 :].any()
     assert [len(part) for _, part in chunks(Ragged.from_rows(rows[:3]), 9)] == [4]
 
 
+@given(st.integers(0, 5000))
+def test_a_bucket_holds_what_it_is_for(length: int) -> None:
+    assert length <= bucket(length) <= max(16, 4 * length)
+    assert bucket(bucket(length)) == bucket(length)
+
+
+def test_scores_of_everything() -> None:
+    world = World(5, users=9)
+    found_UI = scores(world.scorer(), world.histories, ITEMS)
+    np.testing.assert_array_equal(found_UI, world.score_UI)
+    assert found_UI.dtype == jnp.float32
+
+
 def test_nobody_to_rank() -> None:
     nobody = Ragged.from_rows([])
-    scores = Lookup(np.zeros((0, ITEMS)))
-    assert ranks(scores, nobody, np.zeros(0, np.int32), ITEMS).shape == (0,)
-    assert recommend(scores, nobody, 3, ITEMS).item_UK.shape == (0, 3)
+    scorer = World(0).scorer()
+    assert ranks(scorer, nobody, np.zeros(0, np.int32), ITEMS).shape == (0,)
+    assert recommend(scorer, nobody, 3, ITEMS).item_UK.shape == (0, 3)
 
 
 def test_too_few_unseen_items() -> None:
     histories = Ragged.from_rows([[0], [0, 1, 2, 3, 3]])
-    score_UI = np.zeros((2, 6), np.float32)
-    assert recommend(Lookup(score_UI), histories, 2, 6).item_UK.tolist() == [[1, 2], [4, 5]]
+    assert recommend(constant([0] * 6), histories, 2, 6).item_UK.tolist() == [[1, 2], [4, 5]]
     with pytest.raises(UserError, match="history 1 leaves 2 unseen items of 6, but 3"):
-        recommend(Lookup(score_UI), histories, 3, 6)
+        recommend(constant([0] * 6), histories, 3, 6)
     with pytest.raises(UserError, match="7 items are asked for, but the catalog has 6"):
-        recommend(Lookup(score_UI), histories, 7, 6)
+        recommend(constant([0] * 6), histories, 7, 6)
 
 
 @pytest.mark.parametrize("item", [-1, 6])
 def test_an_item_the_catalog_lacks(item: int) -> None:
     histories = Ragged.from_rows([[0, 1], [], [2, item]])
     with pytest.raises(UserError, match=f"history 2 holds item {item}, but the catalog has 6"):
-        recommend(Lookup(np.zeros((3, 6))), histories, 1, 6)
+        recommend(constant([0] * 6), histories, 1, 6)

@@ -87,3 +87,52 @@ def test_the_scores_of_all_positions_never_exist_at_once() -> None:
 
     assert rows_of_scores(program(plain)) == N
     assert rows_of_scores(program(cross_entropy)) <= losses._CHUNK < N
+
+
+def test_losses_with_negatives_are_those_of_their_formulas() -> None:
+    wanted, other = np.array([0.5, -1.0]), np.array([[0.2, 1.0, -3.0], [0.0, -0.4, 2.0]])
+
+    def log_sigmoid(x: np.ndarray) -> np.ndarray:
+        return -np.log1p(np.exp(-x))
+
+    bce = -log_sigmoid(wanted) - log_sigmoid(-other).sum(1)
+    bpr = -log_sigmoid(wanted[:, None] - other).mean(1)
+    share = 3 / (ITEMS - 1)
+    power = share * (0.75 * (1 - 1 / share) + 1 / share)
+    gbce = -power * log_sigmoid(wanted) - log_sigmoid(-other).sum(1)
+    for kind, expected in (("bce", bce), ("bpr", bpr), ("gbce", gbce)):
+        found = losses.compare(kind, jnp.array(wanted), jnp.array(other), ITEMS)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_negative_that_is_the_target_does_not_count() -> None:
+    wanted, other = jnp.array([0.5]), jnp.array([[0.2, -jnp.inf]])
+    for kind in ("bce", "gbce"):
+        with_it = losses.compare(kind, wanted, other, 3)
+        power = 1.0 if kind == "bce" else 0.75 * (1 - 1) + 1
+        expected = power * jax.nn.softplus(-0.5) + jax.nn.softplus(0.2)
+        np.testing.assert_allclose(with_it[0], expected, rtol=1e-6)
+
+
+def test_a_sampled_softmax_comes_near_to_the_softmax() -> None:
+    hidden_ND, item_ID, target_N = arrays(4)
+    exact = cross_entropy(hidden_ND, item_ID, target_N)
+    loss = losses.Loss("sampled_softmax", 5000)
+    found = losses.loss_of(loss, hidden_ND, item_ID, target_N, jax.random.key(0))
+    np.testing.assert_allclose(found, exact, rtol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"])
+def test_every_loss_leaves_out_positions_without_target_and_can_be_learned(kind: str) -> None:
+    hidden_ND, item_ID, target_N = arrays(5)
+    loss, key = losses.Loss(kind, 4), jax.random.key(1)
+    junk_ND = jnp.where((target_N == NO_TARGET)[:, None], 50.0, hidden_ND)
+    value, gradient_ND = jax.value_and_grad(losses.loss_of, 1)(
+        loss, junk_ND, item_ID, target_N, key
+    )
+    np.testing.assert_allclose(
+        value, losses.loss_of(loss, hidden_ND, item_ID, target_N, key), rtol=1e-5
+    )
+    assert not gradient_ND[target_N == NO_TARGET].any()
+    better = losses.loss_of(loss, hidden_ND - 50 * gradient_ND, item_ID, target_N, key)
+    assert better < losses.loss_of(loss, hidden_ND, item_ID, target_N, key)

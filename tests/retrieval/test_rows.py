@@ -4,7 +4,12 @@ from hypothesis import strategies as st
 
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.losses import NO_TARGET
-from palr_jax.retrieval.rows import inference_rows, training_rows
+from palr_jax.retrieval.rows import (
+    after_history,
+    cloze_rows,
+    hidden_behind_history,
+    next_item_rows,
+)
 
 
 def histories_of(lengths: list[int]) -> Ragged:
@@ -23,7 +28,7 @@ def test_an_epoch_predicts_every_item_once_from_what_came_before(
     histories = histories_of(lengths)
     num_items = len(histories.values_N)
     firsts = {int(first) for first in histories.offsets_R1[:-1]}
-    rows = training_rows(histories, num_items, length, batch_size, 7, epoch)
+    rows = next_item_rows(histories, num_items, length, batch_size, 7, epoch)
     assert rows.item_RT.shape[1] == length
     assert len(rows.item_RT) % batch_size == 0
     targets = rows.target_RT[rows.target_RT != NO_TARGET]
@@ -44,7 +49,7 @@ def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
     histories = histories_of([30, 5, 17])
 
     def items(seed: int, epoch: int) -> np.ndarray:
-        return training_rows(histories, 52, 8, 2, seed, epoch).item_RT
+        return next_item_rows(histories, 52, 8, 2, seed, epoch).item_RT
 
     np.testing.assert_array_equal(items(0, 3), items(0, 3))
     assert (items(0, 3) != items(0, 4)).any()
@@ -55,7 +60,7 @@ def test_a_long_history_is_cut_elsewhere_each_epoch() -> None:
     histories = histories_of([100])
     starts = set()
     for epoch in range(40):
-        rows = training_rows(histories, 100, 10, 1, 0, epoch)
+        rows = next_item_rows(histories, 100, 10, 1, 0, epoch)
         cut = (rows.position_RT == 0) & (rows.target_RT > 0)
         starts |= {int(target) % 10 for target in rows.target_RT[cut]}
     assert starts == set(range(10))
@@ -65,20 +70,20 @@ def test_a_long_history_is_cut_elsewhere_each_epoch() -> None:
 def test_the_shape_is_the_same_every_epoch(lengths: list[int], length: int) -> None:
     histories = histories_of(lengths)
     shapes = {
-        training_rows(histories, 500, length, 2, 0, epoch).item_RT.shape for epoch in range(4)
+        next_item_rows(histories, 500, length, 2, 0, epoch).item_RT.shape for epoch in range(4)
     }
     assert len(shapes) == 1
 
 
 def test_rows_are_full() -> None:
     histories = histories_of([3] * 200)
-    rows = training_rows(histories, 600, 20, 1, 0, 0)
+    rows = next_item_rows(histories, 600, 20, 1, 0, 0)
     assert len(rows.item_RT) == 31  # 600 items, and an offset of at most 19
 
 
-def test_inference_rows() -> None:
+def test_after_history() -> None:
     histories = Ragged.from_rows([[], [5], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4, 5]])
-    rows = inference_rows(histories, num_items=9, length=4)
+    rows = after_history(histories, num_items=9, length=4)
     assert rows.item_RT.tolist() == [
         [9, 9, 9, 9],
         [9, 9, 9, 5],
@@ -93,3 +98,35 @@ def test_inference_rows() -> None:
         [0, 1, 2, 3],
         [0, 1, 2, 3],
     ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths_list, st.integers(2, 9), st.integers(0, 5))
+def test_a_cloze_hides_items_and_asks_for_them(lengths: list[int], length: int, epoch: int) -> None:
+    histories = histories_of(lengths)
+    num_items = len(histories.values_N)
+    rows = cloze_rows(histories, num_items, length, 2, 7, epoch)
+    hidden = rows.target_RT != NO_TARGET
+    assert (rows.item_RT[hidden] == num_items).all()
+    stands = np.where(hidden, rows.target_RT, rows.item_RT)
+    assert sorted(stands[stands < num_items].tolist()) == list(range(num_items))
+    for row, places in zip(stands, rows.position_RT, strict=True):
+        for column in range(1, length):
+            if places[column] > 0 and row[column] < num_items:
+                assert row[column] == row[column - 1] + 1
+
+
+def test_some_histories_hide_their_last_item_alone() -> None:
+    histories = histories_of([20] * 400)
+    rows = cloze_rows(histories, 8000, 20, 1, 0, 0)
+    hidden = rows.target_RT[rows.target_RT != NO_TARGET]
+    per_user = np.bincount(hidden // 20, minlength=400)
+    last = np.isin(19 + 20 * np.arange(400), hidden)
+    assert 0.15 < np.mean((per_user == 1) & last) < 0.3
+    assert 0.2 < per_user[per_user > 1].mean() / 20 < 0.35
+
+
+def test_a_hidden_item_stands_behind_a_history() -> None:
+    rows = hidden_behind_history(Ragged.from_rows([[1, 2, 3, 4, 5], [6], []]), 9, 4)
+    assert rows.item_RT.tolist() == [[3, 4, 5, 9], [9, 9, 6, 9], [9, 9, 9, 9]]
+    assert rows.position_RT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1], [0, 1, 2, 0]]

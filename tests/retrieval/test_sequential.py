@@ -18,6 +18,7 @@ from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import loop
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
 
@@ -41,7 +42,7 @@ SPLIT = circular_split()
 
 
 def sasrec(config: RetrieverConfig = CONFIG, seed: int = 0) -> Sequential:
-    return Sequential(SASRec, config, NUM_ITEMS, seed)
+    return Sequential(SASRec, NEXT_ITEM, config, NUM_ITEMS, seed)
 
 
 def trained(directory: Path) -> dict[str, Any]:

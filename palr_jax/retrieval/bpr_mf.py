@@ -1,0 +1,44 @@
+"""BPR-MF: matrix factorisation trained to rank (Rendle et al. 2009).
+
+Letters: U users, I items, D width, X = D + 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.pairwise import (
+    Edges,
+    PairLoss,
+    Vectors,
+    all_inner_products,
+    inner_products,
+)
+
+_INIT = nnx.initializers.normal(0.1)
+
+
+class BPRMF(nnx.Module):
+    """An item scores the inner product of its vector and the user's, and a bias of its own."""
+
+    loss: PairLoss = "bpr"
+    match = staticmethod(inner_products)
+    match_all = staticmethod(all_inner_products)
+
+    def __init__(
+        self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
+    ) -> None:
+        self.user_UD = nnx.Param(_INIT(rngs.params(), (num_users, config.dim)))
+        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items, config.dim)))
+        self.bias_I = nnx.Param(jnp.zeros(num_items))
+
+    def vectors(self) -> Vectors:
+        """The bias of an item is the last of its numbers; that of a user is one."""
+        user_UX = jnp.pad(self.user_UD[...], [(0, 0), (0, 1)], constant_values=1)
+        item_IX = jnp.concatenate([self.item_ID[...], self.bias_I[...][:, None]], axis=1)
+        return Vectors(user_UX, user_UX, item_IX, jnp.zeros_like(item_IX))
+
+    def weights(self) -> dict[str, jax.Array]:
+        """None."""
+        return {}

@@ -1,0 +1,84 @@
+"""Caser: convolutions over the last few items, as over an image (Tang and Wang 2018).
+
+The published model adds an embedding of the user; this one knows users by their histories alone.
+
+Letters: B rows, T places of a row, N = B * T tokens, D width, L items of a window, H items under a
+filter, F filters of a height, O places of a filter in the window, I items.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.rows import Rows
+from palr_jax.retrieval.transformer import split
+
+_INIT = nnx.initializers.normal(0.1)
+_WINDOW = 5  # the paper's Markov order L
+_ACROSS = 16  # horizontal filters of each height
+_DOWN = 4  # vertical filters
+
+
+class Caser(nnx.Module):
+    """Horizontal and vertical filters over a window, and a layer that joins what they find."""
+
+    def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
+        dim = config.dim
+        self.dropout = nnx.Dropout(config.dropout)
+        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items + 1, dim)))
+        heights = range(1, _WINDOW + 1)
+        self.across_HDF = nnx.List(
+            [nnx.Param(_INIT(rngs.params(), (height, dim, _ACROSS))) for height in heights]
+        )
+        self.across_bias_F = nnx.Param(jnp.zeros(_WINDOW * _ACROSS))
+        self.down_LF = nnx.Param(_INIT(rngs.params(), (_WINDOW, _DOWN)))
+        self.join = nnx.Linear(_WINDOW * _ACROSS + _DOWN * dim, dim, rngs=rngs)
+
+    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """What follows each token, as a vector to compare with items: [B, T, D]."""
+        keys = split(key, 2)
+        x_BTD = self.item_ID[...][rows.item_RT]
+        x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=keys[0])
+        window_BTLD = _windows(x_BTD, jnp.asarray(rows.position_RT))[:, -newest:]
+        B, T, L, D = window_BTLD.shape
+        window_NLD = window_BTLD.reshape(B * T, L, D)
+        down_NFD = jnp.einsum("nld,lf->nfd", window_NLD, self.down_LF[...])
+        filters = [kernel_HDF[...] for kernel_HDF in self.across_HDF]
+        across_NF = jax.nn.relu(_strongest(filters, window_NLD) + self.across_bias_F[...])
+        found_NF = jnp.concatenate([across_NF, down_NFD.reshape(B * T, -1)], axis=1)
+        found_NF = self.dropout(found_NF, deterministic=key is None, rngs=keys[1])
+        return jax.nn.relu(self.join(found_NF)).reshape(B, T, D)
+
+    def output_items(self) -> jax.Array:
+        """The vectors that scores are inner products with: [I, D]."""
+        return self.item_ID[...][:-1]
+
+
+def _windows(x_BTD: jax.Array, position_BT: jax.Array) -> jax.Array:
+    """The last L tokens of each token's piece, itself last, zeros before: [B, T, L, D]."""
+    shifted = []
+    for back in range(_WINDOW - 1, -1, -1):
+        there_BTD = jnp.roll(x_BTD, back, axis=1)
+        shifted.append(jnp.where((position_BT >= back)[..., None], there_BTD, 0))
+    return jnp.stack(shifted, axis=2)
+
+
+def _strongest(filters: list[jax.Array], window_NLD: jax.Array) -> jax.Array:
+    """The highest response of every filter over its places in the window: [N, sum of F].
+
+    All filters at all places are one product of matrices, each a kernel among zeros: more
+    arithmetic than many small products, and several times faster.
+    """
+    N, L, _ = window_NLD.shape
+    placed = [
+        jnp.pad(kernel_HDF, [(place, L - len(kernel_HDF) - place), (0, 0), (0, 0)])
+        for kernel_HDF in filters
+        for place in range(L - len(kernel_HDF) + 1)
+    ]
+    kernels_LDOF = jnp.stack(placed, axis=2)
+    response_NOF = jnp.einsum("nld,ldof->nof", window_NLD, kernels_LDOF)
+    places = [L - len(kernel_HDF) + 1 for kernel_HDF in filters]
+    stops = [sum(places[: index + 1]) for index in range(len(places) - 1)]
+    highest = [part.max(axis=1) for part in jnp.split(response_NOF, stops, axis=1)]
+    return jnp.concatenate(highest, axis=1).reshape(N, -1)

@@ -1,0 +1,77 @@
+"""LightGCN: embeddings smoothed over the graph of users and items (He et al. 2020).
+
+Letters: U users, I items, N interactions, D width, X = D.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.pairwise import (
+    Edges,
+    PairLoss,
+    Vectors,
+    all_inner_products,
+    inner_products,
+)
+
+_INIT = nnx.initializers.normal(0.1)
+
+
+class _Constant(nnx.Variable):
+    """The graph, which no training changes."""
+
+
+class LightGCN(nnx.Module):
+    """A score is the inner product of the means of all layers, of which there are `num_blocks`."""
+
+    loss: PairLoss = "bpr"
+    match = staticmethod(inner_products)
+    match_all = staticmethod(all_inner_products)
+
+    def __init__(
+        self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
+    ) -> None:
+        self.num_layers = config.num_blocks
+        self.user_UD = nnx.Param(_INIT(rngs.params(), (num_users, config.dim)))
+        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items, config.dim)))
+        user_degree_U = np.maximum(np.bincount(edges.user_N, minlength=num_users), 1)
+        item_degree_I = np.maximum(np.bincount(edges.item_N, minlength=num_items), 1)
+        degree_N = user_degree_U[edges.user_N] * item_degree_I[edges.item_N]
+        self.user_N = _Constant(jnp.asarray(edges.user_N))
+        self.item_N = _Constant(jnp.asarray(edges.item_N))
+        self.weight_N = _Constant(jnp.asarray(degree_N**-0.5, jnp.float32))
+        self.item_scale_I = _Constant(jnp.asarray(item_degree_I**-0.5, jnp.float32))
+
+    def vectors(self) -> Vectors:
+        """Means of the layers (equations 3 and 4).
+
+        All layers of a user but the first are sums over the user's items, so that what they come
+        to is known for a user who was not there in training.
+        """
+        user_UD, item_ID = self.user_UD[...], self.item_ID[...]
+        share = 1 / (self.num_layers + 1)
+        users_UD, items_ID, context_ID = user_UD, item_ID, jnp.zeros_like(item_ID)
+        for _ in range(self.num_layers):
+            context_ID += item_ID
+            user_UD, item_ID = self._to_users(item_ID), self._to_items(user_UD)
+            users_UD += user_UD
+            items_ID += item_ID
+        context_IX = context_ID * self.item_scale_I[...][:, None] * share
+        return Vectors(self.user_UD[...] * share, users_UD * share, items_ID * share, context_IX)
+
+    def weights(self) -> dict[str, jax.Array]:
+        """None."""
+        return {}
+
+    def _to_users(self, item_ID: jax.Array) -> jax.Array:
+        message_ND = item_ID[self.item_N[...]] * self.weight_N[...][:, None]
+        return jax.ops.segment_sum(
+            message_ND, self.user_N[...], len(self.user_UD[...]), indices_are_sorted=True
+        )
+
+    def _to_items(self, user_UD: jax.Array) -> jax.Array:
+        message_ND = user_UD[self.user_N[...]] * self.weight_N[...][:, None]
+        return jax.ops.segment_sum(message_ND, self.item_N[...], len(self.item_ID[...]))

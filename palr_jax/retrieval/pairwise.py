@@ -1,0 +1,286 @@
+"""The retrievers that see a history as a set: a vector a user, a vector an item, and a match.
+
+A user who is to get recommendations need not have been there in training: the user's vector is
+*folded in*, fitted to the history by the loss of training while all else stays as it is.
+
+Letters: U users, B users or interactions of a batch, I items, S places of a history, K items to
+match, X numbers that stand for a user or an item.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from palr_jax.data.split import Split
+from palr_jax.errors import UserError
+from palr_jax.files import read_arrays, write_arrays
+from palr_jax.ragged import Ragged
+from palr_jax.retrieval import full_ranking, loop
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.full_ranking import Scorer
+from palr_jax.retrieval.interface import TopK
+from palr_jax.retrieval.losses import compare
+from palr_jax.retrieval.step import Params, Rates, TrainState
+
+_FILE = "vectors.npz"
+_FOLD_STEPS = 12
+_FOLD_RATE = 0.2
+_FOLD_LENGTH = 1024  # newest items of a history that are fitted to
+
+PairLoss = Literal["bce", "gbce", "bpr"]
+
+
+class Edges(NamedTuple):
+    """The training interactions: interaction n joins user_N[n] and item_N[n]; int32 both."""
+
+    user_N: np.ndarray
+    item_N: np.ndarray
+
+
+class Vectors(NamedTuple):
+    """What a network makes of its parameters.
+
+    Attributes:
+        own_UX: the users' own vectors.
+        user_UX: users, the sum of their own vectors and of what their items add.
+        item_IX: items.
+        context_IX: what an item adds to the users whose history it is in, before division by the
+            square root of the history's length.
+    """
+
+    own_UX: jax.Array
+    user_UX: jax.Array
+    item_IX: jax.Array
+    context_IX: jax.Array
+
+
+class PairNetwork(Protocol):
+    """What a Flax NNX module that matches users with items has to do to be trained here.
+
+    It is made as `network(config, edges, num_users, num_items, rngs)`. A user is the sum of an own
+    vector and of what the items of the history add.
+    """
+
+    loss: PairLoss
+    """The loss that it is trained with by default."""
+
+    def vectors(self) -> Vectors:
+        """The vectors of all users and items."""
+
+    def weights(self) -> dict[str, jax.Array]:
+        """What else a match needs."""
+
+    @staticmethod
+    def match(weights: dict[str, jax.Array], user_BX: jax.Array, item_BKX: jax.Array) -> jax.Array:
+        """The scores of K items for each user: [B, K]."""
+
+    @staticmethod
+    def match_all(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
+        """The scores of the same C items for all users; `queries` has user_BX and weights."""
+
+
+class Fitted(NamedTuple):
+    """What is left of a training to recommend with.
+
+    Attributes:
+        item_IX: items.
+        context_IX: what an item adds to the users whose history it is in.
+        prior_X: the own vector of a user of whom nothing is known, the mean of all users.
+        weights: what else a match needs.
+    """
+
+    item_IX: jax.Array
+    context_IX: jax.Array
+    prior_X: jax.Array
+    weights: dict[str, jax.Array]
+
+
+class Pairwise:
+    """A retriever around a network."""
+
+    def __init__(
+        self, network: type[Any], config: RetrieverConfig, num_items: int, seed: int
+    ) -> None:
+        self._network = network
+        self._config = config
+        self._num_items = num_items
+        self._seed = seed
+        self._loss: PairLoss = _pair_loss(config, network)
+        nothing = jnp.zeros((num_items, 1))
+        self._fitted = Fitted(nothing, nothing, nothing[0], {})
+
+    def fit(self, split: Split, directory: Path) -> None:
+        """Trains until the validation NDCG@10 has not risen for `patience` epochs."""
+        config, num_items = self._config, self._num_items
+        histories, target_U = split.histories("validation"), split.targets("validation")
+        user_N = np.repeat(np.arange(split.num_users, dtype=np.int32), split.train.lengths_R)
+        edges = Edges(user_N, split.train.values_N)
+        made = self._network(config, edges, split.num_users, num_items, nnx.Rngs(self._seed))
+        graph, params, constants = nnx.split(made, nnx.Param, ...)
+        params = nnx.to_pure_dict(params)
+        rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
+        size = min(config.batch_size, max(len(user_N), 1))
+
+        def validation_ranks(params: Params) -> np.ndarray:
+            scorer = self._scorer(_fitted(graph, params, constants))
+            return full_ranking.ranks(scorer, histories, target_U, num_items)
+
+        def batches(epoch: int) -> list[Edges]:
+            rng = np.random.default_rng([self._seed, epoch])
+            # Filled up with interactions of the same epoch, so that every batch is full.
+            order_N = np.resize(rng.permutation(len(user_N)), -(-len(user_N) // size) * size)
+            return loop.cut(Edges(edges.user_N[order_N], edges.item_N[order_N]), size)
+
+        step = functools.partial(_train_step, graph, self._loss, config.negatives, rates, constants)
+        params = loop.train(
+            params, step, batches, config, split, self._seed, directory, validation_ranks
+        )
+        fitted = _fitted(graph, params, constants)
+        write_arrays(
+            directory / _FILE,
+            item_IX=fitted.item_IX, context_IX=fitted.context_IX, prior_X=fitted.prior_X,
+            **fitted.weights,
+        )  # fmt: skip
+        self.load(directory)
+
+    def load(self, directory: Path) -> None:
+        """Takes over the vectors with the best validation NDCG@10."""
+        loop.check_finished(directory, loop.settings(self._config, self._num_items, self._seed))
+        arrays = read_arrays(directory / _FILE)
+        item_IX, context_IX, prior_X = (
+            jnp.asarray(arrays.pop(name)) for name in ("item_IX", "context_IX", "prior_X")
+        )
+        weights = {name: jnp.asarray(array) for name, array in arrays.items()}
+        self._fitted = Fitted(item_IX, context_IX, prior_X, weights)
+
+    def scores(self, histories: Ragged) -> jax.Array:
+        """Matches of all items with the folded-in users."""
+        return full_ranking.scores(self._scorer(self._fitted), histories, self._num_items)
+
+    def recommend(self, histories: Ragged, k: int) -> TopK:
+        """The unseen items that match best."""
+        return full_ranking.recommend(self._scorer(self._fitted), histories, k, self._num_items)
+
+    def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
+        """Ranks by match."""
+        scorer = self._scorer(self._fitted)
+        return full_ranking.ranks(scorer, histories, target_U, self._num_items)
+
+    def _scorer(self, fitted: Fitted) -> Scorer:
+        def queries(part: Ragged) -> dict[str, Any]:
+            width = min(full_ranking.bucket(int(part.lengths_R.max(initial=1))), _FOLD_LENGTH)
+            history_BS = part.last(width, fill=self._num_items)
+            user_BX = fold_in(self._network.match, self._loss, fitted, history_BS)
+            return {"user_BX": user_BX, "weights": fitted.weights}
+
+        return Scorer(queries, fitted.item_IX, self._network.match_all)
+
+
+def inner_products(
+    weights: dict[str, jax.Array], user_BX: jax.Array, item_BKX: jax.Array
+) -> jax.Array:
+    """The match of most networks: [B, K]."""
+    return jnp.einsum("bx,bkx->bk", user_BX, item_BKX)
+
+
+def all_inner_products(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
+    """The same with the same items for all users: [B, C]."""
+    return queries["user_BX"] @ item_CX.T
+
+
+@functools.partial(jax.jit, static_argnames=("match", "loss"))
+def fold_in(
+    match: Callable[[dict[str, jax.Array], jax.Array, jax.Array], jax.Array],
+    loss: PairLoss,
+    fitted: Fitted,
+    history_BS: jax.Array,
+) -> jax.Array:
+    """Users for histories: [B, X]. A user alone gets the vector that the user gets among others.
+
+    Args:
+        match: of the network.
+        loss: what a vector is fitted by.
+        fitted: the items.
+        history_BS: items; I fills up short histories.
+    """
+    num_items, width = fitted.item_IX.shape
+    seen_BS = history_BS < num_items
+    length_B1 = jnp.maximum(seen_BS.sum(1, keepdims=True), 1)
+    take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
+    mine_BSX = take(fitted.item_IX, history_BS)
+    context_BX = take(fitted.context_IX, history_BS).sum(1) * length_B1**-0.5
+
+    def objective(own_BX: jax.Array, key: jax.Array) -> jax.Array:
+        negative_S = jax.random.randint(key, history_BS.shape[1:], 0, num_items)
+        other_BSX = jnp.broadcast_to(fitted.item_IX[negative_S], mine_BSX.shape)
+        user_BX = own_BX + context_BX
+        wanted_N = match(fitted.weights, user_BX, mine_BSX).reshape(-1)
+        other_N1 = match(fitted.weights, user_BX, other_BSX).reshape(-1, 1)
+        loss_BS = compare(loss, wanted_N, other_N1, num_items).reshape(seen_BS.shape)
+        return jnp.sum(jnp.where(seen_BS, loss_BS, 0) / length_B1)
+
+    optimizer = optax.adam(_FOLD_RATE)
+
+    def advance(index: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        own_BX, moments = state
+        gradient_BX = jax.grad(objective)(own_BX, jax.random.fold_in(jax.random.key(0), index))
+        update_BX, moments = optimizer.update(gradient_BX, moments)
+        return own_BX + update_BX, moments
+
+    own_BX = jnp.broadcast_to(fitted.prior_X, (len(history_BS), width))
+    own_BX, _ = jax.lax.fori_loop(0, _FOLD_STEPS, advance, (own_BX, optimizer.init(own_BX)))
+    return own_BX + context_BX
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "loss", "negatives"), donate_argnames="state")
+def _train_step(
+    graph: nnx.GraphDef,
+    loss: PairLoss,
+    negatives: int,
+    rates: Rates,
+    constants: nnx.State,
+    state: TrainState,
+    batch: Edges,
+    key: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One update, and the loss before it. The memory of `state` is taken over."""
+
+    def loss_at(params: Params) -> jax.Array:
+        network: Any = nnx.merge(graph, params, constants)
+        vectors = network.vectors()
+        num_items = len(vectors.item_IX)
+        negative_BK = jax.random.randint(key, (len(batch.user_N), negatives), 0, num_items)
+        shown_BK = jnp.concatenate([batch.item_N[:, None], negative_BK], axis=1)
+        score_BK = network.match(
+            network.weights(), vectors.user_UX[batch.user_N], vectors.item_IX[shown_BK]
+        )
+        hit_BK = negative_BK == batch.item_N[:, None]
+        other_BK = jnp.where(hit_BK, -jnp.inf, score_BK[:, 1:])
+        return compare(loss, score_BK[:, 0], other_BK, num_items).mean()
+
+    value, gradient = jax.value_and_grad(loss_at)(state.params)
+    return state.after(gradient, rates), value
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _fitted(graph: nnx.GraphDef, params: Params, constants: nnx.State) -> Fitted:
+    network: Any = nnx.merge(graph, params, constants)
+    vectors = network.vectors()
+    prior_X = vectors.own_UX.mean(axis=0)
+    return Fitted(vectors.item_IX, vectors.context_IX, prior_X, network.weights())
+
+
+def _pair_loss(config: RetrieverConfig, network: type[Any]) -> PairLoss:
+    kind = config.loss or network.loss
+    if kind not in get_args(PairLoss):
+        raise UserError(
+            f"retriever.loss: {config.model} is trained with bce, gbce or bpr, not with {kind}"
+        )
+    return cast(PairLoss, kind)

@@ -1,0 +1,110 @@
+"""Transformer blocks of the retrievers that attend over a history.
+
+Letters: B rows, T places of a row, Q places that ask, N = B * T tokens, D width, H heads, W width
+of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from palr_jax.retrieval.config import RetrieverConfig
+
+# Scores of a block of queries against the keys it may see fit the caches of a CPU better than all
+# scores at once, and a causal block stops at the diagonal. Measured fastest at T = 200.
+_QUERY_BLOCK = 100
+
+
+class Block(nnx.Module):
+    """Attention and a two-layer network, each on a normalised input and added to it."""
+
+    def __init__(self, config: RetrieverConfig, causal: bool, rngs: nnx.Rngs) -> None:
+        dim = config.dim
+        self.dropout = nnx.Dropout(config.dropout)
+        self.num_heads = config.num_heads
+        self.causal = causal
+        self.attention_norm = nnx.LayerNorm(dim, rngs=rngs)
+        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, use_bias=False, rngs=rngs)
+        self.mlp_norm = nnx.LayerNorm(dim, rngs=rngs)
+        self.up = nnx.Linear(dim, dim, rngs=rngs)
+        self.down = nnx.Linear(dim, dim, rngs=rngs)
+
+    def __call__(
+        self, x_BTD: jax.Array, position_BT: jax.Array, key: jax.Array | None, newest: int = 0
+    ) -> jax.Array:
+        """The tokens after this block: [B, T, D], or [B, newest, D].
+
+        Args:
+            x_BTD: tokens.
+            position_BT: place of each token in its piece, from 0.
+            key: of dropout; None for none.
+            newest: how many of the last tokens are wanted; 0 for all.
+        """
+        keys = split(key, 2)
+        B, T, D = x_BTD.shape
+        Q = newest or T
+        # Linears on [B * T, D]: on [B, T, D] the backward pass on CPU copies the whole gradient.
+        qkv_ND = self.qkv(self.attention_norm(x_BTD.reshape(B * T, D)))
+        qkv_3BHTW = qkv_ND.reshape(B, T, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        q_BHQW, k_BHTW, v_BHTW = qkv_3BHTW[0][:, :, T - Q :], qkv_3BHTW[1], qkv_3BHTW[2]
+        mixed_BHQW = attend(q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal)
+        mixed_ND = self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * Q, D))
+        x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)
+        x_ND += self.dropout(mixed_ND, deterministic=key is None, rngs=keys[0])
+        inner_ND = self.down(jax.nn.relu(self.up(self.mlp_norm(x_ND))))
+        x_ND += self.dropout(inner_ND, deterministic=key is None, rngs=keys[1])
+        return x_ND.reshape(B, Q, D)
+
+
+def attend(
+    q_BHQW: jax.Array, k_BHTW: jax.Array, v_BHTW: jax.Array, position_BT: jax.Array, causal: bool
+) -> jax.Array:
+    """Attention of the last Q tokens over their pieces: [B, H, Q, W].
+
+    A token sees the tokens of its own piece: up to itself if `causal`, else all of them.
+
+    Args:
+        q_BHQW: queries.
+        k_BHTW: keys.
+        v_BHTW: values.
+        position_BT: place of each token in its piece, from 0.
+        causal: whether a token sees what comes after it.
+    """
+    T, W = k_BHTW.shape[2:]
+    queries = q_BHQW.shape[2]
+    first_BT, last_BT = _piece(position_BT, causal)
+    blocks = []
+    for start in range(T - queries, T, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, T)
+        keys = stop if causal else T
+        column_S = jnp.arange(keys)
+        visible_BQS = (column_S >= first_BT[:, start:stop, None]) & (
+            column_S <= last_BT[:, start:stop, None]
+        )
+        q_BHQW_block = q_BHQW[:, :, start - T + queries : stop - T + queries] * W**-0.5
+        score_BHQS = jnp.einsum("bhqw,bhsw->bhqs", q_BHQW_block, k_BHTW[:, :, :keys])
+        score_BHQS = jnp.where(visible_BQS[:, None], score_BHQS, -1e30)
+        highest_BHQ1 = jax.lax.stop_gradient(score_BHQS.max(-1, keepdims=True))
+        share_BHQS = jnp.exp(score_BHQS - highest_BHQ1)
+        # Dividing [.., W] by the softmax's denominator instead of [.., S] saves a pass over scores.
+        mixed_BHQW = jnp.einsum("bhqs,bhsw->bhqw", share_BHQS, v_BHTW[:, :, :keys])
+        blocks.append(mixed_BHQW / share_BHQS.sum(-1, keepdims=True))
+    return jnp.concatenate(blocks, axis=2)
+
+
+def _piece(position_BT: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
+    """The first and the last column that each token sees: int32 [B, T] both."""
+    T = position_BT.shape[1]
+    column_T = jnp.arange(T)
+    first_BT = column_T - position_BT
+    if causal:
+        return first_BT, jnp.broadcast_to(column_T, first_BT.shape)
+    start_BT = jnp.where(position_BT == 0, column_T, T)
+    next_BT = jax.lax.cummin(start_BT, axis=1, reverse=True)  # the first piece from here on
+    return first_BT, jnp.concatenate([next_BT[:, 1:], jnp.full_like(next_BT[:, :1], T)], 1) - 1
+
+
+def split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """Keys for several dropouts; None stays None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

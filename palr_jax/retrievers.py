@@ -1,0 +1,85 @@
+"""Retrievers of a run: trained in its directory, proposing candidates, compared with each other.
+
+Letters: U users, I items.
+"""
+
+import json
+import shutil
+from typing import Any, get_args
+
+import numpy as np
+
+from palr_jax.config import Config
+from palr_jax.data import prepare as preparing
+from palr_jax.data.split import Part, Split
+from palr_jax.evaluation.metrics import hit_rate, ndcg, summary
+from palr_jax.files import read_arrays, write_arrays, write_json
+from palr_jax.progress import say
+from palr_jax.retrieval import loop
+from palr_jax.retrieval.config import Model, RetrieverConfig
+from palr_jax.retrieval.models import MODELS, ROW_NAMES
+from palr_jax.run_directory import RunDirectory
+
+
+def settings_of(config: Config, model: Model) -> RetrieverConfig:
+    """The settings of any model: the run's own, or its entry in `tuned` over the defaults."""
+    if model == config.retriever.model:
+        return config.retriever
+    values = {"candidates": config.retriever.candidates, **config.tuned.get(model, {})}
+    return RetrieverConfig(model=model, **values)
+
+
+def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> None:
+    """Trains a model, or takes it as it is if it is trained, and writes its candidates.
+
+    A model that was trained with other settings is trained anew.
+    """
+    settings, directory = settings_of(config, model), run.retriever(model)
+    wanted = loop.settings(settings, split.num_items, config.seed)
+    found = loop.found_settings(directory)
+    if found is not None and any(found.get(key) != value for key, value in wanted.items()):
+        say(f"{ROW_NAMES[model]}: trained before with other settings, starts anew")
+        shutil.rmtree(directory)
+    retriever = MODELS[model](settings, split.num_items, config.seed)
+    retriever.fit(split, directory)
+    arrays: dict[str, np.ndarray] = {}
+    for part in get_args(Part):
+        histories = split.histories(part)
+        top = retriever.recommend(histories, settings.candidates)
+        arrays[f"{part}_items"], arrays[f"{part}_scores"] = top.item_UK, top.score_UK
+        arrays[f"{part}_rank"] = retriever.target_ranks(histories, split.targets(part))
+    write_arrays(run.candidates(model), **arrays)
+    rank_U = arrays["test_rank"]
+    recall = hit_rate(rank_U, settings.candidates).mean()
+    say(
+        f"{ROW_NAMES[model]}: test HR@10 {hit_rate(rank_U, 10).mean():.4f}, NDCG@10 "
+        f"{ndcg(rank_U, 10).mean():.4f}, Recall@{settings.candidates} {recall:.4f}"
+    )
+
+
+def compare(config: Config, run: RunDirectory) -> list[dict[str, Any]]:
+    """Trains all retrievers, writes retrievers.json, and returns its rows."""
+    split = preparing.load(run.data).split
+    rows = []
+    for model in MODELS:
+        propose(config, run, model, split)
+        rows.append(_row(config, run, model, split))
+        write_json(run.retrievers, {"seed": config.seed, "rows": rows})
+    return rows
+
+
+def _row(config: Config, run: RunDirectory, model: Model, split: Split) -> dict[str, Any]:
+    """Test metrics over all users, the share of the catalog in the slates, and what it took."""
+    arrays = read_arrays(run.candidates(model))
+    rank_U, candidates = arrays["test_rank"], config.retriever.candidates
+    curve = run.retriever(model) / "curve.jsonl"
+    epochs = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
+    return {
+        "model": ROW_NAMES[model],
+        "users": split.num_users,
+        **{name: round(value, 6) for name, value in summary(rank_U).items()},
+        f"Recall@{candidates}": round(float(hit_rate(rank_U, candidates).mean()), 6),
+        "coverage@10": round(len(np.unique(arrays["test_items"][:, :10])) / split.num_items, 6),
+        "epochs": len(epochs),
+        "minutes": round(sum(line["seconds"] for line in epochs) / 60, 1),
+    }

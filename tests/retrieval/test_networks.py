@@ -1,0 +1,155 @@
+"""What holds for every network that reads histories in order, and what each is on its own."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from palr_jax.ragged import Ragged
+from palr_jax.retrieval.bert4rec import BERT4Rec
+from palr_jax.retrieval.caser import Caser
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.gru4rec import GRU4Rec
+from palr_jax.retrieval.rows import NEXT_ITEM, Rows
+from palr_jax.retrieval.sasrec import SASRec
+
+ITEMS, T = 20, 6
+CONFIG = RetrieverConfig(dim=8, num_blocks=2, num_heads=2, length=T, dropout=0.5)
+NETWORKS = [BERT4Rec, Caser, GRU4Rec, SASRec]
+CAUSAL = [Caser, GRU4Rec, SASRec]
+ONE_PIECE = [[0, 1, 2, 3, 4, 5]]
+
+every = pytest.mark.parametrize("made", NETWORKS, ids=lambda made: made.__name__)
+causal = pytest.mark.parametrize("made", CAUSAL, ids=lambda made: made.__name__)
+
+
+def use(made: Callable[..., nnx.Module], items: list[list[int]], places: list[list[int]]) -> object:
+    return made(CONFIG, ITEMS, nnx.Rngs(0))(rows_of(items, places), None)
+
+
+def rows_of(items: list[list[int]], positions: list[list[int]]) -> Rows:
+    item_RT = np.array(items, np.int32)
+    return Rows(item_RT, np.array(positions, np.int32), np.zeros_like(item_RT))
+
+
+@causal
+def test_a_token_sees_nothing_after_it(made) -> None:
+    early = use(made, [[20, 1, 2, 3, 4, 5]], ONE_PIECE)
+    late = use(made, [[20, 1, 2, 9, 9, 9]], ONE_PIECE)
+    np.testing.assert_allclose(early[:, :3], late[:, :3], atol=1e-6)
+    assert (jnp.abs(early[:, 3:] - late[:, 3:]).max(-1) > 1e-5).all()
+
+
+def test_bert4rec_sees_what_comes_after() -> None:
+    one = use(BERT4Rec, [[20, 1, 2, 3, 4, 5]], ONE_PIECE)
+    other = use(BERT4Rec, [[20, 1, 2, 3, 4, 9]], ONE_PIECE)
+    assert (jnp.abs(one - other).max(-1) > 1e-5).all()
+
+
+@every
+def test_the_last_token_sees_all_of_its_piece(made) -> None:
+    if made is Caser:
+        pytest.skip("sees a window")
+    one = use(made, [[20, 1, 2, 3, 4, 5]], ONE_PIECE)
+    other = use(made, [[19, 1, 2, 3, 4, 5]], ONE_PIECE)
+    assert jnp.abs(one - other)[0, -1].max() > 1e-6
+
+
+@every
+def test_pieces_of_a_row_do_not_see_each_other(made) -> None:
+    row = [[3, 4, 20, 7, 8, 9]]
+    packed = use(made, row, [[0, 1, 0, 1, 2, 3]])
+    first = use(made, [[3, 4, 1, 1, 1, 1]], [[0, 1, 0, 1, 2, 3]])
+    second = use(made, [[1, 1, 20, 7, 8, 9]], [[0, 1, 0, 1, 2, 3]])
+    np.testing.assert_allclose(packed[:, :2], first[:, :2], atol=1e-6)
+    np.testing.assert_allclose(packed[:, 2:], second[:, 2:], atol=1e-6)
+
+
+@every
+def test_the_newest_alone_are_those_of_all(made) -> None:
+    model = made(CONFIG, ITEMS, nnx.Rngs(0))
+    rows = rows_of([[20, 1, 2, 3, 4, 5], [3, 4, 20, 7, 8, 9]], [*ONE_PIECE, [0, 1, 0, 1, 2, 3]])
+    np.testing.assert_allclose(model(rows, None, newest=2), model(rows, None)[:, -2:], atol=1e-6)
+
+
+@causal
+def test_using_the_network_gives_what_training_saw(made) -> None:
+    model = made(CONFIG, ITEMS, nnx.Rngs(0))
+    used = model(NEXT_ITEM.inference(Ragged.from_rows([[7, 8, 9], []]), ITEMS, T), None)[:, -1]
+    trained = use(made, [[20, 7, 8, 9, 1, 1]], [[0, 1, 2, 3, 0, 1]])
+    np.testing.assert_allclose(used[0], trained[0, 3], atol=1e-6)
+    np.testing.assert_allclose(used[1], trained[0, 0], atol=1e-6)
+
+
+@every
+def test_dropout_follows_its_key(made) -> None:
+    rows, model = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE), made(CONFIG, ITEMS, nnx.Rngs(0))
+    one, two = jax.random.key(1), jax.random.key(2)
+    np.testing.assert_array_equal(model(rows, one), model(rows, one))
+    assert (model(rows, one) != model(rows, two)).any()
+    assert (model(rows, one) != model(rows, None)).any()
+
+
+@every
+def test_every_parameter_learns(made) -> None:
+    graph, params = nnx.split(made(CONFIG, ITEMS, nnx.Rngs(0)), nnx.Param)
+    rows = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: nnx.State) -> jax.Array:
+        model = nnx.merge(graph, params)
+        return jnp.sum(jnp.tanh(model(rows, None) @ model.output_items().T))
+
+    assert all(leaf.any() for leaf in jax.tree.leaves(gradient(params)))
+
+
+@every
+def test_the_start_token_is_not_an_item(made) -> None:
+    assert made(CONFIG, ITEMS, nnx.Rngs(0)).output_items().shape == (ITEMS, CONFIG.dim)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def test_gru_is_that_of_its_equations() -> None:
+    config = RetrieverConfig(dim=4, num_blocks=1, length=T)
+    model = GRU4Rec(config, ITEMS, nnx.Rngs(1))
+    (layer,) = model.layers
+    weights = [np.asarray(layer.input.kernel[...]), np.asarray(layer.recurrent.kernel[...])]
+    state_D, expected = np.zeros(4), []
+    for item in [20, 3, 4]:
+        x_G = np.asarray(model.item_ID[...])[item] @ weights[0]
+        h_G = state_D @ weights[1]  # the biases are zero at first
+        reset_D, update_D = sigmoid(x_G[:4] + h_G[:4]), sigmoid(x_G[4:8] + h_G[4:8])
+        new_D = np.tanh(x_G[8:] + reset_D * h_G[8:])
+        state_D = update_D * state_D + (1 - update_D) * new_D
+        expected.append(state_D @ np.asarray(model.out.kernel[...]))
+    found = model(rows_of([[20, 3, 4]], [[0, 1, 2]]), None)
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+def test_caser_is_that_of_its_equations() -> None:
+    config = RetrieverConfig(dim=4, length=T)
+    model = Caser(config, ITEMS, nnx.Rngs(1))
+    items, expected = [20, 3, 4, 7, 8, 9], []
+    vectors_TD = np.asarray(model.item_ID[...])[items]
+    for now in range(len(items)):
+        window_LD = np.concatenate([np.zeros((5, 4)), vectors_TD])[now + 1 : now + 6]
+        found = []
+        for kernel in model.across_HDF:
+            kernel_HDF = np.asarray(kernel[...])
+            height = len(kernel_HDF)
+            response_OF = [
+                np.einsum("hd,hdf->f", window_LD[place : place + height], kernel_HDF)
+                for place in range(6 - height)
+            ]
+            found.append(np.maximum(np.max(response_OF, axis=0), 0))
+        found.append((window_LD.T @ np.asarray(model.down_LF[...])).T.reshape(-1))
+        joined_D = np.concatenate(found) @ np.asarray(model.join.kernel[...])
+        expected.append(np.maximum(joined_D, 0))
+    np.testing.assert_allclose(model(rows_of([items], ONE_PIECE), None)[0], expected, atol=1e-5)
