@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before JAX is imported: several devices on one machine, as on a pod; and programs that several
@@ -12,6 +13,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,10 +21,20 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.tokenizer import Tokenizer, train_tokenizer
+from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.llm.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
+from palr_jax.retrieval import full_ranking
 
 KINDS = ("Comedy", "Drama", "Horror")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_device_ranks() -> Iterator[None]:
+    """Rankings run on one device, as most users' do: compiling for eight takes thrice as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(full_ranking, "_devices", lambda: jax.local_devices()[:1])
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +60,9 @@ def tokenizer(catalog: Catalog) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def instruct_config() -> InstructConfig:
-    return InstructConfig(history=5, label=4, candidates=12, length=400)
+    return InstructConfig(
+        history=5, label=4, candidates=12, enrich_history=0, enrich_label=0, swap=0, length=400
+    )
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def _seen(part: Ragged, num_items: int) -> np.ndarray:
 
 def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
     """The items over all devices of this process, padded so that all have equally many chunks."""
-    devices = np.array(jax.local_devices())
+    devices = np.array(_devices())
     mesh = Mesh(devices, (_AXIS,))
     shard = -(-num_items // len(devices))
     number = -(-shard // _ITEMS)
@@ -166,6 +166,11 @@ def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
         return jax.device_put(padded, sharding)
 
     return mesh, jax.tree.map(place, items)
+
+
+def _devices() -> list[jax.Device]:
+    """Every process ranks for itself, over the devices that it holds."""
+    return jax.local_devices()
 
 
 @functools.partial(jax.jit, static_argnames=("score", "mesh", "k"))

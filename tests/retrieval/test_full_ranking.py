@@ -77,6 +77,7 @@ def test_ranks_are_average_ranks_and_the_best_come_first(seed: int, k: int) -> N
 @pytest.mark.parametrize("k", [1, 30])
 def test_items_in_chunks_on_several_devices(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     assert len(jax.local_devices()) == 8
+    monkeypatch.setattr(full_ranking, "_devices", jax.local_devices)
     monkeypatch.setattr(full_ranking, "_ITEMS", 7)  # 101 items: 13 on a device, in two chunks
     full_ranking._rank.clear_cache()
     World(3, users=40, items=101, longest=60).check(k)
