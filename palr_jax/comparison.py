@@ -21,10 +21,9 @@ from palr_jax.files import read_arrays, read_json, write_arrays, write_json, wri
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ranker import Ranker, load_ranker
 from palr_jax.retrieval.config import Model
+from palr_jax.retrieval.models import ROW_NAMES
 from palr_jax.run_directory import RunDirectory
 
-# How the models are called in tables.
-ROW_NAMES = {"popularity": "Popularity", "sasrec": "SASRec"}
 _BASELINE: Model = "popularity"
 _EXAMPLES = 5
 
@@ -68,7 +67,13 @@ def evaluate(config: Config, run: RunDirectory) -> None:
     }
     write_arrays(run.slates, **slates)
     write_text(
-        run.report, render(results, _charts(config, run), _examples(config, run, prepared, slates))
+        run.report,
+        render(
+            results,
+            _charts(config, run),
+            run.instructions.read_text("utf-8"),
+            _examples(config, run, prepared, slates),
+        ),
     )
     write_json(run.results, results)
 
@@ -164,6 +169,8 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
         f"{config.evaluate.bootstrap:,} resamples",
         "seed": str(config.seed),
     }
+    if config.profile.kind == "llm":
+        protocol["profiles"] = run.profile_sources()
     if run.fusion.exists():
         weight = read_json(run.fusion)["weight"]
         protocol["fusion"] = (

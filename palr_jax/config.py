@@ -16,7 +16,7 @@ from palr_jax.data.config import DataConfig
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig, ProfileConfig
 from palr_jax.llm.config import LoRAConfig
-from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.config import Model, RetrieverConfig
 from palr_jax.training.config import FinetuneConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -61,8 +61,11 @@ class RankerConfig:
     """Which LLaMA ranks.
 
     Attributes:
-        weights: a Hugging Face folder to start from; without one a small model is trained.
-        tokenizer: a SentencePiece `tokenizer.model`; by default the one in `weights`.
+        weights: a Hugging Face folder, a GGUF file or what `palr import-weights` has written;
+            without it a small model is trained.
+        dtype: of the frozen weights beneath adapters; what is trained is always float32.
+        tokenizer: a SentencePiece `tokenizer.model`, a Hugging Face `tokenizer.json`, or a folder
+            with one of them; by default the one in `weights`.
         size: the shape of the small model, unused with `weights`.
         lora: adapters to train on frozen weights; without them all weights are trained.
         variants: PALR_v1 is tuned on the task Recommend alone, PALR_v2 on both tasks.
@@ -70,11 +73,18 @@ class RankerConfig:
     """
 
     weights: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
     tokenizer: str | None = None
     size: SizeConfig = field(default_factory=SizeConfig)
     lora: LoRAConfig | None = None
     variants: tuple[Variant, ...] = ("PALR_v1", "PALR_v2")
     retrieval_share: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32" and not (self.weights and self.lora):
+            raise ValueError(
+                f"dtype {self.dtype} is for weights that stay as they are: set weights and lora"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ class Config:
         seed: of everything random.
         data: the interactions.
         retriever: who proposes the candidates.
+        tuned: per model, values over those of `retriever` when that model is chosen.
         profile: the profile sentence.
         instruct: the instruction data.
         ranker: the LLaMA.
@@ -113,6 +124,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    tuned: dict[Model, dict[str, Any]] = field(default_factory=dict)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     instruct: InstructConfig = field(default_factory=InstructConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
@@ -120,6 +132,14 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        for model, values in self.tuned.items():
+            _check_keys(values, "tuned", RetrieverConfig, f"{model}.")
+            try:
+                TypeAdapter(RetrieverConfig).validate_python({**values, "model": model})
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(["tuned", model, *map(str, first["loc"])])
+                raise UserError(f"{where}: {first['msg']}, not {first['input']!r}") from None
         if self.finetune.length < self.instruct.length:
             raise ValueError(
                 f"finetune.length ({self.finetune.length}) must be at least "
@@ -147,6 +167,7 @@ def load_config(path: Path, overrides: dict[str, str]) -> Config:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no config: it must map keys to values, as configs/*.yaml do")
     _check_keys(raw, str(path))
+    _choose_tuned(raw, overrides)
     for key, text in overrides.items():
         _put(raw, key, _scalar(key, text))
     return parse_config(raw, str(path))
@@ -226,6 +247,14 @@ def _check_keys(raw: dict[str, Any], where: str, schema: type = Config, prefix: 
         section, _ = _section(hints[key])
         if section is not None and isinstance(value, dict):
             _check_keys(value, where, section, f"{prefix}{key}.")
+
+
+def _choose_tuned(raw: dict[str, Any], overrides: dict[str, str]) -> None:
+    """Puts the tuned values of the chosen retriever into its section, under the command line's."""
+    section, tuned = raw.get("retriever", {}), raw.get("tuned", {})
+    if isinstance(section, dict) and isinstance(tuned, dict):
+        model = overrides.get("retriever.model", section.get("model"))
+        raw["retriever"] = {**section, **(tuned.get(model) or {})}
 
 
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:

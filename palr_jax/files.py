@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,3 +78,31 @@ def fingerprint(value: Any) -> str:
     """A short hash of a JSON-like value, equal for equal values whatever their key order."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def require_new(folder: Path) -> None:
+    """Checks that nothing stands where a folder is to be written.
+
+    Raises:
+        UserError: `folder` is a file, or a folder that holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: name another place or delete it")
+
+
+@contextmanager
+def creating(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `folder`, renamed to it once the block has succeeded.
+
+    Raises:
+        UserError: `folder` is a file, or a folder that holds something already.
+    """
+    require_new(folder)
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -45,7 +45,19 @@ class Ragged:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Ragged":
         """The given rows, in the given order."""
-        return Ragged.from_rows([self[int(row)] for row in rows])
+        row_K = np.asarray(rows, np.int64)
+        return Ragged.from_lengths(
+            self.join(row_K), self.offsets_R1[row_K + 1] - self.offsets_R1[row_K]
+        )
+
+    def join(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The values of the given rows end to end, [sum of their lengths]."""
+        row_K = np.asarray(rows, np.int64)
+        start_K = self.offsets_R1[row_K]
+        length_K = self.offsets_R1[row_K + 1] - start_K
+        end_K = np.cumsum(length_K)
+        shift_K = start_K - end_K + length_K
+        return self.values_N[np.repeat(shift_K, length_K) + np.arange(length_K.sum())]
 
     def last(self, width: int, fill: int) -> np.ndarray:
         """The last `width` values of each row, right-aligned and padded on the left: [R, width]."""

@@ -21,10 +21,11 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.instruct.templates import item_text, profile_text, template
-from palr_jax.llm import huggingface
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
-from palr_jax.llm.tokenizer import Tokenizer, train_tokenizer
+from palr_jax.llm.loading import load, tokenizer_of
+from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.progress import progress
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
@@ -38,12 +39,15 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
     """The tokenizer of a ranker: the given one, that of its weights, or one made for the catalog.
 
     Raises:
-        UserError: the named file is missing or not a SentencePiece model.
+        UserError: the named tokenizer is missing or cannot be read, or the weights have none.
     """
     if config.tokenizer:
-        return Tokenizer.from_file(Path(config.tokenizer))
+        return load_tokenizer(Path(config.tokenizer))
     if config.weights:
-        return Tokenizer.from_file(Path(config.weights) / "tokenizer.model")
+        tokenizer = tokenizer_of(Path(config.weights))
+        if tokenizer is None:
+            raise UserError(f"{config.weights} has no tokenizer: name one in ranker.tokenizer")
+        return tokenizer
     kinds = sorted({name.lower() for row in catalog.categories for name in row})
     parts = template(instruct)
     texts = [
@@ -51,7 +55,7 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
             item_text(instruct, *item)
             for item in zip(catalog.item_ids, catalog.titles, strict=True)
         ),
-        *(profile_text((kind,), instruct.item_kind) for kind in kinds),
+        *(profile_text(instruct, (kind,)) for kind in kinds),
         parts.recommend,
         parts.recommend_retrieval,
         parts.history,
@@ -81,11 +85,11 @@ def make_model(config: RankerConfig, vocab_size: int, max_length: int, seed: int
             max_length=max_length,
         )
         return Llama(shape, nnx.Rngs(params=seed), config.lora)
-    model = huggingface.load(Path(config.weights), config.lora, seed)
+    model, _ = load(config.weights, config.dtype, config.lora, seed)
     if model.config.vocab_size < vocab_size:
         raise UserError(
             f"{config.weights} knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}: "
-            "name the tokenizer.model that belongs to the weights in ranker.tokenizer"
+            "name the tokenizer that belongs to the weights in ranker.tokenizer"
         )
     if model.config.max_length < max_length:
         raise UserError(

@@ -117,7 +117,7 @@ class Recommender:
         top = self._retriever.recommend(known, self._config.retriever.candidates)
         candidates_UC, retriever_UC = np.asarray(top.item_UK), np.asarray(top.score_UK)
         profiles = keyword_profiles(
-            known, self._categories, self._config.profile, self._config.instruct.item_kind
+            known, self._categories, self._config.profile, self._config.instruct
         )
         ranker_UC = self._ranker.score(known, profiles, candidates_UC, "rank")
         fused_UC = fusion.fuse(retriever_UC, ranker_UC, self._weight)

@@ -5,7 +5,9 @@ stages.json                per stage: fingerprint of what it was made from, done
 data/                      catalog and split
 retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line a user
-ranker/                    tokenizer.model, items.npz (tokens of every item)
+negatives/<mark>/          a retriever of the other users and what it proposes (if configured)
+ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
+                           instructions.txt (some of them, and statistics)
 ranker/<variant>/<step>/   Orbax checkpoints
 metrics.jsonl              one line a logged step
 fusion.json                the weight of the ranker beside the retriever
@@ -36,7 +38,7 @@ from palr_jax.files import (
     write_json,
     write_text,
 )
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
 
@@ -51,13 +53,15 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.data = path / "data"
         self.profiles = path / "profiles.jsonl"
+        self.negatives = path / "negatives"
         self.ranker = path / "ranker"
-        self.tokenizer = self.ranker / "tokenizer.model"
         self.items = self.ranker / "items.npz"
+        self.instructions = self.ranker / "instructions.txt"
         self.metrics = path / "metrics.jsonl"
         self.fusion = path / "fusion.json"
         self.slates = path / "slates.npz"
         self.results = path / "results.json"
+        self.retrievers = path / "retrievers.json"
         self.report = path / "report.html"
         self._stages = path / "stages.json"
 
@@ -115,6 +119,15 @@ class RunDirectory:
         ]
         write_text(self.profiles, "".join(f"{line}\n" for line in lines))
 
+    def profile_sources(self) -> str:
+        """How many profiles an LLM wrote, and for how many its answer could not be read."""
+        lines = [json.loads(line) for line in self.profiles.read_text("utf-8").splitlines()]
+        written = sum(line.get("from") == "llm" for line in lines)
+        return (
+            f"{written:,} of {len(lines):,} by the LLM, {len(lines) - written:,} from categories, "
+            "since its answer named no keyword"
+        )
+
     def read_profiles(self) -> list[str]:
         """The profile sentence of every user, in the order of the split.
 
@@ -131,8 +144,9 @@ class RunDirectory:
 
     def write_tokens(self, tokenizer: Tokenizer, items: Ragged) -> None:
         """Writes the tokenizer and the tokens of every item."""
-        with replacing(self.tokenizer) as temporary:
-            temporary.write_bytes(tokenizer.model)
+        for name, content in tokenizer.files().items():
+            with replacing(self.ranker / name) as temporary:
+                temporary.write_bytes(content)
         write_arrays(self.items, tokens_N=items.values_N, offsets_I1=items.offsets_R1)
 
     def read_tokens(self) -> tuple[Tokenizer, Ragged]:
@@ -142,7 +156,7 @@ class RunDirectory:
             UserError: a file is missing or damaged.
         """
         arrays = read_arrays(self.items)
-        return Tokenizer.from_file(self.tokenizer), Ragged(arrays["tokens_N"], arrays["offsets_I1"])
+        return load_tokenizer(self.ranker), Ragged(arrays["tokens_N"], arrays["offsets_I1"])
 
     def is_done(self, stage: str, made_from: Any) -> bool:
         """Whether a stage has finished with exactly these inputs."""

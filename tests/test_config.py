@@ -43,6 +43,21 @@ def test_a_config_survives_yaml(file: Path) -> None:
     assert again != Config(name="x")
 
 
+def test_the_tuned_values_of_the_chosen_retriever_count(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "name: x\nretriever: {model: sasrec, dim: 8, length: 30}\n"
+        "tuned: {sasrec: {dim: 16}, gru4rec: {dim: 32, dropout: 0.5}}\n"
+    )
+    assert load_config(path, {}).retriever.dim == 16
+    other = load_config(path, {"retriever.model": "gru4rec", "retriever.dropout": "0.1"})
+    assert (other.retriever.dim, other.retriever.length, other.retriever.dropout) == (32, 30, 0.1)
+    assert load_config(path, {"retriever.model": "caser"}).retriever.dim == 8
+    # What a run directory keeps is resolved; the tuned values do not come over it once more.
+    kept = to_dict(load_config(path, {"retriever.dim": "4"}))
+    assert parse_config(kept, "here").retriever.dim == 4
+
+
 def test_every_key_is_an_option() -> None:
     keys = dict(option_keys())
     assert keys["retriever.candidates"] == "50"
@@ -94,6 +109,9 @@ def test_a_wrong_value_is_one_clear_line(file: Path, key: str, value: str, compl
         ("", "c.yaml holds no config"),
         ("seed: 1\n", "name: field required"),
         ("name: x\nranker:\n  lora:\n    rnak: 3\n", "unknown key ranker.lora.rnak"),
+        ("name: x\ntuned: {caser: {dims: 3}}\n", "unknown key caser.dims; did you mean dim?"),
+        ("name: x\ntuned: {caser: {dim: 0}}\n", "tuned.caser.dim: Input should be greater"),
+        ("name: x\ntuned: {pop: {dim: 1}}\n", "tuned: input should be 'popularity'"),
         ("name: x\ndata:\n", "data: input should be a dictionary"),
     ],
 )

@@ -30,6 +30,9 @@ def test_take(rows: list[list[int]], data: st.DataObject) -> None:
     chosen = data.draw(st.lists(index, max_size=5 if rows else 0))
     taken = Ragged.from_rows(rows).take(chosen)
     assert [row.tolist() for row in taken] == [rows[row] for row in chosen]
+    joined = Ragged.from_rows(rows).join(chosen)
+    assert joined.tolist() == [value for row in chosen for value in rows[row]]
+    assert joined.dtype == np.int32
 
 
 @given(ROWS, st.integers(0, 7))

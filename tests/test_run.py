@@ -113,6 +113,8 @@ def test_the_report_is_one_file_with_the_table_and_examples(world: Path) -> None
     assert "http" not in text.replace("http://www.w3.org", "")
     assert text.count("data:image/svg+xml") == 2
     assert "The candidate movies are:" in text
+    assert "label tokens" in text
+    assert "Recommendations:\n«&quot;Story, " in text
     assert "&quot;Story, " in text
 
 
@@ -247,7 +249,7 @@ def test_the_api_gives_probabilities_over_the_candidates(world: Path) -> None:
         ),
         (
             ["run", "--config", "tiny.yaml", "--ranker.weights", "nowhere"],
-            "cannot read the tokenizer nowhere/tokenizer.model",
+            "nowhere is missing: name a Hugging Face folder or a GGUF file",
         ),
         (
             ["run", "--config", "tiny.yaml", "--finetune.label_length", "16"],

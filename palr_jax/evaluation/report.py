@@ -72,9 +72,19 @@ class SlateExample:
 
 
 def render(
-    results: dict[str, Any], charts: Sequence[Chart], examples: Sequence[SlateExample]
+    results: dict[str, Any],
+    charts: Sequence[Chart],
+    instructions: str,
+    examples: Sequence[SlateExample],
 ) -> str:
-    """The page as HTML; `results` is what results.json holds."""
+    """The page as HTML.
+
+    Args:
+        results: what results.json holds.
+        charts: of the training of rankers and retriever.
+        instructions: statistics and some examples of what rankers are tuned on.
+        examples: slates of some users.
+    """
     title = f"PALR on {results['dataset']}"
     protocol = "".join(
         f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
@@ -90,6 +100,7 @@ def render(
         _paper_table(),
         "<h2>Training</h2>",
         *(_image(chart) for chart in charts if chart.curves),
+        f"<details><summary>Instructions</summary><pre>{_text(instructions)}</pre></details>",
         "<h2>Examples</h2>",
         *(_example(example) for example in examples),
     ]
@@ -174,3 +185,18 @@ def _example(example: SlateExample) -> str:
         f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<details><summary>Prompt</summary><pre>{_text(example.prompt)}</pre></details>"
     )
+
+
+def retriever_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Column → text of a row of the comparison of retrievers, the paper's numbers at the end."""
+    cells = {"model": str(row["model"])}
+    for name, value in row.items():
+        if isinstance(value, float):
+            cells[name] = f"{value:.1f}" if name == "minutes" else f"{value:.4f}"
+        elif name == "epochs":
+            cells[name] = str(value)
+    for dataset, rows in PAPER.items():
+        published = rows.get(row["model"])
+        text = "{:.4f} / {:.4f}".format(*published) if published else ""
+        cells[f"paper, {dataset}"] = text
+    return cells

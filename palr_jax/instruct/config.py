@@ -1,6 +1,8 @@
 """What instructions say and how many of them there are."""
 
-from dataclasses import dataclass
+import dataclasses
+import string
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,12 +15,63 @@ class ProfileConfig:
     """How the profile sentence of a user is made.
 
     Attributes:
-        kind: keywords, from the categories of the user's training items; none leaves it out.
+        kind: keywords, from the categories of the user's training items; llm, by a LLaMA that
+            is asked for keywords (paper, Figure 2), where its answer cannot be read by the
+            categories; none leaves it out.
         keywords: how many keywords at most.
+        weights: for llm, a LLaMA that follows instructions: what `ranker.weights` takes.
+        batch_size: for llm, users at a time.
+        new_tokens: for llm, longest answer in tokens.
     """
 
-    kind: Literal["keywords", "none"] = "keywords"
+    kind: Literal["keywords", "llm", "none"] = "keywords"
     keywords: Annotated[int, Field(ge=1)] = 3
+    weights: str | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    new_tokens: Annotated[int, Field(ge=8)] = 64
+
+    def __post_init__(self) -> None:
+        if self.kind == "llm" and not self.weights:
+            raise ValueError("kind llm needs a LLaMA: name it in profile.weights")
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """The wording of instructions; by default the paper's (Table 1 and section 3.3).
+
+    A part may use {count} (items to recommend), {kind} and {verb} (`instruct.item_kind` and
+    `instruct.verb`), and `profile` also {keywords}. Every part ends its line; an empty one is
+    left out.
+
+    Attributes:
+        recommend: the instruction of the task Recommend.
+        recommend_retrieval: the instruction of the task Recommend_Retrieval.
+        profile: the sentence about what the user likes.
+        history: stands before the history items.
+        candidates: stands before the candidates.
+        answer: stands before the label.
+    """
+
+    recommend: str = "Recommend {count} other {kind} based on the user's history."
+    recommend_retrieval: str = (
+        "Recommend {count} other {kind} based on the user's history from the candidate list."
+    )
+    profile: str = "The user enjoys {keywords} {kind}."
+    history: str = "The user {verb} these {kind}:"
+    candidates: str = "The candidate {kind} are:"
+    answer: str = "Recommendations:"
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            known = {"count", "kind", "verb"} | ({"keywords"} if entry.name == "profile" else set())
+            try:
+                parsed = list(string.Formatter().parse(getattr(self, entry.name)))
+            except ValueError as error:
+                raise ValueError(f"{entry.name}: {error}; write {{{{ for a brace") from None
+            for _, name, _, _ in parsed:
+                if name is not None and name not in known:
+                    choices = ", ".join(f"{{{word}}}" for word in sorted(known))
+                    raise ValueError(f"{entry.name}: unknown field {{{name}}}; known are {choices}")
 
 
 @dataclass(frozen=True)
@@ -31,11 +84,19 @@ class InstructConfig:
         history: most history items in a prompt.
         label: most items in a label, and the length of a slate.
         candidates: most candidates in a prompt.
-        category_negatives: share of the negatives that share a category with a target; the rest
-            are co-watched with the user's items.
+        enrich_history: histories of fewer items are filled up to so many (but no more than
+            `history`) with items of the user's 3-hop affinity (user → item → user → item); 0
+            for none.
+        enrich_label: the same for labels.
+        swap: probability of a label item to change places with a random history item.
+        category_negatives: share of the negatives that share a category with the history or a
+            target; the rest are co-watched with them.
+        retriever_negatives: share of the negatives that are the retriever's own top items for
+            the history, made by one that is trained on the other users; 0 trains none.
         item_kind: plural noun of the items in the instructions.
         verb: what users do with items, in the past tense.
         item_style: an item is written as its title, or as `ID (title)` where titles say little.
+        template: the wording.
         title_tokens: longest item text in tokens; longer titles are cut.
         length: longest prompt with its label in tokens; the oldest history items give way.
     """
@@ -44,9 +105,26 @@ class InstructConfig:
     history: Annotated[int, Field(ge=1)] = 20
     label: Annotated[int, Field(ge=1)] = 10
     candidates: Annotated[int, Field(ge=10)] = 50
+    enrich_history: Annotated[int, Field(ge=0)] = 3
+    enrich_label: Annotated[int, Field(ge=0)] = 3
+    swap: Share = 0.05
     category_negatives: Share = 0.5
+    retriever_negatives: Share = 0.0
     item_kind: str = "movies"
     verb: str = "watched"
     item_style: Literal["title", "id_title"] = "title"
+    template: TemplateConfig = field(default_factory=TemplateConfig)
     title_tokens: Annotated[int, Field(ge=8)] = 32
     length: Annotated[int, Field(ge=64)] = 1024
+
+    def __post_init__(self) -> None:
+        if self.retriever_negatives and self.user_share == 1:
+            raise ValueError(
+                "retriever_negatives come from a retriever trained on users that the ranker is "
+                "not tuned on: lower user_share below 1"
+            )
+        if self.label > self.candidates:
+            raise ValueError(
+                f"label ({self.label}) must be at most candidates ({self.candidates}), "
+                "which hold all items of the label"
+            )

@@ -1,6 +1,6 @@
 """Examples of both tasks as a pure function of (user, seed, epoch).
 
-Shapes: T tokens, M label tokens.
+Shapes: T tokens, M label tokens, H history items, L label items.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
-from palr_jax.instruct.negatives import NegativeSampler
+from palr_jax.instruct.negatives import NegativeSampler, Retrieved
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ragged import Ragged
 
@@ -21,10 +21,14 @@ class Example:
     Attributes:
         prompt_T: int32, token ids of the prompt.
         label_M: int32, token ids of the answer, the end token last.
+        enriched: whether items of the user's 3-hop affinity fill its history or label.
+        swapped: whether items of history and label have changed places.
     """
 
     prompt_T: np.ndarray
     label_M: np.ndarray
+    enriched: bool
+    swapped: bool
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,10 @@ class ExampleMaker:
         profiles: one profile sentence per user.
         writer: writes the prompts.
         negatives: fills candidate lists.
-        config: sizes.
+        nearby: per user, items of its 3-hop affinity.
+        retrieved: the retriever's top items for some moments of each user; examples are then of
+            these moments alone. None without such negatives.
+        config: sizes and rates.
         retrieval_share: share of examples of the task Recommend_Retrieval (0 gives PALR_v1).
         seed: of the run.
     """
@@ -45,6 +52,8 @@ class ExampleMaker:
     profiles: list[str]
     writer: PromptWriter
     negatives: NegativeSampler
+    nearby: Ragged
+    retrieved: Retrieved | None
     config: InstructConfig
     retrieval_share: float
     seed: int
@@ -53,23 +62,55 @@ class ExampleMaker:
         """The example of a user in an epoch: a random moment splits history from label."""
         rng = np.random.default_rng([self.seed, epoch, user])
         items = self.train[user]
-        now = int(rng.integers(1, len(items)))
-        history = items[max(0, now - self.config.history) : now]
-        targets = items[now : now + self.config.label]
+        proposed = None
+        if self.retrieved:
+            now, proposed = self.retrieved.draw(rng, user)
+        else:
+            now = int(rng.integers(1, len(items)))
+        history_H = items[max(0, now - self.config.history) : now]
+        target_L = items[now : now + self.config.label]
+        before, behind = self._fill(rng, user, len(history_H), len(target_L))
+        history_H = np.concatenate([before, history_H])
+        target_L = np.concatenate([target_L, behind])
+        swapped = self._swap(rng, history_H, target_L)
         candidates = None
         if rng.random() < self.retrieval_share:
-            candidates = self._candidates(rng, history, targets, items)
-        label_M = self.writer.label(targets)
-        prompt_T = self.writer.prompt(history, self.profiles[user], candidates, len(label_M))
-        return Example(prompt_T, label_M)
+            negatives = self.negatives.draw(
+                rng,
+                anchors=np.concatenate([history_H, target_L]),
+                excluded=np.concatenate([items, before, behind]),
+                count=self.config.candidates - len(target_L),
+                retrieved=proposed,
+            )
+            # Shuffled, so that the order of the candidates says nothing about the targets.
+            candidates = rng.permutation(np.concatenate([target_L, negatives]))
+        label_M = self.writer.label(target_L)
+        prompt_T = self.writer.prompt(history_H, self.profiles[user], candidates, len(label_M))
+        return Example(prompt_T, label_M, bool(len(before) or len(behind)), swapped)
 
-    def _candidates(
-        self, rng: np.random.Generator, history: np.ndarray, targets: np.ndarray, items: np.ndarray
-    ) -> np.ndarray:
-        """All targets and hard negatives, shuffled so that their order says nothing."""
-        anchors = np.concatenate([history, targets])
-        negatives = self.negatives.draw(rng, anchors, items, self.config.candidates - len(targets))
-        return rng.permutation(np.concatenate([targets, negatives]))
+    def _fill(
+        self, rng: np.random.Generator, user: int, history: int, label: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Items to put before a history and behind a label that are too short."""
+        config = self.config
+        short_history = max(0, min(config.enrich_history, config.history) - history)
+        short_label = max(0, min(config.enrich_label, config.label) - label)
+        if not short_history + short_label:
+            return _NOTHING, _NOTHING
+        nearby = rng.permutation(self.nearby[user])
+        return nearby[:short_history], nearby[short_history : short_history + short_label]
+
+    def _swap(self, rng: np.random.Generator, history_H: np.ndarray, target_L: np.ndarray) -> bool:
+        """Lets some label items change places with random history items, in place."""
+        if not self.config.swap:
+            return False
+        chosen = np.flatnonzero(rng.random(len(target_L)) < self.config.swap)[: len(history_H)]
+        places = rng.permutation(len(history_H))[: len(chosen)]
+        history_H[places], target_L[chosen] = target_L[chosen], history_H[places]
+        return len(chosen) > 0
+
+
+_NOTHING = np.zeros(0, np.int32)
 
 
 def tuning_users(train: Ragged, share: float, seed: int) -> np.ndarray:

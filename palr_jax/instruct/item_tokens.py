@@ -28,36 +28,45 @@ class ItemTokens:
 def tokenize_items(catalog: Catalog, tokenizer: Tokenizer, config: InstructConfig) -> ItemTokens:
     """Tokenises every item of a catalog on its own.
 
-    A title over the budget of `config.title_tokens` is cut and ends in "…"; if that makes two
-    items equal, the later one also carries its id.
+    A title over the budget of `config.title_tokens` is cut and ends in "…". An item that a
+    tokenizer would write as nothing, or like an earlier one, also carries its id.
 
     Raises:
         UserError: an item does not fit the budget even with its id alone.
     """
     rows: list[np.ndarray] = []
-    seen: set[bytes] = set()
+    seen = {tokenizer.encode(item_text(config, "", "")).tobytes()}
     cut = 0
     for item_id, title in zip(catalog.item_ids, catalog.titles, strict=True):
         row = tokenizer.encode(item_text(config, item_id, title))
-        if len(row) > config.title_tokens:
-            row = _cut(tokenizer, config, item_id, title, tail="…")
+        too_long = len(row) > config.title_tokens
+        if too_long:
+            row = _fitted(tokenizer, config, item_id, title, tail="")
             cut += 1
         if row.tobytes() in seen:
-            row = _cut(tokenizer, config, item_id, title, tail=f"… [{item_id}]")
+            row = _fitted(tokenizer, config, item_id, title, tail=f" [{item_id}]")
+        if row.tobytes() in seen:
+            raise UserError(
+                f"the tokenizer writes item {item_id} like another even with its id: "
+                "use one that knows its letters"
+            )
         seen.add(row.tobytes())
         rows.append(row)
     return ItemTokens(Ragged.from_rows(rows), cut)
 
 
-def _cut(
+def _fitted(
     tokenizer: Tokenizer, config: InstructConfig, item_id: str, title: str, tail: str
 ) -> np.ndarray:
-    """The longest beginning of the title that fits the budget together with `tail`."""
-    low, high = 0, len(title)
+    """The whole title and `tail`, or as much of the title as fits the budget, "…" and `tail`."""
+    row = tokenizer.encode(item_text(config, item_id, title + tail))
+    if len(row) <= config.title_tokens:
+        return row
+    low, high = 0, len(title) - 1
     best = None
     while low <= high:
         middle = (low + high) // 2
-        row = tokenizer.encode(item_text(config, item_id, title[:middle].rstrip() + tail))
+        row = tokenizer.encode(item_text(config, item_id, f"{title[:middle].rstrip()}…{tail}"))
         if len(row) <= config.title_tokens:
             best, low = row, middle + 1
         else:

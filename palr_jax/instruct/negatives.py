@@ -1,6 +1,9 @@
-"""Hard negatives for candidate lists: same categories, co-watched by others (paper, section 3.3).
+"""Hard negatives for candidate lists (paper, section 3.3).
 
-Shapes: N draws.
+They share a category with the user's items, or were co-watched with them, or are what a retriever
+that does not know the user would propose.
+
+Shapes: I items, N draws, U users, P prefixes, K items of a retriever's list.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,38 @@ from palr_jax.ragged import Ragged
 
 
 @dataclass(frozen=True)
+class Retrieved:
+    """What a retriever proposes for some beginnings of users' training items.
+
+    Attributes:
+        moments: per user, the lengths of these beginnings; prefix p is the p-th value of all.
+        items_PK: int32, the retriever's top items for prefix p, best first.
+    """
+
+    moments: Ragged
+    items_PK: np.ndarray
+
+    def draw(self, rng: np.random.Generator, user: int) -> tuple[int, np.ndarray]:
+        """A random one of a user's moments and what was proposed then, [K]."""
+        place = int(rng.integers(self.moments.offsets_R1[user], self.moments.offsets_R1[user + 1]))
+        return int(self.moments.values_N[place]), self.items_PK[place]
+
+
+def draw_moments(train: Ragged, users: np.ndarray, seed: int, count: int) -> Ragged:
+    """Up to `count` moments of each of `users`: lengths from 1 to all training items but one.
+
+    Returns:
+        A row for every user of `train`, ascending; users not asked for have an empty one.
+    """
+    rows = [np.zeros(0, np.int32)] * len(train)
+    for user in users:
+        possible = np.arange(1, len(train[user]), dtype=np.int32)
+        rng = np.random.default_rng([seed, user])
+        rows[user] = np.sort(rng.permutation(possible)[:count])
+    return Ragged.from_rows(rows)
+
+
+@dataclass(frozen=True)
 class NegativeSampler:
     """Draws items that are hard to tell from a user's targets.
 
@@ -20,18 +55,27 @@ class NegativeSampler:
         users: users per item, the transpose of `train`.
         item_categories: categories per item.
         members: items per category.
+        unknown_I: bool, items without any training interaction, which are never drawn.
         category_share: share of draws by category; the rest walk item → user → item.
+        retriever_share: share of the negatives that come from the retriever's list.
     """
 
     train: Ragged
     users: Ragged
     item_categories: Ragged
     members: Ragged
+    unknown_I: np.ndarray
     category_share: float
+    retriever_share: float
 
     @classmethod
     def build(
-        cls, train: Ragged, num_items: int, table: CategoryTable, category_share: float
+        cls,
+        train: Ragged,
+        num_items: int,
+        table: CategoryTable,
+        category_share: float,
+        retriever_share: float = 0.0,
     ) -> "NegativeSampler":
         """Indexes the training items of all users."""
         user_N = np.repeat(np.arange(len(train), dtype=np.int32), train.lengths_R)
@@ -43,7 +87,9 @@ class NegativeSampler:
             users=Ragged.from_lengths(user_N[by_item], counts_I),
             item_categories=Ragged(table.member_IC.indices, table.member_IC.indptr),
             members=Ragged(member_CI.indices, member_CI.indptr),
+            unknown_I=counts_I == 0,
             category_share=category_share,
+            retriever_share=retriever_share,
         )
 
     def draw(
@@ -52,43 +98,67 @@ class NegativeSampler:
         anchors: np.ndarray,
         excluded: np.ndarray,
         count: int,
+        retrieved: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Draws up to `count` distinct items, none of them in `excluded`.
+        """Draws up to `count` distinct items, none of them in `excluded`, in random order.
 
-        Each draw starts at a random one of `anchors` (the history and targets of an example).
+        Each walk starts at a random one of `anchors` (the history and targets of an example).
         Draws repeat a few times until there are enough; a small catalog may give fewer.
-        """
-        found = np.zeros(0, np.int32)
-        for _ in range(4):
-            start_N = rng.choice(anchors, size=4 * count)
-            by_category = rng.random(len(start_N)) < self.category_share
-            drawn_N = np.where(
-                by_category,
-                self._walk(rng, start_N, self.item_categories, self.members),
-                self._walk(rng, start_N, self.users, self.train),
-            )
-            fresh = drawn_N[(drawn_N >= 0) & ~np.isin(drawn_N, excluded)]
-            found = np.concatenate([found, fresh])
-            distinct, first = np.unique(found, return_index=True)
-            if len(distinct) >= count:
-                break
-        return found[np.sort(first)][:count]
 
-    @staticmethod
-    def _walk(
-        rng: np.random.Generator, start_N: np.ndarray, out: Ragged, back: Ragged
-    ) -> np.ndarray:
-        """Two random steps, start → out → back; -1 where a step has nowhere to go."""
-        middle_N = _random_entry(rng, out, start_N)
-        end_N = _random_entry(rng, back, np.maximum(middle_N, 0))
-        return np.where(middle_N < 0, -1, end_N)
+        Args:
+            rng: of the example.
+            anchors: items that the negatives should resemble.
+            excluded: items that the user has.
+            count: how many.
+            retrieved: the retriever's top items; `retriever_share` of `count` are of them.
+        """
+        taken_I = self.unknown_I.copy()
+        taken_I[excluded] = True
+        found: list[np.ndarray] = []
+        if retrieved is not None:
+            free = retrieved[~taken_I[retrieved]]
+            chosen = rng.permutation(free)[: round(self.retriever_share * count)]
+            taken_I[chosen] = True
+            found.append(chosen)
+            count -= len(chosen)
+        for _ in range(4):
+            if count <= 0:
+                break
+            drawn_N = self._walks(rng, anchors, 2 * count + 8)
+            fresh = _first_of_each(drawn_N[~taken_I[drawn_N]], len(taken_I))[:count]
+            taken_I[fresh] = True
+            found.append(fresh)
+            count -= len(fresh)
+        return np.concatenate([np.zeros(0, np.int32), *found])
+
+    def _walks(self, rng: np.random.Generator, anchors: np.ndarray, count: int) -> np.ndarray:
+        """The ends of `count` walks, without those that have nowhere to go."""
+        start_N = anchors[(rng.random(count) * len(anchors)).astype(np.int64)]
+        by_category_N = rng.random(count) < self.category_share
+        end_N = np.empty(count, np.int64)
+        for chosen_N, out, back in (
+            (by_category_N, self.item_categories, self.members),
+            (~by_category_N, self.users, self.train),
+        ):
+            middle_N = _random_entry(rng, out, start_N[chosen_N])
+            last_N = _random_entry(rng, back, np.maximum(middle_N, 0))
+            end_N[chosen_N] = np.where(middle_N < 0, -1, last_N)
+        return end_N[end_N >= 0]
 
 
 def _random_entry(rng: np.random.Generator, rows: Ragged, row_N: np.ndarray) -> np.ndarray:
     """A random value of each given row, -1 for an empty row."""
+    if not len(rows.values_N):
+        return np.full(len(row_N), -1)
     start_N = rows.offsets_R1[row_N]
     length_N = rows.offsets_R1[row_N + 1] - start_N
     pick_N = start_N + (rng.random(len(row_N)) * length_N).astype(np.int64)
-    if not len(rows.values_N):
-        return np.full(len(row_N), -1)
-    return np.where(length_N > 0, rows.values_N[np.minimum(pick_N, len(rows.values_N) - 1)], -1)
+    return np.where(length_N > 0, rows.values_N.take(pick_N, mode="clip"), -1)
+
+
+def _first_of_each(items_N: np.ndarray, num_items: int) -> np.ndarray:
+    """The items without repeats, in the order in which they first appear."""
+    place_N = np.arange(len(items_N))
+    first_I = np.empty(num_items, np.int64)
+    first_I[items_N[::-1]] = place_N[::-1]  # of a repeated index, the last value stays
+    return items_N[first_I[items_N] == place_N]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from palr_jax.data.catalog import Catalog
-from palr_jax.instruct.config import ProfileConfig
+from palr_jax.instruct.config import InstructConfig, ProfileConfig
 from palr_jax.instruct.templates import profile_text
 from palr_jax.ragged import Ragged
 
@@ -43,9 +43,9 @@ def category_table(catalog: Catalog) -> CategoryTable:
 
 
 def keyword_profiles(
-    histories: Ragged, table: CategoryTable, config: ProfileConfig, item_kind: str
+    histories: Ragged, table: CategoryTable, config: ProfileConfig, instruct: InstructConfig
 ) -> list[str]:
-    """One profile sentence per history ("" for a history without categories).
+    """One profile sentence per history ("" for a history without categories, or kind none).
 
     Keywords are the categories with the largest count x specificity, so a common category must
     be frequent in a history to be named; ties go by the alphabet.
@@ -61,5 +61,5 @@ def keyword_profiles(
     profiles = []
     for user, columns in enumerate(order_UC):
         chosen = [table.names[column].lower() for column in columns if score_UC[user, column] > 0]
-        profiles.append(profile_text(tuple(chosen), item_kind))
+        profiles.append(profile_text(instruct, tuple(chosen)))
     return profiles

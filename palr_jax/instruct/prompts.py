@@ -1,4 +1,7 @@
-"""Prompts by concatenation of token segments that were tokenised on their own."""
+"""Prompts by concatenation of token segments that were tokenised on their own.
+
+Shapes: T tokens of a prompt, M label tokens, H history items, C candidates.
+"""
 
 from collections.abc import Sequence
 
@@ -19,8 +22,8 @@ class PromptWriter:
         self._config = config
         self._tokenizer = tokenizer
         self._items = items
-        self._profiles: dict[str, np.ndarray] = {}
-        begin = np.array([tokenizer.bos_id], np.int32)
+        self._profiles: dict[str, np.ndarray] = {"": np.zeros(0, np.int32)}
+        begin = np.array(tokenizer.begin_ids, np.int32)
         self._recommend = np.concatenate([begin, tokenizer.encode(parts.recommend)])
         self._retrieval = np.concatenate([begin, tokenizer.encode(parts.recommend_retrieval)])
         self._history = tokenizer.encode(parts.history)
@@ -43,28 +46,30 @@ class PromptWriter:
         Raises:
             UserError: the prompt does not fit even without history.
         """
-        front = [self._retrieval if candidates is not None else self._recommend]
-        if profile:
-            front.append(self._profile(profile))
-        front.append(self._history)
-        back = [self._answer]
+        instruction = self._retrieval if candidates is not None else self._recommend
+        parts = [instruction, self._profile(profile), self._history, self._answer]
         if candidates is not None:
-            back = [self._candidates, *(self._items[item] for item in candidates), self._answer]
-        taken = sum(map(len, front)) + sum(map(len, back)) + label_tokens
+            parts[3:3] = [self._candidates, self._items.join(candidates)]
+        taken = sum(map(len, parts)) + label_tokens
         room = self._config.length - taken
         if room < 0:
             raise UserError(
                 f"a prompt needs {taken} tokens without any history item: "
                 f"raise instruct.length ({self._config.length}) or lower instruct.candidates"
             )
-        kept = [self._items[item] for item in history[-self._config.history :]]
-        while sum(map(len, kept)) > room:
-            kept.pop(0)
-        return np.concatenate([*front, *kept, *back])
+        parts.insert(3, self._items.join(self._newest(np.asarray(history, np.int64), room)))
+        return np.concatenate(parts)
 
     def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The answer that a prompt is tuned to give, int32 [T], with its end token."""
-        return np.concatenate([*(self._items[item] for item in items), self._end])
+        """The answer that a prompt is tuned to give, int32 [M], with its end token."""
+        return np.concatenate([self._items.join(items), self._end])
+
+    def _newest(self, history_H: np.ndarray, room: int) -> np.ndarray:
+        """The newest items whose tokens fit in `room`, `config.history` of them at most."""
+        newest_H = history_H[::-1][: self._config.history]
+        offsets_I1 = self._items.offsets_R1
+        tokens_H = np.cumsum(offsets_I1[newest_H + 1] - offsets_I1[newest_H])
+        return newest_H[: np.searchsorted(tokens_H, room, side="right")][::-1]
 
     def _profile(self, text: str) -> np.ndarray:
         if text not in self._profiles:

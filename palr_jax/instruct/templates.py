@@ -1,4 +1,4 @@
-"""The wording of prompts (paper, Table 1 and section 3.3).
+"""The texts of prompts: a template filled in, items and profile sentences.
 
 A prompt is made of parts; each is tokenised on its own, once. Items stand one a line: a line
 break ends an item and never occurs inside one, so no item's tokens begin another's.
@@ -11,7 +11,7 @@ from palr_jax.instruct.config import InstructConfig
 
 @dataclass(frozen=True)
 class Template:
-    """The fixed parts of a prompt, in their order.
+    """The fixed parts of a prompt, in their order; each ends its line or is empty.
 
     Attributes:
         recommend: the instruction of the task Recommend.
@@ -29,15 +29,20 @@ class Template:
 
 
 def template(config: InstructConfig) -> Template:
-    """The paper's wording for a kind of items."""
-    kind, verb = config.item_kind, config.verb
-    task = f"Recommend {config.label} other {kind} based on the user's history"
+    """The wording of `config.template` with count, kind and verb filled in."""
+    words = {"count": config.label, "kind": config.item_kind, "verb": config.verb}
+
+    def line(part: str) -> str:
+        text = part.format(**words).rstrip("\n")
+        return f"{text}\n" if text else ""
+
+    parts = config.template
     return Template(
-        recommend=f"{task}.\n",
-        recommend_retrieval=f"{task} from the candidate list.\n",
-        history=f"The user {verb} these {kind}:\n",
-        candidates=f"The candidate {kind} are:\n",
-        answer="Recommendations:\n",
+        recommend=line(parts.recommend),
+        recommend_retrieval=line(parts.recommend_retrieval),
+        history=line(parts.history),
+        candidates=line(parts.candidates),
+        answer=line(parts.answer),
     )
 
 
@@ -47,10 +52,12 @@ def item_text(config: InstructConfig, item_id: str, title: str) -> str:
     return f'"{named}"\n'
 
 
-def profile_text(keywords: tuple[str, ...], item_kind: str) -> str:
+def profile_text(config: InstructConfig, keywords: tuple[str, ...]) -> str:
     """The profile sentence, for example "The user enjoys adventure and drama movies."."""
     if not keywords:
         return ""
     *most, last = keywords
     joined = f"{', '.join(most)} and {last}" if most else last
-    return f"The user enjoys {joined} {item_kind}."
+    return config.template.profile.format(
+        keywords=joined, count=config.label, kind=config.item_kind, verb=config.verb
+    ).strip()

@@ -8,6 +8,46 @@ from pydantic import Field
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """RoPE with all positions divided by one number (Chen et al. 2023, position interpolation).
+
+    Attributes:
+        factor: every position is divided by it.
+    """
+
+    factor: PositiveFloat
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """RoPE as LLaMA 3.1 stretches it: slow rotations by `factor`, fast ones not at all.
+
+    Attributes:
+        factor: rotations with a wavelength over original_max_length / low_freq_factor become
+            slower by it.
+        low_freq_factor: see `factor`.
+        high_freq_factor: rotations with a wavelength under original_max_length /
+            high_freq_factor stay; those between the two bounds are blended.
+        original_max_length: longest sequence before the stretching, in tokens.
+    """
+
+    factor: PositiveFloat
+    low_freq_factor: PositiveFloat
+    high_freq_factor: PositiveFloat
+    original_max_length: Positive
+
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor ({self.high_freq_factor}) must be over "
+                f"low_freq_factor ({self.low_freq_factor})"
+            )
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -23,20 +63,22 @@ class LlamaConfig:
         ffn_dim: F, width of the feed-forward layer.
         max_length: longest sequence in tokens.
         rope_theta: base of the rotary frequencies.
+        rope_scaling: how the frequencies are stretched for long sequences, if at all.
         norm_eps: epsilon of RMSNorm.
         tie_embeddings: the LM head is the transposed token embedding.
     """
 
-    vocab_size: int
-    dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_dim: int
-    max_length: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    vocab_size: Positive
+    dim: Positive
+    num_layers: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    ffn_dim: Positive
+    max_length: Positive
+    rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: LinearScaling | Llama3Scaling | None = None
+    norm_eps: Annotated[float, Field(ge=0)] = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
@@ -50,14 +92,16 @@ class LlamaConfig:
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021): y = x W + (alpha / rank) · x A B.
+    """Low-rank adapters (Hu et al. 2021): y = x W + (alpha / rank) · dropout(x) A B.
 
     Attributes:
         rank: r, inner size of A [in, r] and B [r, out].
         alpha: the update is scaled by alpha / rank.
+        dropout: share of an adapter's inputs that is set to zero in training.
         targets: which linears get an adapter.
     """
 
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    targets: tuple[Target, ...] = TARGETS
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = TARGETS

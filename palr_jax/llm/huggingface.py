@@ -1,141 +1,157 @@
-"""LLaMA weights from a Hugging Face folder (`config.json` and safetensors)."""
+"""LLaMA checkpoints as Hugging Face folders: `config.json`, safetensors, a tokenizer."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from safetensors import SafetensorError, safe_open
+from sentencepiece import SentencePieceProcessor
 
 from palr_jax.errors import UserError
 from palr_jax.files import read_json
-from palr_jax.llm.config import LlamaConfig, LoRAConfig
-from palr_jax.llm.llama import Llama
+from palr_jax.llm import safetensors_file
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.hf_config import read_config, to_hf
+from palr_jax.llm.stored import Stored
+from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 
-# Our path of a parameter within a layer → the name in a checkpoint, and whether it is transposed
-# there (torch keeps linears as [out, in]).
-_LAYER = {
-    ("attention_norm", "weight_D"): ("input_layernorm.weight", False),
-    ("q", "kernel_IO"): ("self_attn.q_proj.weight", True),
-    ("k", "kernel_IO"): ("self_attn.k_proj.weight", True),
-    ("v", "kernel_IO"): ("self_attn.v_proj.weight", True),
-    ("o", "kernel_IO"): ("self_attn.o_proj.weight", True),
-    ("ffn_norm", "weight_D"): ("post_attention_layernorm.weight", False),
-    ("gate", "kernel_IO"): ("mlp.gate_proj.weight", True),
-    ("up", "kernel_IO"): ("mlp.up_proj.weight", True),
-    ("down", "kernel_IO"): ("mlp.down_proj.weight", True),
-}
-_TOP = {
-    ("embedding_VD",): "model.embed_tokens.weight",
-    ("norm", "weight_D"): "model.norm.weight",
-    ("head_VD",): "lm_head.weight",
-}
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# The size of a file above which a checkpoint is written in several.
+_SHARD_BYTES = 5_000_000_000
 
 
-def read_config(folder: Path) -> LlamaConfig:
-    """Reads `config.json`.
+def open_folder(folder: Path) -> tuple[LlamaConfig, dict[str, Stored]]:
+    """The shape of a model and its tensors, not yet read.
 
     Raises:
-        UserError: a key is missing, or the model has a feature that Llama does not (biases,
-            sliding window, scaled RoPE, another activation or architecture).
+        UserError: a file is missing, damaged or a pickle, or the config asks for what Llama does
+            not do.
     """
-    path = folder / "config.json"
-    hf = read_json(path)
-    _refuse_unsupported(hf, path)
-    rope = hf.get("rope_parameters") or {}
-    try:
-        return LlamaConfig(
-            vocab_size=hf["vocab_size"],
-            dim=hf["hidden_size"],
-            num_layers=hf["num_hidden_layers"],
-            num_heads=hf["num_attention_heads"],
-            num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-            ffn_dim=hf["intermediate_size"],
-            max_length=hf["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
-            norm_eps=hf["rms_norm_eps"],
-            tie_embeddings=hf.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
-        raise UserError(f"{path} lacks the key {error}: is it a LLaMA checkpoint?") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder} is a PEFT adapter: name the model that it adapts")
+    if not (folder / _SINGLE).exists():
+        refuse_pickles(folder)
+    config = read_config(folder / "config.json")
+    tensors: dict[str, Stored] = {}
+    for file in _files(folder):
+        found, _ = safetensors_file.read_header(file)
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise UserError(
+                f"{folder}: tensor {min(twice)} stands in two files: keep the files of one model"
+            )
+        tensors |= found
+    return config, tensors
 
 
-def _refuse_unsupported(hf: dict[str, Any], path: Path) -> None:
-    kind = hf.get("model_type")
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    unsupported = {
-        f"model_type {kind!r}": kind not in ("llama", "mistral"),
-        "attention_bias": bool(hf.get("attention_bias")),
-        "mlp_bias": bool(hf.get("mlp_bias")),
-        "sliding_window": kind == "mistral" and hf.get("sliding_window") is not None,
-        f"rope type {rope_type!r}": rope_type != "default",
-        f"hidden_act {hf.get('hidden_act')!r}": hf.get("hidden_act", "silu") != "silu",
+def refuse_pickles(path: Path) -> None:
+    """Refuses a pickle, or a folder that holds pickles but no safetensors.
+
+    Raises:
+        UserError: it is one; the message says how to convert it.
+    """
+    if path.is_dir():
+        pickles = sorted(file for pattern in _PICKLES for file in path.glob(pattern))
+        if not pickles or any(path.glob("*.safetensors")):
+            return
+        path = pickles[0]
+    raise UserError(
+        f"{path} is a pickle, which can run any code when it is opened; convert it where you trust "
+        "it: transformers' AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+    )
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one of torch's pickles, by its name."""
+    return any(path.match(pattern) for pattern in _PICKLES)
+
+
+def find_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a folder, or None if it holds none.
+
+    Raises:
+        UserError: there is one, but it cannot be read.
+    """
+    if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        return None
+    return load_tokenizer(folder)
+
+
+def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Writes the files of a tokenizer, in a form that transformers reads as well."""
+    if tokenizer is None:
+        return
+    files = dict(tokenizer.files())
+    if "tokenizer.model" in files and "tokenizer_config.json" not in files:
+        settings = json.dumps(_sentencepiece_settings(files["tokenizer.model"]), indent=2)
+        files["tokenizer_config.json"] = f"{settings}\n".encode()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def write_config(config: LlamaConfig, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Writes `config.json`."""
+    content = to_hf(config)
+    if tokenizer is not None:
+        content = to_hf(config, tokenizer.begin_ids, tokenizer.eos_id)
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors: Iterable[tuple[str, Stored]], folder: Path) -> None:
+    """Writes safetensors, in several files with an index where one would be too large."""
+    shards: list[list[tuple[str, Stored]]] = [[]]
+    size = 0
+    for name, tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, tensor))
+        size += tensor.nbytes
+    names = [_SINGLE]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+        where = {name: file for file, shard in zip(names, shards, strict=True) for name, _ in shard}
+        total = sum(tensor.nbytes for shard in shards for _, tensor in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for file, shard in zip(names, shards, strict=True):
+        safetensors_file.write_file(folder / file, shard, {"format": "pt"})
+
+
+def _sentencepiece_settings(model: bytes) -> dict[str, object]:
+    """What transformers has to be told about a SentencePiece model."""
+    pieces = SentencePieceProcessor(model_proto=model)
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": pieces.id_to_piece(pieces.bos_id()),
+        "eos_token": pieces.id_to_piece(pieces.eos_id()),
+        "unk_token": pieces.id_to_piece(pieces.unk_id()),
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": pieces.encode("a", out_type=str)[0].startswith("▁"),
+        "legacy": False,
     }
-    for feature, present in unsupported.items():
-        if present:
-            raise UserError(f"{path}: {feature} is not supported; use a plain LLaMA checkpoint")
 
 
-def load(folder: Path, lora: LoRAConfig | None = None, seed: int = 0) -> Llama:
-    """Loads the weights of a folder into a float32 Llama; adapters start fresh from `seed`.
-
-    Raises:
-        UserError: a file is missing or damaged, or a tensor is missing or of another shape.
-    """
-    config = read_config(folder)
-    model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora))
-    graph, adapters, base = nnx.split(model, nnx.LoRAParam, ...)
-    tensors = _read_tensors(folder)
-    loaded = [
-        (path, leaf.replace(_assemble(path, leaf, tensors, folder)))
-        for path, leaf in nnx.to_flat_state(base)
-    ]
-    if lora:
-        adapters = nnx.split(Llama(config, nnx.Rngs(params=seed), lora), nnx.LoRAParam, ...)[1]
-    return nnx.merge(graph, adapters, nnx.from_flat_state(loaded))
-
-
-def _assemble(
-    path: tuple[str, ...], leaf: Any, tensors: dict[str, np.ndarray], folder: Path
-) -> jax.Array:
-    """The array of one parameter; layers are stacked on a leading axis."""
-    if path[0] == "layers":
-        name, transposed = _LAYER[path[1], path[2]]
-        parts = [
-            _take(tensors, f"model.layers.{index}.{name}", folder) for index in range(leaf.shape[0])
-        ]
-        value = np.stack([part.T if transposed else part for part in parts])
-    else:
-        name, value = _TOP[path], _take(tensors, _TOP[path], folder)
-    if value.shape != leaf.shape:
-        raise UserError(
-            f"{folder}: tensor {name} has shape {value.shape}, config.json asks for {leaf.shape}"
-        )
-    return jnp.asarray(value, jnp.float32)
-
-
-def _take(tensors: dict[str, np.ndarray], name: str, folder: Path) -> np.ndarray:
-    if name not in tensors:
-        raise UserError(f"{folder}: tensor {name} is missing from the safetensors files")
-    return tensors[name]
-
-
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+def _files(folder: Path) -> list[Path]:
+    """The files that hold the model: those of the index, else the single one, else all."""
+    if (folder / _INDEX).exists():
+        try:
+            names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{folder / _INDEX} holds no weight_map: copy it again") from None
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise UserError(
+                f"{folder}: {len(missing)} of {len(names)} files are missing "
+                f"({missing[0]}): copy the whole folder"
+            )
+        return [folder / name for name in names]
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} holds no .safetensors file: name a Hugging Face model folder")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="flax") as opened:  # NumPy alone does not know bfloat16
-                names = opened.keys()
-                tensors |= {name: np.asarray(opened.get_tensor(name)) for name in names}
-        except SafetensorError as error:
-            raise UserError(f"{file} cannot be read ({error}): copy it again") from None
-    return tensors
+    return files

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.llm.attention import attend, attend_cached
-from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.kv_cache import KVCache, write
 from palr_jax.llm.lora import Linear
+from palr_jax.llm.rope import rope_angles, rotate
 
 
 @jax.tree_util.register_dataclass
@@ -75,8 +76,8 @@ class Block(nnx.Module):
         D, F = config.dim, config.ffn_dim
         HK, GK = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-        def linear(name: str, inputs: int, outputs: int) -> Linear:
-            return Linear(inputs, outputs, lora if lora and name in lora.targets else None, rngs)
+        def linear(name: Target, inputs: int, outputs: int) -> Linear:
+            return Linear(name, inputs, outputs, lora, rngs)
 
         self.head_dim = config.head_dim
         self.attention_norm = RMSNorm(D, config.norm_eps)
@@ -89,34 +90,25 @@ class Block(nnx.Module):
         self.up = linear("up", D, F)
         self.down = linear("down", F, D)
 
-    def heads(self, x_ND: jax.Array, angle_BTK: jax.Array) -> tuple[jax.Array, ...]:
+    def heads(
+        self, x_ND: jax.Array, angle_BTK: jax.Array, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         """Queries [B, T, H, K], keys and values [B, T, G, K]; queries and keys are rotated."""
         B, T, _ = angle_BTK.shape
         h_ND = self.attention_norm(x_ND)
-        q_BTHK = self.q(h_ND).reshape(B, T, -1, self.head_dim)
-        k_BTGK = self.k(h_ND).reshape(B, T, -1, self.head_dim)
-        v_BTGK = self.v(h_ND).reshape(B, T, -1, self.head_dim)
+        q_BTHK = self.q(h_ND, dropout_key).reshape(B, T, -1, self.head_dim)
+        k_BTGK = self.k(h_ND, dropout_key).reshape(B, T, -1, self.head_dim)
+        v_BTGK = self.v(h_ND, dropout_key).reshape(B, T, -1, self.head_dim)
         return rotate(q_BTHK, angle_BTK), rotate(k_BTGK, angle_BTK), v_BTGK
 
-    def finish(self, x_ND: jax.Array, attended_BTHK: jax.Array) -> jax.Array:
+    def finish(
+        self, x_ND: jax.Array, attended_BTHK: jax.Array, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
         """Adds what attention brought, then the feed-forward."""
-        x_ND = x_ND + self.o(attended_BTHK.reshape(len(x_ND), -1))
+        x_ND = x_ND + self.o(attended_BTHK.reshape(len(x_ND), -1), dropout_key)
         h_ND = self.ffn_norm(x_ND)
-        return x_ND + self.down(jax.nn.silu(self.gate(h_ND)) * self.up(h_ND))
-
-
-def rope_angles(position_BT: jax.Array, head_dim: int, theta: float) -> jax.Array:
-    """The rotation of each pair of a head in radians, [B, T, K / 2], float32."""
-    exponent_K = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    return position_BT[..., None].astype(jnp.float32) * theta**-exponent_K
-
-
-def rotate(x_BTHK: jax.Array, angle_BTK: jax.Array) -> jax.Array:
-    """Turns pair (i, i + K / 2) of every head by angle i (RoPE in the half-split layout)."""
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle_BTK)[:, :, None], jnp.sin(angle_BTK)[:, :, None]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTHK.dtype)
+        gate_NF, up_NF = self.gate(h_ND, dropout_key), self.up(h_ND, dropout_key)
+        return x_ND + self.down(jax.nn.silu(gate_NF) * up_NF, dropout_key)
 
 
 class Llama(nnx.Module):
@@ -138,9 +130,17 @@ class Llama(nnx.Module):
         """
         return self.logits(self.hidden(tokens_BT, layout))
 
-    def hidden(self, tokens_BT: jax.Array, layout: Layout | None = None) -> jax.Array:
-        """The normed output of the last layer, [B, T, D]."""
-        return self._run(tokens_BT, layout, keep=False)[0]
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        layout: Layout | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The normed output of the last layer, [B, T, D].
+
+        With a key the inputs of the adapters are dropped out, as training wants it.
+        """
+        return self._run(tokens_BT, layout, dropout_key, keep=False)[0]
 
     def prefill(self, tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, KVCache]:
         """Reads rows of `length_B` tokens, padded on the right.
@@ -149,7 +149,7 @@ class Llama(nnx.Module):
             The hidden states [B, T, D] and a cache of T slots a row.
         """
         layout = causal_layout(length_B, tokens_BT.shape[1])
-        hidden_BTD, (k_LBTGK, v_LBTGK) = self._run(tokens_BT, layout, keep=True)
+        hidden_BTD, (k_LBTGK, v_LBTGK) = self._run(tokens_BT, layout, None, keep=True)
         return hidden_BTD, KVCache(k_LBTGK, v_LBTGK, length_B)
 
     def extend(
@@ -167,7 +167,7 @@ class Llama(nnx.Module):
         """
         B, T = tokens_BT.shape
         position_BT = cache.length_B[:, None] + jnp.arange(T)
-        angle_BTK = rope_angles(position_BT, self.config.head_dim, self.config.rope_theta)
+        angle_BTK = rope_angles(position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple]:
@@ -199,21 +199,29 @@ class Llama(nnx.Module):
         return self.embedding_VD[...][tokens_BT.reshape(-1)]
 
     def _run(
-        self, tokens_BT: jax.Array, layout: Layout | None, keep: bool
+        self,
+        tokens_BT: jax.Array,
+        layout: Layout | None,
+        dropout_key: jax.Array | None,
+        keep: bool,
     ) -> tuple[jax.Array, Any]:
         """Hidden states and, if they are to be kept, the keys and values of all layers."""
         B, T = tokens_BT.shape
         layout = layout or causal_layout(jnp.full(B, T), T)
-        angle_BTK = rope_angles(layout.position_BT, self.config.head_dim, self.config.rope_theta)
+        angle_BTK = rope_angles(layout.position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x_ND: jax.Array, weights: nnx.State) -> tuple[jax.Array, tuple | None]:
+        def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
+            weights, key = per_layer
             block = nnx.merge(graph, weights)
-            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, angle_BTK)
+            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, angle_BTK, key)
             attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT)
-            return block.finish(x_ND, attended_BTHK), (k_BTGK, v_BTGK) if keep else None
+            return block.finish(x_ND, attended_BTHK, key), (k_BTGK, v_BTGK) if keep else None
 
-        x_ND, kept = jax.lax.scan(layer, self._embed(tokens_BT), stacked)
+        keys = (
+            None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
+        )
+        x_ND, kept = jax.lax.scan(layer, self._embed(tokens_BT), (stacked, keys))
         return self.norm(x_ND).reshape(B, T, -1), kept
 
 

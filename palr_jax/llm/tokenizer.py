@@ -1,101 +1,70 @@
-"""SentencePiece behind one small interface that tokenises segments."""
+"""What every tokenizer does, and reading the one that lies beside a model.
 
-import io
-from collections.abc import Iterable
+Two kinds are known, each in a file of its own:
+
+- `SentencePieceTokenizer(model: bytes, name="tokenizer")`: a `tokenizer.model`;
+- `JsonTokenizer(text: str, begin_ids: Sequence[int], eos_id: int, name="tokenizer.json")`: a
+  Hugging Face `tokenizer.json`, or the same built in memory from a checkpoint's metadata.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import sentencepiece as spm
 
 from palr_jax.errors import UserError
+from palr_jax.llm.json_tokenizer import JsonTokenizer
+from palr_jax.llm.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
-class Tokenizer:
+class Tokenizer(Protocol):
     """Turns one segment of text into token ids, the same ids wherever the segment stands.
 
-    A LLaMA-style SentencePiece model puts a space before whatever it is given. Encoding behind a
-    line break, which such a model never merges with its neighbours, keeps segments free of it, so
-    the concatenated ids of two segments decode to the concatenation of their texts.
+    The ids of two segments end to end decode to the texts of both end to end. What begins a
+    prompt and what ends a label are the model's own rules; neither is ever read out of a text.
     """
-
-    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a serialised SentencePiece model; `name` stands in error messages.
-
-        Raises:
-            UserError: the bytes are not a SentencePiece model, or it lacks a needed token.
-        """
-        self.model = model
-        try:
-            self._pieces = spm.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise UserError(f"{name} is not a SentencePiece model: {error}") from None
-        self._guard = self._pieces.encode("\n")
-        if self._pieces.unk_id() in self._guard:
-            raise UserError(f"{name} cannot write a line break: use a model with byte fallback")
-        if self._pieces.bos_id() < 0 or self._pieces.eos_id() < 0:
-            raise UserError(f"{name} has no begin or end token: LLaMA's prompts need both")
-
-    @classmethod
-    def from_file(cls, path: Path) -> "Tokenizer":
-        """Reads a `tokenizer.model`.
-
-        Raises:
-            UserError: the file is missing or is not a SentencePiece model.
-        """
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
-        return int(self._pieces.vocab_size())
+        """Number of token ids; all ids are below it."""
 
     @property
-    def bos_id(self) -> int:
-        """The token that begins a prompt."""
-        return int(self._pieces.bos_id())
+    def begin_ids(self) -> tuple[int, ...]:
+        """The tokens that begin a prompt; some models have none."""
 
     @property
     def eos_id(self) -> int:
         """The token that ends a label."""
-        return int(self._pieces.eos_id())
+
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token such as "<|im_start|>", None if there is none."""
 
     def encode(self, segment: str) -> np.ndarray:
-        """The token ids of one segment, int32 [T], without begin or end token."""
-        ids = self._pieces.encode("\n" + segment)
-        if ids[: len(self._guard)] != self._guard:
-            raise ValueError(f"the tokenizer merges a line break with what follows: {segment!r}")
-        return np.array(ids[len(self._guard) :], np.int32)
+        """The token ids of one segment, int32 [T], without begin or end tokens."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; begin and end tokens vanish."""
-        return str(self._pieces.decode([int(token) for token in [*self._guard, *ids]]))[1:]
+
+    def files(self) -> Mapping[str, bytes]:
+        """The files, by name, from which `load_tokenizer` makes this tokenizer again."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a LLaMA-style model (BPE with byte fallback) on lines of text.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a `tokenizer.model`, a `tokenizer.json`, or the one of them that lies in a folder.
 
-    Pieces may cross digits and punctuation, which makes titles short; the vocabulary is smaller
-    than asked for when the texts hold less.
+    A folder that holds both gives its `tokenizer.model`, which needs no extra package.
+
+    Raises:
+        UserError: there is none, it is damaged or of another kind, it lacks a needed token, or
+            the package for it is not installed.
     """
-    model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        split_by_unicode_script=False,
-        split_by_number=False,
-        max_sentence_length=1 << 20,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return Tokenizer(model.getvalue())
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.model", "tokenizer.json")]
+        present = [file for file in found if file.exists()]
+        if not present:
+            raise UserError(f"{path} holds no tokenizer.model and no tokenizer.json: add one")
+        path = present[0]
+    if path.suffix == ".json":
+        return JsonTokenizer.from_file(path)
+    return SentencePieceTokenizer.from_file(path)

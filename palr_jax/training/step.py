@@ -71,7 +71,9 @@ def optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
     )
 
 
-def label_loss(model: Llama, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def label_loss(
+    model: Llama, batch: Batch, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
 
     The LM head runs at label places only: a prompt is most of the tokens, and the vocabulary is
@@ -81,7 +83,7 @@ def label_loss(model: Llama, batch: Batch) -> tuple[jax.Array, dict[str, jax.Arr
         The loss and the metrics `loss`, `accuracy` (of label tokens) and `tokens` (not padding).
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
-    hidden_BTD = model.hidden(jnp.asarray(batch.tokens_BT), layout)
+    hidden_BTD = model.hidden(jnp.asarray(batch.tokens_BT), layout, dropout_key)
     index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
     logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1))
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
@@ -105,8 +107,11 @@ def train_step(
     `graph` and `config` are static, so models of one shape share one compiled program.
     """
 
+    # Drawn from the step alone, so that a resumed run drops out the same inputs.
+    dropout_key = jax.random.fold_in(jax.random.key(0), state.step)
+
     def loss(params: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return label_loss(nnx.merge(graph, params, frozen), batch)
+        return label_loss(nnx.merge(graph, params, frozen), batch, dropout_key)
 
     grads, metrics = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = optimizer(config).update(grads, state.optimizer, state.params)

@@ -1,16 +1,25 @@
+import string
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers as hf
 
 from palr_jax.data.catalog import Catalog
+from palr_jax.data.config import DataConfig
+from palr_jax.data.prepare import prepare
+from palr_jax.decoding.trie import Trie, build
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.item_tokens import tokenize_items
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.llm.json_tokenizer import JsonTokenizer
+from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from tests.llm.test_tokenizer import byte_level
 
-MISTRAL = Path(__file__).resolve().parents[2].parent / "shared/models/mistral-32k-tokenizer"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+MISTRAL = SHARED / "models/mistral-32k-tokenizer"
 
 
 def small_catalog(titles: list[str]) -> Catalog:
@@ -71,6 +80,96 @@ def test_a_budget_too_small_for_an_id_is_refused(
 def test_a_llama_tokenizer_writes_the_same_text(
     catalog: Catalog, instruct_config: InstructConfig
 ) -> None:
-    tokenizer = Tokenizer.from_file(MISTRAL / "tokenizer.model")
+    tokenizer = load_tokenizer(MISTRAL)
     expected = [f'"{title}"\n' for title in catalog.titles]
     assert texts(catalog, tokenizer, instruct_config) == expected
+
+
+def test_a_title_that_a_tokenizer_writes_as_nothing_carries_its_id(
+    instruct_config: InstructConfig,
+) -> None:
+    tokenizer = JsonTokenizer(only_letters(), [], 0)
+    written = texts(small_catalog(["Ant", "...", "Bee", "!"]), tokenizer, instruct_config)
+    assert written == ['"Ant"\n', '" [B001]"\n', '"Bee"\n', '" [B003]"\n']
+
+
+def test_titles_that_a_tokenizer_writes_alike_stay_distinct(
+    instruct_config: InstructConfig,
+) -> None:
+    tokenizer = JsonTokenizer(only_letters(), [], 0)
+    found = tokenize_items(small_catalog(["Ant", "An.t", "A.nt"]), tokenizer, instruct_config)
+    written = [tokenizer.decode(found.tokens[i]) for i in range(3)]
+    assert written == ['"Ant"\n', '"Ant [B001]"\n', '"Ant [B002]"\n']
+    assert found.cut == 0
+
+
+def test_items_that_stay_alike_even_with_their_ids_are_refused(
+    instruct_config: InstructConfig,
+) -> None:
+    tokenizer = JsonTokenizer(only_letters(keep="a-zA-Z"), [], 0)
+    catalog = Catalog(np.array(["1", "2", "3"]), ("Ant", "Ant.", "Ant..."), ((), (), ()))
+    with pytest.raises(UserError, match="writes item 2 like another even with its id"):
+        tokenize_items(catalog, tokenizer, instruct_config)
+
+
+def only_letters(keep: str = r"a-zA-Z0-9\[\] ") -> str:
+    """A tokenizer.json of single characters that drops all but `keep`, quotes and line breaks."""
+    characters = sorted({*string.ascii_letters, *string.digits, *'"\n []'})
+    vocab = {"<end>": 0} | {character: i for i, character in enumerate(characters, 1)}
+    pieces = hf.Tokenizer(hf.models.BPE(vocab, []))
+    pieces.normalizer = hf.normalizers.Replace(hf.Regex(f'[^{keep}"\n]'), "")
+    pieces.decoder = hf.decoders.Fuse()
+    return pieces.to_str()
+
+
+def shared_catalog(name: str) -> Catalog:
+    folder = SHARED / "data" / name
+    config = DataConfig(
+        source="table",
+        interactions=str(folder / "interactions.csv.gz"),
+        items=str(folder / "items.csv.gz"),
+    )
+    return prepare(config).catalog
+
+
+@pytest.mark.parametrize(("name", "style"), [("ml-1m", "title"), ("beauty", "id_title")])
+def test_every_item_has_the_same_tokens_everywhere(
+    name: str, style: str, tokenizer: Tokenizer, instruct_config: InstructConfig
+) -> None:
+    if not (SHARED / "data" / name).exists() or not MISTRAL.exists():
+        pytest.skip("the shared data is not here")
+    catalog = shared_catalog(name)
+    config = replace(instruct_config, item_style=style, title_tokens=160, length=10_000)
+    byte_pair = JsonTokenizer(byte_level(), [], 1)
+    for each in (tokenizer, load_tokenizer(MISTRAL), byte_pair):
+        tokens = tokenize_items(catalog, each, config).tokens
+        writer = PromptWriter(each, tokens, config)
+        assert len({row.tobytes() for row in tokens}) == len(catalog)
+        for start in range(0, len(catalog), 40):
+            items = np.arange(start, min(start + 40, len(catalog)))
+            trie = build(tokens, items[None])
+            label = iter(writer.label(items)[:-1].tolist())
+            prompt = writer.prompt([], "", items)
+            front = len(prompt) - len(tokens.join(items)) - len(each.encode("Recommendations:\n"))
+            listed = iter(prompt[front:].tolist())
+            for item in items:
+                expected = tokens[item].tolist()
+                assert [next(label) for _ in expected] == expected
+                assert [next(listed) for _ in expected] == expected
+            assert sorted(walks(trie)) == sorted(tokens[item].tolist() for item in items)
+
+
+def walks(trie: Trie) -> list[list[int]]:
+    """The tokens from the root to each leaf of a trie."""
+    token, parent, children = (
+        np.asarray(array[0]) for array in (trie.token_RN, trie.parent_RN, trie.num_children_RN)
+    )
+    leaves = np.flatnonzero((children == 0) & (np.asarray(trie.last_leaf_RN[0]) >= 0))
+    found = []
+    for node in leaves:
+        walk = []
+        while node:
+            walk.append(int(token[node]))
+            node = parent[node]
+        found.append(walk[::-1])
+    return found

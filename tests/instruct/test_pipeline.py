@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from palr_jax.instruct.pipeline import Packing, batches
+from palr_jax.instruct import pipeline
+from palr_jax.instruct.packing import Packing
+from palr_jax.instruct.pipeline import _Windows, batches
 from tests.instruct.test_examples import make_maker
 
 
@@ -18,7 +21,7 @@ def test_rows_hold_whole_examples_and_label_places(dataset) -> None:
     maker, data = dataset
     expected = {
         tuple(np.concatenate([e.prompt_T, e.label_M]).tolist())
-        for e in (maker.example(user, epoch) for user in range(12) for epoch in range(24))
+        for e in (maker.example(user, epoch) for user in range(12) for epoch in range(90))
     }
     found = 0
     for batch in islice(iter(data), 4):
@@ -73,3 +76,48 @@ def test_a_restored_iterator_gives_the_same_batches(dataset) -> None:
     for one, two in zip(expected, islice(restored, 4), strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], two[name])
+
+
+def rows_of(batch: dict[str, np.ndarray]) -> list[bytes]:
+    rows = range(len(batch["tokens_BT"]))
+    return [b"".join(batch[name][row].tobytes() for name in sorted(batch)) for row in rows]
+
+
+def test_four_processes_make_the_rows_of_one(dataset, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "WINDOW", 100)
+    maker, _ = dataset
+    packing = Packing(rows=1, length=900, label_length=200)
+    windows = [_Windows(maker, np.arange(12), packing)[window] for window in range(4)]
+    expected = [len(window["tokens_RT"]) for window in windows]
+    alone = iter(batches(maker, np.arange(12), packing))
+    one = [row for _ in range(sum(expected)) for row in rows_of(next(alone))]
+    shared: list[bytes] = []
+    for process in range(4):
+        mine = iter(batches(maker, np.arange(12), packing, process, 4))
+        shared += [row for _ in range(expected[process]) for row in rows_of(next(mine))]
+    assert one == shared
+    assert len(set(one)) > 0.9 * len(one)  # a user with two items has one example for ever
+
+
+def test_a_stop_anywhere_changes_nothing(dataset, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "WINDOW", 100)
+    _, data = dataset
+    iterator = iter(data)
+    states, expected = [json.dumps(iterator.get_state())], []
+    for _ in range(60):  # several windows
+        expected.append(rows_of(next(iterator)))
+        states.append(json.dumps(iterator.get_state()))
+    windows = {json.loads(state)["parent"]["next_index"] for state in states}
+    assert len(windows) > 2
+    again = iter(data)
+    for stop in np.random.default_rng(0).permutation(59)[:20]:
+        again.set_state(json.loads(states[stop]))
+        assert [rows_of(next(again)) for _ in range(2)] == expected[stop : stop + 2]
+
+
+def test_the_seed_decides_the_rows(catalog, train, writer, instruct_config) -> None:
+    maker = make_maker(catalog, train, writer, instruct_config, 0.5)
+    packing = Packing(rows=3, length=900, label_length=200)
+    first = rows_of(next(iter(batches(maker, np.arange(12), packing))))
+    other = replace(maker, seed=4)
+    assert first != rows_of(next(iter(batches(other, np.arange(12), packing))))

@@ -38,7 +38,7 @@ def test_without_candidates_and_profile_both_parts_vanish(
 def test_item_tokens_are_the_same_in_history_candidates_and_label(
     writer: PromptWriter, item_tokens: Ragged, tokenizer: Tokenizer
 ) -> None:
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    (bos,), eos = tokenizer.begin_ids, tokenizer.eos_id
     prompt = writer.prompt([5, 6], PROFILE, candidates=[7, 8])
     assert prompt[0] == bos
     history, candidates = np.concatenate([item_tokens[5], item_tokens[6]]), item_tokens[7]

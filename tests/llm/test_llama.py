@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from palr_jax.llm import huggingface
+from palr_jax import llm
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Layout, Llama, causal_layout, packed_layout
 
@@ -135,14 +135,14 @@ def test_cached_chunks_equal_one_pass(tiny: Llama) -> None:
 @needs_stories
 def test_stories_logits_are_golden() -> None:
     golden = np.load(STORIES / "golden_logits.npz")
-    logits = huggingface.load(STORIES)(jnp.array([golden["input_ids"]]))[0]
+    logits = llm.load(STORIES)[0](jnp.array([golden["input_ids"]]))[0]
     assert np.abs(logits - golden["logits"]).max() < 1e-3
 
 
 @needs_stories
 def test_stories_greedy_text_is_golden() -> None:
     golden = json.loads((STORIES / "golden.json").read_text())
-    model = huggingface.load(STORIES)
+    model = llm.load(STORIES)[0]
     count = len(golden["greedy_ids"]) - 1
 
     @jax.jit

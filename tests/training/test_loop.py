@@ -9,14 +9,13 @@ import pytest
 from flax import nnx
 
 from palr_jax.errors import UserError
-from palr_jax.instruct.examples import ExampleMaker
-from palr_jax.instruct.negatives import NegativeSampler
-from palr_jax.instruct.pipeline import Packing, batches
-from palr_jax.instruct.profiles import category_table
+from palr_jax.instruct.packing import Packing
+from palr_jax.instruct.pipeline import batches
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.training import loop
 from palr_jax.training.config import FinetuneConfig
+from tests.instruct.test_examples import make_maker
 
 CONFIG = FinetuneConfig(
     steps=9, batch_size=2, length=500, label_length=120, learning_rate=1e-2, save_every=2,
@@ -34,8 +33,7 @@ def new_model(vocab_size: int) -> Llama:
 
 @pytest.fixture
 def data(catalog, train, writer, instruct_config):
-    sampler = NegativeSampler.build(train, len(catalog), category_table(catalog), 0.5)
-    maker = ExampleMaker(train, [""] * 12, writer, sampler, instruct_config, 0.5, seed=0)
+    maker = make_maker(catalog, train, writer, instruct_config, 0.5)
     return batches(maker, np.arange(12), Packing(2, 500, 120))
 
 

@@ -122,3 +122,22 @@ def test_merged_adapters_equal_the_formula() -> None:
     merged.layers.up.kernel_IO[...] += 2.0 * jnp.einsum("LIR,LRO->LIO", a, b)
     np.testing.assert_allclose(merged(tokens), logits, atol=1e-4)
     assert np.abs(logits - Llama(TINY, nnx.Rngs(params=1))(tokens)).max() > 0.1
+
+
+def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> None:
+    lora = LoRAConfig(rank=2, dropout=0.5)
+    model = Llama(TINY, nnx.Rngs(params=1), lora)
+    for target in lora.targets:
+        getattr(model.layers, target).lora_b_RO[...] += 0.3
+    config = FinetuneConfig(steps=9, warmup_steps=0)
+    batch = packed([[A, B, C]], 30, 12)
+
+    def loss_at(step: int) -> float:
+        graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+        params = jax.tree.map(jnp.copy, params)  # the step donates its state
+        state = TrainState(jnp.int32(step), params, optimizer(config).init(params))
+        return float(train_step(graph, config, state, frozen, batch)[1]["loss"])
+
+    assert loss_at(3) == loss_at(3)
+    assert loss_at(3) != loss_at(4)
+    assert float(label_loss(model, batch)[0]) not in (loss_at(3), loss_at(4))

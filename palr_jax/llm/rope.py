@@ -1,0 +1,49 @@
+"""Rotary position embeddings (Su et al. 2021), plain or stretched for long sequences.
+
+Shapes: B batch, T tokens, H heads, K head size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from palr_jax.llm.config import LinearScaling, Llama3Scaling, LlamaConfig
+
+
+def frequencies(config: LlamaConfig) -> np.ndarray:
+    """Radians per position of each pair of a head, [K / 2], float32."""
+    exponent_K = np.arange(0, config.head_dim, 2) / config.head_dim
+    plain_K = config.rope_theta**-exponent_K
+    match config.rope_scaling:
+        case None:
+            scaled_K = plain_K
+        case LinearScaling(factor):
+            scaled_K = plain_K / factor
+        case Llama3Scaling() as scaling:
+            scaled_K = plain_K / llama3_divisors(plain_K, scaling)
+    return scaled_K.astype(np.float32)
+
+
+def llama3_divisors(plain_K: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
+    """By what LLaMA 3.1 divides each plain frequency, [K / 2].
+
+    The share of a frequency that stays goes from 0 to 1 with the number of turns that it makes
+    within the original length, between `low_freq_factor` and `high_freq_factor` turns.
+    """
+    turns_K = scaling.original_max_length * plain_K / (2 * np.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    stays_K = np.clip((turns_K - scaling.low_freq_factor) / span, 0, 1)
+    return 1 / (stays_K + (1 - stays_K) / scaling.factor)
+
+
+def rope_angles(position_BT: jax.Array, config: LlamaConfig) -> jax.Array:
+    """The rotation of each pair of a head in radians, [B, T, K / 2], float32."""
+    return position_BT[..., None].astype(jnp.float32) * frequencies(config)
+
+
+def rotate(x_BTHK: jax.Array, angle_BTK: jax.Array) -> jax.Array:
+    """Turns pair (i, i + K / 2) of every head by angle i (RoPE in the half-split layout)."""
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angle_BTK)[:, :, None], jnp.sin(angle_BTK)[:, :, None]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTHK.dtype)

@@ -1,0 +1,180 @@
+"""LoRA adapters in and out in PEFT's format."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from palr_jax import llm
+from palr_jax.errors import UserError
+from palr_jax.llm.config import LoRAConfig
+from palr_jax.llm.export import export_adapter, export_model
+from palr_jax.llm.llama import Llama
+from palr_jax.llm.peft import load_adapter, read_lora
+from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
+from tests.llm.variants import (
+    FIXTURES,
+    KEPT,
+    LORA,
+    TOKENS,
+    VARIANTS,
+    write_adapter,
+    write_checkpoint,
+)
+
+LLAMA3 = VARIANTS["llama3"]
+EXPECTED = np.load(FIXTURES / "logits.npz")["llama3 with adapter"]
+TOKENIZER = train_tokenizer(["Toy Story (1995)"], 400)
+
+
+def adapted(base: Path, adapter: Path) -> Llama:
+    return llm.load(base, adapter=adapter)[0]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A base and an adapter, as other tools write them."""
+    write_checkpoint(tmp_path / "base", LLAMA3)
+    write_adapter(tmp_path / "adapter", LLAMA3, tmp_path / "base")
+    return tmp_path / "base", tmp_path / "adapter"
+
+
+def test_an_adapter_of_peft_gives_the_logits_of_peft(folders: tuple[Path, Path]) -> None:
+    lora = read_lora(folders[1])
+    assert lora == LoRAConfig(3, 12.0, 0.05, ("q", "down"))
+    logits = adapted(*folders)(jnp.array(TOKENS))[:, KEPT]
+    np.testing.assert_allclose(logits, EXPECTED, atol=1e-4)
+
+
+def test_an_exported_adapter_is_the_one_that_came_in(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = folders
+    model = adapted(base, adapter)
+    export_adapter(model, read_lora(adapter), str(base), TOKENIZER, tmp_path / "out")
+    theirs = load_file(adapter / "adapter_model.safetensors")
+    ours = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    there = json.loads((adapter / "adapter_config.json").read_text())
+    assert config | there == config
+    assert (tmp_path / "out" / "tokenizer.model").exists()
+    again = adapted(base, tmp_path / "out")(jnp.array(TOKENS))
+    np.testing.assert_array_equal(again, model(jnp.array(TOKENS)))
+
+
+def test_a_merged_export_gives_the_logits_of_peft(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = adapted(*folders)
+    export_model(model, None, tmp_path / "out")
+    merged, _ = llm.load(tmp_path / "out")
+    np.testing.assert_allclose(merged(jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    base, adapter = (
+        load_file(folders[0] / "model.safetensors"),
+        load_file(folders[1] / "adapter_model.safetensors"),
+    )
+    for name, value in base.items():
+        a = adapter.get(f"base_model.model.{name}".replace(".weight", ".lora_A.weight"))
+        b = adapter.get(f"base_model.model.{name}".replace(".weight", ".lora_B.weight"))
+        update = 0.0 if a is None else LORA["lora_alpha"] / LORA["r"] * (b @ a)
+        np.testing.assert_allclose(written[name], value + update, atol=1e-6)
+
+
+def edit(adapter: Path, **values: object) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"use_dora": True}, "use_dora is not supported"),
+        ({"use_rslora": True}, "use_rslora is not supported"),
+        ({"bias": "all"}, "bias is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is not supported"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
+        ({"r": 4}, "is an adapter for another base"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused(
+    folders: tuple[Path, Path], change: dict, complaint: str
+) -> None:
+    edit(folders[1], **change)
+    with pytest.raises(UserError, match=complaint) as error:
+        adapted(*folders)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"hidden_size": 24, "head_dim": 4},
+        {"num_hidden_layers": 2},
+        {"num_hidden_layers": 4},
+        {"intermediate_size": 32},
+    ],
+)
+def test_an_adapter_for_a_base_of_another_shape_is_refused(
+    folders: tuple[Path, Path], other: dict, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "other", {**LLAMA3, **other})
+    with pytest.raises(
+        UserError, match=r"adapter is an adapter for another base: tensor .*(down|q)_proj"
+    ):
+        adapted(tmp_path / "other", folders[1])
+
+
+def test_an_adapter_for_other_weights_of_the_same_shape_is_refused(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = folders
+    model = adapted(base, adapter)
+    export_adapter(model, read_lora(adapter), str(base), TOKENIZER, tmp_path / "out")
+    values = load_file(base / "model.safetensors")
+    values["model.norm.weight"] *= 1.5
+    save_file(values, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="is an adapter for another base: it was trained on weig"):
+        adapted(base, tmp_path / "out")
+
+
+def test_an_adapter_knows_its_base_in_bfloat16_too(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapter = folders
+    lora = read_lora(adapter)
+    model, _ = llm.load(base, "bfloat16", lora)
+    load_adapter(model, lora, adapter)
+    export_adapter(model, lora, str(base), TOKENIZER, tmp_path / "out")
+    adapted(base, tmp_path / "out")
+    with safe_open(tmp_path / "out" / "adapter_model.safetensors", "numpy") as opened:
+        assert opened.metadata()["format"] == "pt"
+
+
+def test_folders_that_are_no_adapter_are_refused(folders: tuple[Path, Path]) -> None:
+    base, adapter = folders
+    with pytest.raises(UserError, match=r"adapter_config.json is missing: name a PEFT adapter"):
+        read_lora(base)
+    with pytest.raises(UserError, match="is a PEFT adapter: name the model that it adapts"):
+        llm.load(adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model.bin is a pickle"):
+        read_lora(adapter)
+
+
+def test_a_ranker_without_an_adapter_has_none_to_export(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "base", LLAMA3)
+    model, _ = llm.load(tmp_path / "base")
+    with pytest.raises(UserError, match="tuned as a whole"):
+        export_adapter(model, None, "base", TOKENIZER, tmp_path / "out")
+    with pytest.raises(UserError, match="drawn at random"):
+        export_adapter(model, LoRAConfig(), None, TOKENIZER, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
