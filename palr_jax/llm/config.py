@@ -5,6 +5,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+# What the backward pass computes once more instead of keeping it.
+Remat = Literal["none", "dots", "full"]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 

@@ -12,10 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.llm.attention import attend, attend_cached
-from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 from palr_jax.llm.kv_cache import KVCache, write
 from palr_jax.llm.lora import Linear
 from palr_jax.llm.rope import rope_angles, rotate
+
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @jax.tree_util.register_dataclass
@@ -135,12 +140,14 @@ class Llama(nnx.Module):
         tokens_BT: jax.Array,
         layout: Layout | None = None,
         dropout_key: jax.Array | None = None,
+        remat: Remat = "none",
     ) -> jax.Array:
         """The normed output of the last layer, [B, T, D].
 
-        With a key the inputs of the adapters are dropped out, as training wants it.
+        With a key the inputs of the adapters are dropped out, as training wants it. `remat` says
+        what a backward pass computes once more instead of keeping it.
         """
-        return self._run(tokens_BT, layout, dropout_key, keep=False)[0]
+        return self._run(tokens_BT, layout, dropout_key, keep=False, remat=remat)[0]
 
     def prefill(self, tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, KVCache]:
         """Reads rows of `length_B` tokens, padded on the right.
@@ -204,6 +211,7 @@ class Llama(nnx.Module):
         layout: Layout | None,
         dropout_key: jax.Array | None,
         keep: bool,
+        remat: Remat = "none",
     ) -> tuple[jax.Array, Any]:
         """Hidden states and, if they are to be kept, the keys and values of all layers."""
         B, T = tokens_BT.shape
@@ -221,6 +229,9 @@ class Llama(nnx.Module):
         keys = (
             None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
         )
+        if remat != "none":
+            # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
+            layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
         x_ND, kept = jax.lax.scan(layer, self._embed(tokens_BT), (stacked, keys))
         return self.norm(x_ND).reshape(B, T, -1), kept
 

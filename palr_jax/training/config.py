@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from palr_jax.llm.config import Remat
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -15,6 +17,10 @@ class FinetuneConfig:
     Attributes:
         steps: optimizer steps.
         batch_size: packed rows in a step.
+        accumulate: parts that a batch is run in, one after the other; the step is the same, and
+            takes the memory of one part.
+        remat: what the backward pass computes once more instead of keeping it: none, all but the
+            products with weights (dots), or everything but the input of each layer (full).
         length: tokens in a row; at least instruct.length.
         label_length: label tokens in a row at most; logits are computed for these alone.
         learning_rate: peak of AdamW's cosine schedule, which ends at a tenth of it.
@@ -27,6 +33,8 @@ class FinetuneConfig:
 
     steps: Positive = 200
     batch_size: Positive = 8
+    accumulate: Positive = 1
+    remat: Remat = "none"
     length: Positive = 1024
     label_length: Positive = 384
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
@@ -35,3 +43,9 @@ class FinetuneConfig:
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     save_every: Positive = 50
     log_every: Positive = 10
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})"
+            )

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens a row, M label tokens a row, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
 from palr_jax.training.config import FinetuneConfig
 
@@ -72,22 +74,33 @@ def optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
 
 
 def label_loss(
-    model: Llama, batch: Batch, dropout_key: jax.Array | None = None
+    model: Llama,
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    remat: Remat = "none",
+    label_count: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
 
     The LM head runs at label places only: a prompt is most of the tokens, and the vocabulary is
     the widest axis there is.
 
+    Args:
+        model: the ranker.
+        batch: rows.
+        dropout_key: of the adapters' dropout; None for none.
+        remat: see `FinetuneConfig`.
+        label_count: what sums are divided by, if the batch is a part of a larger one.
+
     Returns:
         The loss and the metrics `loss`, `accuracy` (of label tokens) and `tokens` (not padding).
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
-    hidden_BTD = model.hidden(jnp.asarray(batch.tokens_BT), layout, dropout_key)
+    hidden_BTD = model.hidden(jnp.asarray(batch.tokens_BT), layout, dropout_key, remat)
     index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
     logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1))
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
-    count = jnp.maximum(batch.weight_BM.sum(), 1)
+    count = jnp.maximum(batch.weight_BM.sum() if label_count is None else label_count, 1)
     correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
     loss = (nll_BM * batch.weight_BM).sum() / count
     metrics = {
@@ -109,12 +122,42 @@ def train_step(
 
     # Drawn from the step alone, so that a resumed run drops out the same inputs.
     dropout_key = jax.random.fold_in(jax.random.key(0), state.step)
+    label_count = jnp.asarray(batch.weight_BM).sum()
 
-    def loss(params: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return label_loss(nnx.merge(graph, params, frozen), batch, dropout_key)
+    def loss(
+        params: nnx.State, part: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = nnx.merge(graph, params, frozen)
+        return label_loss(model, part, key, config.remat, label_count)
 
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+    gradient = jax.grad(loss, has_aux=True)
+    grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
     updates, optimizer_state = optimizer(config).update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"gradient norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, optimizer_state), metrics
+
+
+def _sum_over_parts(
+    gradient: Callable[[Any, Batch, jax.Array], Any],
+    params: nnx.State,
+    batch: Batch,
+    key: jax.Array,
+    number: int,
+) -> Any:
+    """What `gradient` gives for a batch, added up over `number` parts of it, one after the other.
+
+    Sums of parts are those of the batch, since all of them divide by the label tokens of the batch.
+    """
+    if number == 1:
+        return gradient(params, batch, key)
+    parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(key, number)
+
+    def add(sums: Any, part_and_key: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, gradient(params, *part_and_key)), None
+
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    shapes = jax.eval_shape(gradient, params, *first)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, nothing, (parts, keys))[0]

@@ -141,3 +141,48 @@ def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> No
     assert loss_at(3) == loss_at(3)
     assert loss_at(3) != loss_at(4)
     assert float(label_loss(model, batch)[0]) not in (loss_at(3), loss_at(4))
+
+
+def one_step(model: Llama, batch: Batch, **settings: object) -> tuple[list[np.ndarray], dict]:
+    config = FinetuneConfig(steps=5, warmup_steps=0, learning_rate=0.1, **settings)
+    graph, params, frozen = nnx.split(model, trainable(model), ...)
+    state = TrainState(jnp.int32(0), params, optimizer(config).init(params))
+    state = jax.tree.map(jnp.copy, state)  # the step takes over its memory
+    state, metrics = train_step(graph, config, state, frozen, batch)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)], metrics
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_batch(model: Llama) -> None:
+    # The rows differ in label tokens, so that a mean of means would differ.
+    batch = packed([[A, B], [C], [B], [A, B, C]], 30, 12)
+    expected, whole = one_step(model, batch, batch_size=4)
+    for accumulate in (2, 4):
+        found, metrics = one_step(model, batch, batch_size=4, accumulate=accumulate)
+        for one, two in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, two, atol=2e-6)
+        for name, value in whole.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: str) -> None:
+    batch = packed([[A, B], [C]], 16, 8)
+    expected, _ = one_step(model, batch, batch_size=2)
+    found, _ = one_step(model, batch, batch_size=2, remat=remat)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-6)
+    graph, params = nnx.split(model)
+
+    def kept(choice: str) -> int:
+        """Bytes that the forward pass leaves to the backward pass."""
+        _, backward = jax.vjp(
+            lambda params: label_loss(nnx.merge(graph, params), batch, None, choice)[0], params
+        )
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+
+    assert kept("full") < kept("dots") < kept("none")
+
+
+def test_parts_must_divide_the_batch() -> None:
+    with pytest.raises(ValueError, match=r"accumulate \(3\) must divide batch_size \(8\)"):
+        FinetuneConfig(batch_size=8, accumulate=3)
