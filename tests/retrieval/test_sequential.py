@@ -16,7 +16,7 @@ import pytest
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval import loop
+from palr_jax.retrieval import loop, sequential
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
@@ -106,14 +106,8 @@ def stop_after(steps: int) -> Callable[..., object]:
 def test_goes_on_where_it_was_stopped(
     epochs: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = (
-        len(
-            loop.training_rows(
-                SPLIT.train, NUM_ITEMS, CONFIG.length, CONFIG.batch_size, 0, 0
-            ).item_RT
-        )
-        // CONFIG.batch_size
-    )
+    rows = NEXT_ITEM.training(SPLIT.train, NUM_ITEMS, CONFIG.length, CONFIG.batch_size, 0, 0)
+    steps = len(rows.item_RT) // CONFIG.batch_size
     assert steps > 2
     with monkeypatch.context() as patched:
         patched.setattr(loop, "progress", stop_after(epochs * steps + 2))
@@ -182,7 +176,9 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_the_epochs_before(
 ) -> None:
     steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_step", broken_after(2 * steps + 3, loop.train_step))
+        patched.setattr(
+            sequential, "train_step", broken_after(2 * steps + 3, sequential.train_step)
+        )
         with pytest.raises(UserError, match=r"loss is nan in epoch 3, step 4: lower retriever\."):
             sasrec().fit(SPLIT, tmp_path)
     assert len(curve(tmp_path)) == 2
