@@ -13,16 +13,70 @@ rule serves
   its subtree, so that a node sees the prompt, its ancestors and itself.
 """
 
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-# Full T x T attention is bound by memory on CPUs; blocks of queries that stop at the diagonal
-# halve the work and keep the scores in cache.
-_QUERY_BLOCK = 256
+from palr_jax.llm.blocked_attention import blocked_attention
+from palr_jax.progress import say
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Who computes the attention of a row over itself.
+
+    Attributes:
+        kind: xla runs everywhere; cudnn on NVIDIA GPUs, and falls back to xla with a line that
+            says why; splash on TPUs, for rows that hold whole sequences (no tries).
+        mesh: that the arrays are sharded over, if any. Only splash, which XLA cannot split by
+            itself, needs to know it.
+        batch_axes: the axes of the mesh that rows are split over.
+        head_axis: the axis of the mesh that heads are split over.
+        interpret: splash runs in Pallas' interpreter, as it must off TPUs.
+    """
+
+    kind: Literal["xla", "cudnn", "splash"] = "xla"
+    mesh: Mesh | None = None
+    batch_axes: tuple[str, ...] = ()
+    head_axis: str | None = None
+    interpret: bool = False
+
+
+XLA = Attention()
+
+
+def attention_on(
+    platform: str,
+    mesh: Mesh | None = None,
+    batch_axes: tuple[str, ...] = (),
+    head_axis: str | None = None,
+) -> Attention:
+    """The attention of sequences on a platform.
+
+    It is told and not found out: a program may be compiled for devices that are not here, so that
+    the default backend is the wrong one to ask; and `jax.lax.platform_dependent` would keep for
+    the backward pass what each of its branches wants, those never taken too.
+
+    Args:
+        platform: of the devices that the program is compiled for, as `jax.Device` names it.
+        mesh: see `Attention`, as the others.
+    """
+    kinds: dict[str, Literal["cudnn", "splash"]] = {
+        "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash",
+    }  # fmt: skip
+    return Attention(kinds.get(platform, "xla"), mesh, batch_axes, head_axis)
 
 
 def attend(
-    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, horizon_BT: jax.Array
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
+    horizon_BT: jax.Array,
+    attention: Attention = XLA,
 ) -> jax.Array:
     """Attention of a row over itself.
 
@@ -31,50 +85,73 @@ def attend(
         k_BTGK: keys.
         v_BTGK: values.
         horizon_BT: int32, the index of the last token that sees each token.
+        attention: who computes it.
 
     Returns:
-        [B, T, H, K] in the type of `v_BTGK`. Tokens that see nothing get a meaningless average.
+        [B, T, H, K] in the type of `v_BTGK`. Tokens that nobody sees get a meaningless average.
     """
-    length = q_BTHK.shape[1]
-    blocks = []
-    for start in range(0, length, _QUERY_BLOCK):
-        stop = min(start + _QUERY_BLOCK, length)
-        index_T = jnp.arange(start, stop)
-        visible_BTS = (jnp.arange(stop) <= index_T[:, None]) & (
-            index_T[:, None] <= horizon_BT[:, None, :stop]
-        )
-        blocks.append(
-            _masked(q_BTHK[:, start:stop], k_BTGK[:, :stop], v_BTGK[:, :stop], visible_BTS)
-        )
-    return jnp.concatenate(blocks, axis=1)
+    match attention.kind:
+        case "xla":
+            return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+        case "cudnn":
+            return _cudnn_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+        case "splash":
+            # Pallas takes long to import.
+            from palr_jax.llm.splash_attention import splash_attention  # noqa: PLC0415
+
+            return splash_attention(
+                q_BTHK, k_BTGK, v_BTGK, horizon_BT, attention.mesh, attention.batch_axes,
+                attention.head_axis, attention.interpret,
+            )  # fmt: skip
 
 
 def attend_cached(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, start_B: jax.Array
+    q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, visible_BTS: jax.Array
 ) -> jax.Array:
     """Attention of T new tokens over a cache that already holds their keys and values.
 
-    The new tokens of row b stand at the indices `start_B[b]` to `start_B[b] + T - 1` of the
-    cache; each sees everything up to itself.
+    Args:
+        q_BTHK: queries.
+        k_BGSK: keys, heads first.
+        v_BGSK: values, heads first.
+        visible_BTS: bool, which slots of the cache each token sees.
 
     Returns:
-        [B, T, H, K] in the type of `v_BSGK`.
+        [B, T, H, K] in the type of `v_BGSK`. Tokens that see nothing get a meaningless average.
     """
-    index_BT = start_B[:, None] + jnp.arange(q_BTHK.shape[1])
-    visible_BTS = jnp.arange(k_BSGK.shape[1]) <= index_BT[:, :, None]
-    return _masked(q_BTHK, k_BSGK, v_BSGK, visible_BTS)
-
-
-def _masked(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, visible_BTS: jax.Array
-) -> jax.Array:
     B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * K**-0.5
+    G = k_BGSK.shape[1]
+    q_BGRTK = jnp.moveaxis(q_BTHK.reshape(B, T, G, H // G, K), 1, 3) * K**-0.5
     score_BGRTS = jnp.einsum(
-        "BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32
+        "BGRTK,BGSK->BGRTS", q_BGRTK, k_BGSK, preferred_element_type=jnp.float32
     )
-    # A finite floor keeps rows that see nothing (padding) free of NaN.
     score_BGRTS = jnp.where(visible_BTS[:, None, None], score_BGRTS, -1e30)
-    weight_BGRTS = jax.nn.softmax(score_BGRTS, axis=-1).astype(v_BSGK.dtype)
-    return jnp.einsum("BGRTS,BSGK->BTGRK", weight_BGRTS, v_BSGK).reshape(B, T, H, K)
+    weight_BGRTS = jax.nn.softmax(score_BGRTS, axis=-1).astype(v_BGSK.dtype)
+    attended_BGRTK = jnp.einsum("BGRTS,BGSK->BGRTK", weight_BGRTS, v_BGSK)
+    return jnp.moveaxis(attended_BGRTK, 3, 1).reshape(B, T, H, K)
+
+
+def _cudnn_attention(
+    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, horizon_BT: jax.Array
+) -> jax.Array:
+    """Attention by cuDNN, or by XLA where cuDNN is missing or refuses these arrays."""
+    index_T1 = jnp.arange(q_BTHK.shape[1])[:, None]
+    # Every token sees itself, padding too, so that no row of scores is empty. The mask is handed
+    # over whole: cuDNN's own notion of packed rows is Hopper's alone, and a wrapper that drops it
+    # lets examples see one another.
+    visible_BTS = (index_T1 <= horizon_BT[:, None]) | (index_T1 == index_T1.T)
+    try:
+        if len(index_T1) % 2:
+            raise NotImplementedError("its backward pass takes rows of an even length")
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BTGK, v_BTGK, mask=visible_BTS[:, None], is_causal=True,
+            implementation="cudnn",
+        )  # fmt: skip
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        _say_once(f"attention by XLA instead of cuDNN: {error}")
+        return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+
+
+@cache
+def _say_once(line: str) -> None:
+    say(line)

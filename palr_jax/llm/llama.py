@@ -10,17 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from palr_jax.llm.attention import attend, attend_cached
+from palr_jax.llm.attention import XLA, Attention, attend, attend_cached
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
-from palr_jax.llm.kv_cache import KVCache, write
-from palr_jax.llm.lora import Linear
-from palr_jax.llm.rope import rope_angles, rotate
+from palr_jax.llm.kv_cache import KVCache, View, to_slots, view_in_order, write
+from palr_jax.llm.lora import Linear, drop_out
+from palr_jax.llm.rope import rope_turns, rotate
 
+# What the backward pass finds instead of computing it once more.
 _REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product", "attended"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+# The inputs of the linears of a layer; linears that read the same share its dropout.
+_INPUTS = ("qkv", "o", "gate and up", "down")
+
+# Cosine and sine of RoPE's rotations.
+Turns = tuple[jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +92,7 @@ class Block(nnx.Module):
             return Linear(name, inputs, outputs, lora, rngs)
 
         self.head_dim = config.head_dim
+        self.dropout = lora.dropout if lora else 0.0
         self.attention_norm = RMSNorm(D, config.norm_eps)
         self.q = linear("q", D, HK)
         self.k = linear("k", D, GK)
@@ -96,24 +104,37 @@ class Block(nnx.Module):
         self.down = linear("down", F, D)
 
     def heads(
-        self, x_ND: jax.Array, angle_BTK: jax.Array, dropout_key: jax.Array | None = None
+        self, x_ND: jax.Array, turns_BTK: Turns, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
         """Queries [B, T, H, K], keys and values [B, T, G, K]; queries and keys are rotated."""
-        B, T, _ = angle_BTK.shape
+        B, T, _ = turns_BTK[0].shape
         h_ND = self.attention_norm(x_ND)
-        q_BTHK = self.q(h_ND, dropout_key).reshape(B, T, -1, self.head_dim)
-        k_BTGK = self.k(h_ND, dropout_key).reshape(B, T, -1, self.head_dim)
-        v_BTGK = self.v(h_ND, dropout_key).reshape(B, T, -1, self.head_dim)
-        return rotate(q_BTHK, angle_BTK), rotate(k_BTGK, angle_BTK), v_BTGK
+        dropped_ND = self._dropped(h_ND, "qkv", dropout_key)
+        q_BTHK = self.q(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
+        k_BTGK = self.k(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
+        v_BTGK = self.v(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
+        heads = rotate(q_BTHK, turns_BTK), rotate(k_BTGK, turns_BTK), v_BTGK
+        return tuple(checkpoint_name(x, "product") for x in heads)
 
     def finish(
         self, x_ND: jax.Array, attended_BTHK: jax.Array, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Adds what attention brought, then the feed-forward."""
-        x_ND = x_ND + self.o(attended_BTHK.reshape(len(x_ND), -1), dropout_key)
+        h_ND = attended_BTHK.reshape(len(x_ND), -1)
+        x_ND = x_ND + self.o(h_ND, self._dropped(h_ND, "o", dropout_key))
+        x_ND = checkpoint_name(x_ND, "product")
         h_ND = self.ffn_norm(x_ND)
-        gate_NF, up_NF = self.gate(h_ND, dropout_key), self.up(h_ND, dropout_key)
-        return x_ND + self.down(jax.nn.silu(gate_NF) * up_NF, dropout_key)
+        dropped_ND = self._dropped(h_ND, "gate and up", dropout_key)
+        gate_NF = checkpoint_name(self.gate(h_ND, dropped_ND), "product")
+        up_NF = checkpoint_name(self.up(h_ND, dropped_ND), "product")
+        h_NF = jax.nn.silu(gate_NF) * up_NF
+        return x_ND + self.down(h_NF, self._dropped(h_NF, "down", dropout_key))
+
+    def _dropped(self, x_NI: jax.Array, place: str, key: jax.Array | None) -> jax.Array | None:
+        """What the adapters read of an input, if it is not the input itself."""
+        if key is None or not self.dropout:
+            return None
+        return drop_out(x_NI, self.dropout, jax.random.fold_in(key, _INPUTS.index(place)))
 
 
 class Llama(nnx.Module):
@@ -141,55 +162,79 @@ class Llama(nnx.Module):
         layout: Layout | None = None,
         dropout_key: jax.Array | None = None,
         remat: Remat = "none",
+        attention: Attention = XLA,
     ) -> jax.Array:
         """The normed output of the last layer, [B, T, D].
 
         With a key the inputs of the adapters are dropped out, as training wants it. `remat` says
-        what a backward pass computes once more instead of keeping it.
+        what a backward pass computes once more instead of keeping it, `attention` who computes it.
         """
-        return self._run(tokens_BT, layout, dropout_key, keep=False, remat=remat)[0]
+        return self._run(tokens_BT, layout, dropout_key, None, remat, attention)[0]
 
-    def prefill(self, tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, KVCache]:
+    def prefill(
+        self,
+        tokens_BT: jax.Array,
+        length_B: jax.Array,
+        layout: Layout | None = None,
+        slots: int | None = None,
+    ) -> tuple[jax.Array, KVCache]:
         """Reads rows of `length_B` tokens, padded on the right.
 
+        Args:
+            tokens_BT: the rows.
+            length_B: int32, how many tokens of each stay in the cache.
+            layout: where the tokens stand, if they are more than one causal sequence.
+            slots: S, room of the cache for a row; by default T.
+
         Returns:
-            The hidden states [B, T, D] and a cache of T slots a row.
+            The hidden states [B, T, D] and the cache.
         """
-        layout = causal_layout(length_B, tokens_BT.shape[1])
-        hidden_BTD, (k_LBTGK, v_LBTGK) = self._run(tokens_BT, layout, None, keep=True)
-        return hidden_BTD, KVCache(k_LBTGK, v_LBTGK, length_B)
+        layout = layout or causal_layout(length_B, tokens_BT.shape[1])
+        keep = slots or tokens_BT.shape[1]
+        hidden_BTD, (k_LBGSK, v_LBGSK) = self._run(tokens_BT, layout, None, keep=keep)
+        return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, length_B)
 
     def extend(
-        self, tokens_BT: jax.Array, count_B: jax.Array, cache: KVCache
+        self,
+        tokens_BT: jax.Array,
+        count_B: jax.Array,
+        cache: KVCache,
+        view: View | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Reads up to T more tokens a row behind those in the cache.
 
         Args:
-            tokens_BT: the new tokens, padded on the right.
-            count_B: int32, how many of them count in each row (0 to T).
-            cache: must have T free slots in every row.
+            tokens_BT: the new tokens.
+            count_B: int32, how many of them stay in the cache (0 to T, from the first).
+            cache: what was read; it has room for the new tokens.
+            view: where the new tokens stand, which slots they take and what they see; by default
+                they follow one another and see all before them.
 
         Returns:
             The hidden states [B, T, D] and the longer cache.
         """
         B, T = tokens_BT.shape
-        position_BT = cache.length_B[:, None] + jnp.arange(T)
-        angle_BTK = rope_angles(position_BT, self.config)
+        view = view or view_in_order(cache, T)
+        turns_BTK = rope_turns(view.position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple]:
-            weights, k_BSGK, v_BSGK = per_layer
+        # The caches are carried, and written in place: as inputs and outputs of the scan they
+        # would be copied whole at every step.
+        def layer(carry: tuple, per_layer: tuple) -> tuple[tuple, None]:
+            x_ND, k_LBGSK, v_LBGSK = carry
+            weights, index = per_layer
             block = nnx.merge(graph, weights)
-            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, angle_BTK)
-            k_BSGK = write(k_BSGK, k_BTGK, cache.length_B)
-            v_BSGK = write(v_BSGK, v_BTGK, cache.length_B)
-            attended_BTHK = attend_cached(q_BTHK, k_BSGK, v_BSGK, cache.length_B)
-            return block.finish(x_ND, attended_BTHK), (k_BSGK, v_BSGK)
+            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK)
+            k_LBGSK = write(k_LBGSK, index, k_BTGK, view.slot_BT)
+            v_LBGSK = write(v_LBGSK, index, v_BTGK, view.slot_BT)
+            attended_BTHK = attend_cached(q_BTHK, k_LBGSK[index], v_LBGSK[index], view.visible_BTS)
+            return (block.finish(x_ND, attended_BTHK), k_LBGSK, v_LBGSK), None
 
-        x_ND = self._embed(tokens_BT)
-        x_ND, (k, v) = jax.lax.scan(layer, x_ND, (stacked, cache.k_LBSGK, cache.v_LBSGK))
+        start = (self._embed(tokens_BT), cache.k_LBGSK, cache.v_LBGSK)
+        layers = (stacked, jnp.arange(self.config.num_layers, dtype=jnp.int32))
+        (x_ND, k_LBGSK, v_LBGSK), _ = jax.lax.scan(layer, start, layers)
         hidden_BTD = self.norm(x_ND).reshape(B, T, -1)
-        return hidden_BTD, KVCache(k, v, cache.length_B + count_B)
+        return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, cache.length_B + count_B)
 
     def logits(self, hidden_D: jax.Array) -> jax.Array:
         """Logits over the vocabulary for hidden states [..., D], [..., V] in float32."""
@@ -210,21 +255,23 @@ class Llama(nnx.Module):
         tokens_BT: jax.Array,
         layout: Layout | None,
         dropout_key: jax.Array | None,
-        keep: bool,
+        keep: int | None,
         remat: Remat = "none",
+        attention: Attention = XLA,
     ) -> tuple[jax.Array, Any]:
-        """Hidden states and, if they are to be kept, the keys and values of all layers."""
+        """Hidden states and, with `keep` slots for them, the keys and values of all layers."""
         B, T = tokens_BT.shape
         layout = layout or causal_layout(jnp.full(B, T), T)
-        angle_BTK = rope_angles(layout.position_BT, self.config)
+        turns_BTK = rope_turns(layout.position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
             weights, key = per_layer
             block = nnx.merge(graph, weights)
-            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, angle_BTK, key)
-            attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT)
-            return block.finish(x_ND, attended_BTHK, key), (k_BTGK, v_BTGK) if keep else None
+            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key)
+            attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT, attention)
+            kept = None if keep is None else (to_slots(k_BTGK, keep), to_slots(v_BTGK, keep))
+            return block.finish(x_ND, attended_BTHK, key), kept
 
         keys = (
             None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)

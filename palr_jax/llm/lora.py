@@ -6,8 +6,9 @@ Shapes: N rows, I inputs, O outputs, R rank; a leading L where layers are stacke
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from palr_jax.llm.config import TARGETS, LoRAConfig, Target
+from palr_jax.llm.config import LoRAConfig, Target
 
 
 class Linear(nnx.Module):
@@ -25,28 +26,25 @@ class Linear(nnx.Module):
         )
         adapted = lora is not None and name in lora.targets
         self.scale = lora.alpha / lora.rank if lora and adapted else 0.0
-        self.dropout = lora.dropout if lora and adapted else 0.0
-        self.place = TARGETS.index(name)
         if lora and adapted:
             self.lora_a_IR = nnx.LoRAParam(
                 jax.random.normal(rngs.params(), (inputs, lora.rank)) * inputs**-0.5
             )
             self.lora_b_RO = nnx.LoRAParam(jnp.zeros((lora.rank, outputs)))
 
-    def __call__(self, x_NI: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_NI: jax.Array, dropped_NI: jax.Array | None = None) -> jax.Array:
         """[N, I] → [N, O]. Rows are flat: XLA:CPU copies the gradient of [B, T, I] otherwise.
 
-        With a key the adapter's inputs are dropped out; the linears of a layer may share it.
+        The adapter reads `dropped_NI` if it is given: the same input after dropout.
         """
         y_NO = x_NI @ self.kernel_IO[...].astype(x_NI.dtype)
         if not self.scale:
             return y_NO
-        if self.dropout and dropout_key is not None:
-            key = jax.random.fold_in(dropout_key, self.place)
-            kept_NI = jax.random.bernoulli(key, 1 - self.dropout, x_NI.shape)
-            x_NI = jnp.where(kept_NI, x_NI / (1 - self.dropout), 0)
-        low_NR = x_NI @ self.lora_a_IR[...].astype(x_NI.dtype)
-        return y_NO + (low_NR @ self.lora_b_RO[...].astype(x_NI.dtype)) * self.scale
+        low_NR = (x_NI if dropped_NI is None else dropped_NI) @ self.lora_a_IR[...].astype(
+            y_NO.dtype
+        )
+        low_NR = checkpoint_name(low_NR * self.scale, "product")
+        return y_NO + low_NR @ self.lora_b_RO[...].astype(x_NI.dtype)
 
     def merged_kernel(self, layer: int) -> jax.Array:
         """W + (alpha / rank) · A B of one of the stacked layers, [I, O], in the type of W."""
@@ -55,3 +53,24 @@ class Linear(nnx.Module):
             return kernel_IO
         update_IO = self.lora_a_IR[...][layer] @ self.lora_b_RO[...][layer] * self.scale
         return (kernel_IO.astype(jnp.float32) + update_IO).astype(kernel_IO.dtype)
+
+
+def drop_out(x_NI: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Sets each value to zero with chance `rate` and scales the others to keep the mean.
+
+    The random bits are a hash of the place and the key (twice the finaliser of MurmurHash3).
+    They cost so little that a backward pass makes them again instead of reading them; those of
+    `jax.random` took a tenth of a whole training step on a CPU.
+    """
+    first, second = jax.random.bits(key, (2,))
+    row_N1 = jnp.arange(x_NI.shape[0], dtype=jnp.uint32)[:, None] * jnp.uint32(x_NI.shape[1])
+    place_NI = row_N1 + jnp.arange(x_NI.shape[1], dtype=jnp.uint32)
+    bits_NI = _scramble(_scramble(place_NI ^ first) + second)
+    kept_NI = bits_NI >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(kept_NI, x_NI * (1 / (1 - rate)), 0).astype(x_NI.dtype)
+
+
+def _scramble(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

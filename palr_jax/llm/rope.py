@@ -36,14 +36,15 @@ def llama3_divisors(plain_K: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     return 1 / (stays_K + (1 - stays_K) / scaling.factor)
 
 
-def rope_angles(position_BT: jax.Array, config: LlamaConfig) -> jax.Array:
-    """The rotation of each pair of a head in radians, [B, T, K / 2], float32."""
-    return position_BT[..., None].astype(jnp.float32) * frequencies(config)
+def rope_turns(position_BT: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotation of each pair of a head, each [B, T, K / 2], float32."""
+    angle_BTK = position_BT[..., None].astype(jnp.float32) * frequencies(config)
+    return jnp.cos(angle_BTK), jnp.sin(angle_BTK)
 
 
-def rotate(x_BTHK: jax.Array, angle_BTK: jax.Array) -> jax.Array:
+def rotate(x_BTHK: jax.Array, turns_BTK: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns pair (i, i + K / 2) of every head by angle i (RoPE in the half-split layout)."""
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle_BTK)[:, :, None], jnp.sin(angle_BTK)[:, :, None]
+    cos, sin = (turn_BTK[:, :, None] for turn_BTK in turns_BTK)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHK.dtype)

@@ -117,8 +117,7 @@ def test_cached_chunks_equal_one_pass(tiny: Llama) -> None:
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, 61, (2, 40))
     prompt = np.array([13, 7])
-    hidden, cache = tiny.prefill(jnp.array(tokens[:, :16]), jnp.array(prompt))
-    cache = cache.pad_to(48)
+    hidden, cache = tiny.prefill(jnp.array(tokens[:, :16]), jnp.array(prompt), slots=48)
     read = prompt.copy()
     for counts in ([3, 1], [0, 4], [4, 4], [1, 0]):
         chunk = np.zeros((2, 4), np.int64)
@@ -147,7 +146,7 @@ def test_stories_greedy_text_is_golden() -> None:
 
     @jax.jit
     def continue_greedily(prompt_BT: jax.Array) -> jax.Array:
-        hidden_BTD, cache = model.prefill(prompt_BT, jnp.array([1]))
+        hidden_BTD, cache = model.prefill(prompt_BT, jnp.array([1]), slots=count + 3)
 
         def step(carry, _):
             token_B, cache = carry
@@ -155,7 +154,7 @@ def test_stories_greedy_text_is_golden() -> None:
             return (model.logits(hidden_BTD[:, 0]).argmax(-1), cache), token_B
 
         first_B = model.logits(hidden_BTD[:, 0]).argmax(-1)
-        return jax.lax.scan(step, (first_B, cache.pad_to(count + 2)), length=count)[1][:, 0]
+        return jax.lax.scan(step, (first_B, cache), length=count)[1][:, 0]
 
     ids = continue_greedily(jnp.array([golden["prompt_ids"]]))
     assert golden["prompt_ids"] + ids.tolist() == golden["greedy_ids"]

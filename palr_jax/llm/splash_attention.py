@@ -1,0 +1,78 @@
+"""Attention of causal or packed rows on TPUs: JAX's splash attention, a Pallas kernel.
+
+The kernel knows a causal mask and segments, and not every rule of horizons. Where rows hold whole
+sequences, the two say the same: all tokens of a sequence have one horizon, its last token, and no
+other sequence has it. So the horizon is the segment. Padding (-1) becomes a segment of its own.
+Tries behind a prompt are no such rows.
+
+Shapes: B batch, T tokens, H query heads, G key/value heads, K head size.
+"""
+
+from dataclasses import fields
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+# The kernel works on tiles of whole lanes. Larger blocks keep the matrix unit busier.
+_LANES = 128
+_LARGEST_BLOCK = 512
+
+
+def splash_attention(
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
+    horizon_BT: jax.Array,
+    mesh: Mesh | None,
+    batch_axes: tuple[str, ...],
+    head_axis: str | None,
+    interpret: bool,
+) -> jax.Array:
+    """See `palr_jax.llm.attention.attend`, whose rule of horizons must be one of whole sequences.
+
+    With a mesh, every device takes its rows (split over `batch_axes`) and heads (`head_axis`).
+    """
+    attend = partial(_local, interpret=interpret)
+    if mesh is None:
+        return attend(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+    rows, heads = P(batch_axes or None), P(batch_axes or None, None, head_axis)
+    # XLA cannot split a Pallas kernel; its outputs do not say over which axes they vary.
+    shared = jax.shard_map(
+        attend, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
+    return shared(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+
+
+def _local(
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
+    horizon_BT: jax.Array,
+    interpret: bool,
+) -> jax.Array:
+    T, H, K = q_BTHK.shape[1:]
+    room = -T % _LANES
+    heads_first = [
+        jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))).swapaxes(1, 2)
+        for x in (q_BTHK * K**-0.5, k_BTGK, v_BTGK)
+    ]
+    segment_BT = jnp.pad(horizon_BT, ((0, 0), (0, room)), constant_values=-1)
+    # The largest block that divides the row.
+    lanes = (T + room) // _LANES
+    block = _LANES * max(n for n in range(1, _LARGEST_BLOCK // _LANES + 1) if lanes % n == 0)
+    names = [field.name for field in fields(kernel.BlockSizes) if field.name.startswith("block_")]
+    attend = kernel.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((T + room, T + room))] * H),
+        block_sizes=kernel.BlockSizes(**dict.fromkeys(names, block)),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attended",
+        interpret=interpret,
+    )
+    out_BHTK = jax.vmap(attend)(*heads_first, kernel.SegmentIds(segment_BT, segment_BT))
+    return out_BHTK.swapaxes(1, 2)[:, :T]
