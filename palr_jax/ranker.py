@@ -16,6 +16,7 @@ from palr_jax.config import Config, RankerConfig, Variant
 from palr_jax.data.catalog import Catalog
 from palr_jax.decoding.generate import generate
 from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.search import search
 from palr_jax.decoding.trie import build
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
@@ -152,16 +153,18 @@ class Ranker:
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
         slate_UK = np.full((len(histories), k), -1, np.int32)
-        everything_1I = np.arange(len(self.items))[None]
-        trie = build(self.items, everything_1I if candidates_UC is None else candidates_UC[:1])
+        longest = max(int(histories.lengths_R.max(initial=0)), 1)
+        catalog = build(self.items, np.arange(len(self.items))[None])
         for rows_B, tokens_BT, length_B in self._batches(prompts, label):
-            items_BC = np.repeat(everything_1I, len(rows_B), axis=0)
-            if candidates_UC is not None:
-                items_BC = candidates_UC[rows_B]
-                trie = build(self.items, items_BC)
+            seen_BY = histories.take(rows_B).last(longest, fill=-1)
+            if candidates_UC is None:
+                written = search(self.model, tokens_BT, length_B, catalog, seen_BY, k)
+                slate_UK[rows_B] = np.asarray(written.slot_BK)
+                continue
+            items_BC = candidates_UC[rows_B]
             allowed_BC = items_BC >= 0
-            for row, user in enumerate(rows_B):
-                allowed_BC[row] &= ~np.isin(items_BC[row], histories[int(user)])
+            allowed_BC &= (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
+            trie = build(self.items, items_BC)
             written = generate(self.model, tokens_BT, length_B, trie, allowed_BC, k)
             slot_BK = np.asarray(written.slot_BK)
             item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)

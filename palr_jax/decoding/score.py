@@ -21,6 +21,9 @@ from flax import nnx
 from palr_jax.decoding.trie import Array, Trie, round_up
 from palr_jax.llm.llama import Layout, Llama
 
+# A finite floor keeps nodes without a living edge free of NaN.
+DEAD = -1e30
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def plan_score(trie: Trie) -> ScorePlan:
     """Plans on the host, in numpy, how to score the tries of a batch of rows."""
     first_BN, last_BN = np.asarray(trie.first_leaf_RN), np.asarray(trie.last_leaf_RN)
     depth_BN, parent_BN = np.asarray(trie.depth_RN), np.asarray(trie.parent_RN)
-    token_BN, slot_BS = np.asarray(trie.token_RN), np.asarray(trie.slot_RS)
+    token_BN = np.asarray(trie.token_RN)
 
     # With two leaves below, a node branches or leads to one that does.
     is_fed_BN = (depth_BN > 0) & (last_BN > first_BN)
@@ -67,9 +70,6 @@ def plan_score(trie: Trie) -> ScorePlan:
     stop_BM = _pick(last_BN, fed_BM, fill=-1)
     horizon_BM = (start_BM[:, None, :] <= stop_BM[:, :, None]).sum(-1, dtype=np.int32) - 1
 
-    row, leaf = np.nonzero(slot_BS >= 0)
-    leaf_BS = np.full(slot_BS.shape, -1, np.int32)
-    leaf_BS[row, slot_BS[row, leaf]] = leaf
     return ScorePlan(
         token_BM=_pick(token_BN, fed_BM, fill=0),
         depth_BM=_pick(depth_BN, fed_BM, fill=0),
@@ -78,7 +78,7 @@ def plan_score(trie: Trie) -> ScorePlan:
         edge_source_BE=_pick(np.take_along_axis(source_BN, parent_BN, axis=1), edge_BE, fill=-1),
         edge_first_BE=_pick(first_BN, edge_BE, fill=0),
         edge_last_BE=_pick(last_BN, edge_BE, fill=-1),
-        leaf_BS=leaf_BS,
+        leaf_BS=np.asarray(trie.leaf_RS),
     )
 
 
@@ -128,41 +128,74 @@ def _score(
     model = nnx.merge(graph, weights)
     T = prompt_tokens_BT.shape[1]
     tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.token_BM], axis=1)
-    hidden_BTD = model.hidden(tokens_BT, _layout(prompt_length_B, T, plan))
-
-    source_BE = jnp.asarray(plan.edge_source_BE)
-    place_BE = jnp.where(source_BE > 0, T - 1 + source_BE, prompt_length_B[:, None] - 1)
-    hidden_BED = jnp.take_along_axis(hidden_BTD, place_BE[:, :, None], axis=1)
+    hidden_BTD = model.hidden(tokens_BT, tree_layout(T, prompt_length_B, jnp.int32(0), plan))
     head_BED = model.head_weights()[plan.edge_token_BE]
-    logit_BE = jnp.einsum("BED,BED->BE", hidden_BED, head_BED, preferred_element_type=jnp.float32)
-    return _sum_paths(_renormalise(logit_BE, source_BE, plan.token_BM.shape[1]), plan)
+    logit_BE = edge_logits(head_BED, hidden_BTD, T, prompt_length_B, plan)
+    return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan)
 
 
-def _layout(prompt_length_B: jax.Array, T: int, plan: ScorePlan) -> Layout:
-    """The prompt in its causal order, then the fed nodes, each at the place its depth gives it."""
-    index_T, length_B1 = jnp.arange(T), prompt_length_B[:, None]
+def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> Layout:
+    """T places with a causal run of tokens, then the fed nodes, each where its depth puts it.
+
+    Args:
+        T: places before the fed nodes.
+        length_B: int32, how many tokens stand in them; the rest is padding.
+        start_B: int32, the position of the first token.
+        plan: the fed nodes.
+    """
+    index_T, length_B1 = jnp.arange(T), length_B[:, None]
+    start_B1 = jnp.broadcast_to(start_B, length_B.shape)[:, None]
     last = T + plan.token_BM.shape[1] - 1
     horizon_BT = jnp.where(index_T < length_B1, last, -1)
     horizon_BM = jnp.where(plan.depth_BM > 0, T + plan.horizon_BM, -1)
-    position_BT = jnp.broadcast_to(index_T, horizon_BT.shape)
+    position_BM = start_B1 + length_B1 - 1 + plan.depth_BM
     return Layout(
-        position_BT=jnp.concatenate([position_BT, length_B1 - 1 + plan.depth_BM], axis=1),
+        position_BT=jnp.concatenate([start_B1 + index_T, position_BM], axis=1),
         horizon_BT=jnp.concatenate([horizon_BT, horizon_BM], axis=1),
     )
 
 
-def _renormalise(logit_BE: jax.Array, source_BE: jax.Array, M: int) -> jax.Array:
+def edge_logits(
+    head_BED: jax.Array, hidden_BTD: jax.Array, T: int, length_B: jax.Array, plan: ScorePlan
+) -> jax.Array:
+    """Logits of the edges, float32 [B, E], where hidden states are laid out as `tree_layout` says.
+
+    Only the rows of the LM head that belong to edges are needed.
+    """
+    source_BE = jnp.asarray(plan.edge_source_BE)
+    place_BE = jnp.where(source_BE > 0, T - 1 + source_BE, length_B[:, None] - 1)
+    hidden_BED = jnp.take_along_axis(hidden_BTD, place_BE[:, :, None], axis=1)
+    return jnp.einsum("BED,BED->BE", hidden_BED, head_BED, preferred_element_type=jnp.float32)
+
+
+def path_logps(logit_BE: jax.Array, alive_BS: jax.Array, plan: ScorePlan) -> jax.Array:
+    """Log-probability of each slot, [B, S], when only slots that are alive can be written.
+
+    Logits are renormalised over the edges of a node that lead to such slots, and summed along
+    the path; -inf for all other slots.
+    """
+    above_BES = above(plan)
+    living_BE = (above_BES & alive_BS[:, None]).any(-1)
+    logp_BE = _renormalise(jnp.where(living_BE, logit_BE, DEAD), plan)
+    return jnp.where(alive_BS, jnp.where(above_BES, logp_BE[:, :, None], 0).sum(1), -jnp.inf)
+
+
+def above(plan: ScorePlan) -> jax.Array:
+    """Which edges lead to which slots, bool [B, E, S]."""
+    leaf_B1S = jnp.asarray(plan.leaf_BS)[:, None]
+    first_BE1 = jnp.asarray(plan.edge_first_BE)[:, :, None]
+    last_BE1 = jnp.asarray(plan.edge_last_BE)[:, :, None]
+    return (first_BE1 <= leaf_B1S) & (leaf_B1S <= last_BE1)
+
+
+def siblings(plan: ScorePlan) -> jax.Array:
+    """Which edges leave which node, bool [B, M + 1, E]."""
+    source_B1E = jnp.asarray(plan.edge_source_BE)[:, None]
+    return source_B1E == jnp.arange(plan.token_BM.shape[1] + 1)[:, None]
+
+
+def _renormalise(logit_BE: jax.Array, plan: ScorePlan) -> jax.Array:
     """Log-softmax over the edges that leave the same node; rubbish at padding."""
-    from_BME = source_BE[:, None] == jnp.arange(M + 1)[:, None]
-    total_BM = jax.nn.logsumexp(jnp.where(from_BME, logit_BE[:, None], -1e30), axis=-1)
-    return logit_BE - jnp.take_along_axis(total_BM, jnp.maximum(source_BE, 0), axis=1)
-
-
-def _sum_paths(logp_BE: jax.Array, plan: ScorePlan) -> jax.Array:
-    """Adds up the edges above the leaf of each slot."""
-    leaf_B1S = plan.leaf_BS[:, None]
-    above_BES = (plan.edge_first_BE[:, :, None] <= leaf_B1S) & (
-        leaf_B1S <= plan.edge_last_BE[:, :, None]
-    )
-    logp_BS = jnp.where(above_BES, logp_BE[:, :, None], 0.0).sum(axis=1)
-    return jnp.where(plan.leaf_BS >= 0, logp_BS, -jnp.inf)
+    total_BM = jax.nn.logsumexp(jnp.where(siblings(plan), logit_BE[:, None], DEAD), axis=-1)
+    source_BE = jnp.maximum(jnp.asarray(plan.edge_source_BE), 0)
+    return logit_BE - jnp.take_along_axis(total_BM, source_BE, axis=1)

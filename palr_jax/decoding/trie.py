@@ -41,6 +41,7 @@ class Trie:
         first_leaf_RN: int32, the first leaf below a node (at a leaf, itself).
         last_leaf_RN: int32, the last leaf below a node; -1 at padding.
         slot_RS: int32, the slot of each leaf; -1 behind the last leaf.
+        leaf_RS: int32, the leaf of each slot; -1 where there is no item.
         max_children: no node has more children.
         max_depth: no item has more tokens.
         root_run: no forced run of a root is longer.
@@ -56,6 +57,7 @@ class Trie:
     first_leaf_RN: Array
     last_leaf_RN: Array
     slot_RS: Array
+    leaf_RS: Array
     max_children: int = field(metadata=_STATIC)
     max_depth: int = field(metadata=_STATIC)
     root_run: int = field(metadata=_STATIC)
@@ -109,7 +111,9 @@ def build(item_tokens: Ragged, slots_RS: np.ndarray) -> Trie:
         return values_RN
 
     slot_RS = np.full(slots_RS.shape, -1, np.int32)
-    slot_RS[row_L, np.arange(len(row_L)) - row_leaf_L] = slot_L
+    leaf_RS = np.full(slots_RS.shape, -1, np.int32)
+    leaf_L = np.arange(len(row_L)) - row_leaf_L
+    slot_RS[row_L, leaf_L], leaf_RS[row_L, slot_L] = slot_L, leaf_L
     return Trie(
         token_RN=pad(token_N),
         parent_RN=pad(links.parent_N - row_node_N),
@@ -121,6 +125,7 @@ def build(item_tokens: Ragged, slots_RS: np.ndarray) -> Trie:
         first_leaf_RN=pad(leaf_N - row_leaf_N),
         last_leaf_RN=pad(last_leaf_N - row_leaf_N, fill=-1),
         slot_RS=slot_RS,
+        leaf_RS=leaf_RS,
         max_children=round_up(int(links.num_children_N.max(initial=1))),
         max_depth=-(-int(depth_N.max(initial=1)) // 8) * 8,
         root_run=round_up(int(run_N[depth_N == 0].max(initial=0)), least=1),

@@ -53,7 +53,8 @@ def _write(
 ) -> jax.Array:
     model = nnx.merge(graph, weights)
     B, T = tokens_BT.shape
-    hidden_BTD, cache = model.prefill(tokens_BT, length_B)
+    # A row that has ended writes rubbish behind its last token, for which there is one slot more.
+    hidden_BTD, cache = model.prefill(tokens_BT, length_B, slots=T + new_tokens + 1)
     last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
     written_BN = jnp.full((B, new_tokens), -1, jnp.int32)
 
@@ -69,6 +70,5 @@ def _write(
         hidden_B1D, cache = model.extend(next_B[:, None], going_B.astype(jnp.int32), cache)
         return place + 1, hidden_B1D[:, 0], cache, written_BN, going_B
 
-    # A row that has ended writes rubbish behind its last token, for which there is one slot more.
-    start = (0, last_BD, cache.pad_to(T + new_tokens + 1), written_BN, jnp.ones(B, bool))
+    start = (0, last_BD, cache, written_BN, jnp.ones(B, bool))
     return jax.lax.while_loop(unfinished, step, start)[3]

@@ -54,14 +54,14 @@ def slow_score(logits: Logits, prompt: list[int], candidates: dict[int, list[int
 class SlowSlate:
     slots: list[int]
     logps: list[float]
-    decisions: int
+    decisions: int = 0
 
 
 def slow_generate(
     logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int], k: int
 ) -> SlowSlate:
     """Greedy, token by token; a decision is a node with several children in the whole trie."""
-    slate, text = SlowSlate([], [], 0), list(prompt)
+    slate, text = SlowSlate([], []), list(prompt)
     left = allowed & set(candidates)
     while left and len(slate.slots) < k:
         node, total = dict_trie(candidates), 0.0
@@ -76,6 +76,76 @@ def slow_generate(
         slate.slots.append(node.slots[0])
         slate.logps.append(total)
         left.remove(node.slots[0])
+    return slate
+
+
+def slow_items(
+    logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int], k: int
+) -> SlowSlate:
+    """The best item by `slow_score` of all that are left, again and again."""
+    slate, text = SlowSlate([], []), list(prompt)
+    left = {slot: candidates[slot] for slot in allowed & set(candidates)}
+    while left and len(slate.slots) < k:
+        scores = slow_score(logits, text, left)
+        slate.slots.append(max(scores, key=lambda slot: scores[slot]))
+        slate.logps.append(scores[slate.slots[-1]])
+        text += left.pop(slate.slots[-1])
+    return slate
+
+
+def slow_beam(
+    logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int],
+    width: int, first: bool,
+) -> dict:  # fmt: skip
+    """Slot → log-probability of the items that a beam of `width` ends with, best first.
+
+    All hypotheses take a decision at a time; with `first`, the search ends when the best of them
+    is a whole item.
+    """
+    left = allowed & set(candidates)
+    beam = [(0.0, [], dict_trie(candidates))]
+
+    def forced(tokens: list[int], node: Node) -> tuple[list[int], Node]:
+        while len(node.children) == 1:
+            token, node = next(iter(node.children.items()))
+            tokens = [*tokens, token]
+        return tokens, node
+
+    while any(node.children for _, _, node in beam[: 1 if first else None]):
+        longer = []
+        for total, tokens, node in beam:
+            if not node.children:
+                longer.append((total, tokens, node))
+                continue
+            tokens, node = forced(tokens, node)
+            if not node.children:  # a single item
+                longer.append((total, tokens, node))
+                continue
+            alive = [t for t, child in node.children.items() if left & set(child.slots)]
+            over = log_softmax(logits(prompt + tokens)[alive])
+            for token, logp in zip(alive, over, strict=True):
+                child = forced([*tokens, token], node.children[token])
+                longer.append((total + logp, *child))
+        beam = sorted(longer, key=lambda entry: -entry[0])[:width]
+    return {node.slots[0]: total for total, _, node in beam if not node.children}
+
+
+def slow_beam_slate(
+    logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int],
+    width: int, k: int,
+) -> SlowSlate:  # fmt: skip
+    """The best item of a beam, then the best given that one, ….
+
+    The beam sees the whole trie; items that are written are not allowed any more.
+    """
+    slate, text, left = SlowSlate([], []), list(prompt), allowed & set(candidates)
+    while left and len(slate.slots) < k:
+        found = slow_beam(logits, text, candidates, left, width, first=True)
+        slot = next(iter(found))
+        slate.slots.append(slot)
+        slate.logps.append(found[slot])
+        text += candidates[slot]
+        left.remove(slot)
     return slate
 
 
