@@ -1,0 +1,137 @@
+"""What accelerators can do, as their makers publish it, and the shapes they come in.
+
+A topology is named as XLA names it: the chip, a colon and the chips along each axis, `v5e:4x4` or
+`v5p:4x4x8`; of GPUs the number in a machine, `h100:8`. Several slices or machines that the
+data-centre network joins have their number in front: `2xv5e:16x16`, `8xh100:8`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from palr_jax.errors import UserError
+
+GB, GIB = 10**9, 2**30
+
+# Where a chip stands: its slice or machine, then its place along each axis.
+Place = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator chip.
+
+    Attributes:
+        hbm_bytes: memory.
+        flops: peak of bfloat16 products, operations a second.
+        hbm_bandwidth: bytes a second.
+        link_bandwidth: bytes a second of one interconnect link in one direction; of all links of a
+            chip together where a switch joins the chips (NVLink).
+        wraps_at: an axis of so many chips, or of a multiple, is closed to a ring; 0 where a switch
+            joins the chips.
+        network_bandwidth: bytes a second of a chip's share of the data-centre network.
+        axes: of its topologies.
+        kinds: how JAX names it (`device_kind`).
+    """
+
+    hbm_bytes: int
+    flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    wraps_at: int
+    network_bandwidth: float
+    axes: int
+    kinds: tuple[str, ...]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether a switch joins the chips, and CUDA programs them."""
+        return self.wraps_at == 0
+
+
+# Google's pages on each TPU version and NVIDIA's data sheet of the H100 SXM (dense, not sparse).
+# A TPU page gives the bandwidth of all links in both directions: 400 GB/s of the v5e are four
+# links of 50 GB/s each way. The network's share is that of a host's cards or of a pod.
+CHIPS = {
+    "v4": Chip(32 * GIB, 275e12, 1228 * GB, 50 * GB, 4, 3.1 * GB, 3, ("TPU v4",)),
+    "v5e": Chip(16 * GIB, 197e12, 819 * GB, 50 * GB, 16, 3.1 * GB, 2, ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip(95 * GIB, 459e12, 2765 * GB, 100 * GB, 4, 6.25 * GB, 3, ("TPU v5", "TPU v5p")),
+    "v6e": Chip(
+        32 * GIB, 918e12, 1638 * GB, 100 * GB, 16, 12.5 * GB, 2, ("TPU v6 lite", "TPU v6e")
+    ),
+    "h100": Chip(80 * GB, 989e12, 3350 * GB, 450 * GB, 0, 50 * GB, 1, ("NVIDIA H100 80GB HBM3",)),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Chips and how they are joined.
+
+    Attributes:
+        name: as it was given.
+        chip: what they are.
+        slices: parts that the data-centre network joins.
+        shape: chips along each axis of a slice.
+    """
+
+    name: str
+    chip: Chip
+    slices: int
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        """How many chips."""
+        return self.slices * math.prod(self.shape)
+
+    def bandwidth(self, places: Sequence[Place]) -> float:
+        """Bytes a second that each chip of a group can take in from the others, at most.
+
+        Every axis that the group extends along brings one link, or two where it covers an axis
+        that is closed to a ring.
+
+        Args:
+            places: of the chips of the group.
+        """
+        chip = self.chip
+        if len({slice_ for slice_, *_ in places}) > 1:
+            return chip.network_bandwidth
+        if chip.is_gpu:
+            return chip.link_bandwidth
+        links = 0
+        for axis, length in enumerate(self.shape, 1):
+            covered = len({place[axis] for place in places})
+            closed = covered == length and length % chip.wraps_at == 0
+            links += (covered > 1) + closed
+        return links * chip.link_bandwidth
+
+
+def parse_topology(name: str) -> Topology:
+    """Reads the name of a topology.
+
+    Raises:
+        UserError: the chip is not known, or its shape has another number of axes.
+    """
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
+    if not match:
+        raise UserError(
+            f"topology {name!r} is not of the form v5e:4x4, v5p:4x4x8, 2xv5e:16x16 or h100:8"
+        )
+    slices, kind = int(match[1] or 1), match[2]
+    chip = CHIPS.get(kind)
+    if chip is None:
+        raise UserError(f"topology {name}: chip {kind} is not one of {', '.join(CHIPS)}")
+    shape = tuple(int(length) for length in match[3].split("x"))
+    if len(shape) != chip.axes or 0 in (slices, *shape):
+        example = "x".join("8" if chip.axes == 1 else "4" for _ in range(chip.axes))
+        raise UserError(f"topology {name}: a {kind} has {chip.axes} axes, as in {kind}:{example}")
+    return Topology(name, chip, slices, shape)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind`; None for one that is not in the table (a CPU)."""
+    for chip in CHIPS.values():
+        if device_kind in chip.kinds:
+            return chip
+    return None

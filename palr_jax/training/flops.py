@@ -1,0 +1,117 @@
+"""Floating-point operations of a train step and of ranking, by formula.
+
+A multiplication and an addition are two operations. Only products of matrices count; norms,
+softmax, RoPE and the optimizer are a percent or less of a model of any size. Compilers count the
+body of a loop once, so what they report is of no use here.
+
+Model FLOPs are what the mathematics asks for (Chowdhery et al. 2022, appendix B), whatever is
+computed once more to save memory: MFU divides them by the chip's peak. Executed FLOPs include what
+rematerialisation repeats.
+
+Pairs are the (query, key) pairs of attention: a causal sequence of n tokens has n (n + 1) / 2.
+"""
+
+from collections.abc import Iterable
+
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
+
+# Products of a linear in a train step: forward, gradient of the input, gradient of the weights.
+_FROZEN, _TRAINED = 4, 6
+# Attention is two products forward and four backward, none of them with a parameter.
+_ATTENTION_FORWARD, _ATTENTION_BACKWARD = 4, 8
+
+
+def linear_shapes(config: LlamaConfig) -> dict[Target, tuple[int, int]]:
+    """Inputs and outputs of the seven linears of a layer."""
+    D, F = config.dim, config.ffn_dim
+    HK, GK = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "q": (D, HK),
+        "k": (D, GK),
+        "v": (D, GK),
+        "o": (HK, D),
+        "gate": (D, F),
+        "up": (D, F),
+        "down": (F, D),
+    }
+
+
+def linear_parameters(config: LlamaConfig) -> int:
+    """Parameters of the linears of all layers, without adapters, embedding and LM head."""
+    shapes = linear_shapes(config).values()
+    return config.num_layers * sum(inputs * outputs for inputs, outputs in shapes)
+
+
+def adapter_parameters(config: LlamaConfig, lora: LoRAConfig) -> int:
+    """Parameters of the adapters of all layers."""
+    shapes = linear_shapes(config)
+    return config.num_layers * lora.rank * sum(sum(shapes[target]) for target in lora.targets)
+
+
+def causal_pairs(lengths: Iterable[int]) -> int:
+    """(Query, key) pairs of causal sequences of these lengths."""
+    return sum(length * (length + 1) // 2 for length in lengths)
+
+
+def train_flops(
+    config: LlamaConfig, lora: LoRAConfig | None, tokens: float, label_tokens: float, pairs: float
+) -> float:
+    """Model FLOPs of a train step: forward, and backward through what is frozen and trained.
+
+    Args:
+        config: the shape of the model.
+        lora: adapters on frozen weights; None if all weights are trained.
+        tokens: tokens of the batch.
+        label_tokens: tokens of them that the LM head is computed for.
+        pairs: pairs of the batch: the sum over its tokens of the tokens that each of them sees.
+    """
+    base = _TRAINED if lora is None else _FROZEN
+    adapters = 0 if lora is None else _TRAINED * adapter_parameters(config, lora)
+    attention = _ATTENTION_FORWARD + _ATTENTION_BACKWARD
+    return (
+        tokens * (base * linear_parameters(config) + adapters)
+        + label_tokens * base * config.vocab_size * config.dim
+        + pairs * attention * _attention_width(config)
+    )
+
+
+def executed_train_flops(
+    config: LlamaConfig,
+    lora: LoRAConfig | None,
+    remat: Remat,
+    tokens: float,
+    label_tokens: float,
+    pairs: float,
+) -> float:
+    """FLOPs that the hardware does in a train step: `train_flops` and what `remat` repeats."""
+    again = 0.0
+    if remat != "none":
+        again += pairs * _ATTENTION_FORWARD * _attention_width(config)
+    if remat == "full":
+        adapters = 0 if lora is None else adapter_parameters(config, lora)
+        again += tokens * 2 * (linear_parameters(config) + adapters)
+    return train_flops(config, lora, tokens, label_tokens, pairs) + again
+
+
+def rank_flops(
+    config: LlamaConfig, lora: LoRAConfig | None, tokens: float, edges: float, pairs: float
+) -> float:
+    """FLOPs of ranking in one forward pass.
+
+    Args:
+        config: the shape of the model.
+        lora: adapters that are not merged into the weights.
+        tokens: prompt tokens and fed trie nodes.
+        edges: children of trie nodes that branch: each costs one row of the LM head.
+        pairs: as for `train_flops`.
+    """
+    adapters = 0 if lora is None else adapter_parameters(config, lora)
+    return (
+        tokens * 2 * (linear_parameters(config) + adapters)
+        + edges * 2 * config.dim
+        + pairs * _ATTENTION_FORWARD * _attention_width(config)
+    )
+
+
+def _attention_width(config: LlamaConfig) -> int:
+    return config.num_layers * config.num_heads * config.head_dim

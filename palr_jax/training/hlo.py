@@ -1,0 +1,280 @@
+"""Reads what a compiled program sends between chips from its text.
+
+XLA's own cost analysis counts the body of a loop once; here every collective is counted as often
+as the loops around it run. On TPUs one collective may appear several times, spread over fusions
+and even loops that work while it is under way; all of these share a channel and count once, as
+often as the outermost of them runs.
+"""
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+# Factors of the bytes that a chip takes in, times (group - 1) / group of the collective's array.
+_ROUNDS = {
+    "all-gather": 1,
+    "all-reduce": 2,
+    "reduce-scatter": 1,
+    "all-to-all": 1,
+    "collective-permute": 1,
+}
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_COLLECTIVE = re.compile(rf"\s({'|'.join(_ROUNDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_WHILE = re.compile(r"\swhile\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLS = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_CALL_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+        kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
+        shapes: of the whole arrays: what a gather gives and a scatter is given.
+        bytes: that each chip takes in, once.
+        times: how often it runs in a step.
+        group: the chips that take part with chip 0, or with the first chip that takes part.
+        name: where it comes from in the program that was written.
+    """
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: int
+    times: int
+    group: tuple[int, ...]
+    name: str
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that each chip takes in, in a step."""
+        return self.bytes * self.times
+
+
+def collectives(text: str, chips: int) -> list[Collective]:
+    """The collectives of a compiled program (`compiled.as_text()`), largest traffic first.
+
+    Args:
+        text: of a program that was partitioned for `chips`.
+        chips: how many chips run it.
+    """
+    program = _Program(text)
+    found: dict[str, Collective] = {}
+    for computation, lines in program.lines.items():
+        for line in lines:
+            match = _COLLECTIVE.search(line)
+            if not match:
+                continue
+            one = _read(line, match, program.runs[computation], chips, computation)
+            channel = re.search(r"channel_id=(\d+)", line)
+            key = channel[1] if channel else line
+            if one.bytes and (key not in found or one.times < found[key].times):
+                found[key] = one
+    return sorted(found.values(), key=lambda one: -one.total_bytes)
+
+
+def weight_moves(
+    found: Iterable[Collective], kernels: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], int]:
+    """How often full, unsharded weights are put together on a chip in a step.
+
+    Compilers turn weights over, so a weight and its transpose are one shape here. An array of
+    several layers counts as many weights as it holds. Activations of the shape of a weight are
+    taken for one: compare programs whose batch has another size.
+
+    Args:
+        found: the collectives of a program.
+        kernels: the shapes of the weights of a layer.
+
+    Returns:
+        The moves of each shape, smaller axis first.
+    """
+    moves = {(min(kernel), max(kernel)): 0 for kernel in kernels}
+    for one in found:
+        for shape in one.shapes if one.kind != "collective-permute" else ():
+            for kernel in moves:
+                rest = list(shape)
+                with suppress(ValueError):
+                    rest.remove(kernel[0])
+                    rest.remove(kernel[1])
+                    moves[kernel] += math.prod(rest) * one.times
+    return moves
+
+
+class _Program:
+    """The computations of a program and how often each runs."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[str, list[str]] = {}
+        self.entry = ""
+        current: list[str] = []
+        for line in text.splitlines():
+            header = _COMPUTATION.match(line)
+            if header:
+                current = self.lines.setdefault(header[2], [])
+                self.entry = header[2] if header[1] else self.entry
+            elif _INSTRUCTION.match(line):
+                current.append(line)
+
+    @cached_property
+    def runs(self) -> dict[str, int]:
+        """How often each computation runs."""
+        calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for caller, lines in self.lines.items():
+            for line in lines:
+                for callee, times in self._calls(line):
+                    calls[callee].append((caller, times))
+        runs: dict[str, int] = {self.entry: 1}
+
+        def count(name: str) -> int:
+            if name not in runs:
+                runs[name] = sum(count(caller) * times for caller, times in calls[name])
+            return runs[name]
+
+        return {name: count(name) for name in self.lines}
+
+    def _calls(self, line: str) -> list[tuple[str, int]]:
+        loop = _WHILE.search(line)
+        if loop:
+            trips = self._trips(line, loop[1])
+            return [(loop[1], trips + 1), (loop[2], trips)]
+        names = _CALLS.findall(line)
+        for listed in _CALL_LISTS.findall(line):
+            names += [name.strip().lstrip("%") for name in listed.split(",")]
+        return [(name, 1) for name in names]
+
+    def _trips(self, line: str, condition: str) -> int:
+        """How often a loop runs: said by the compiler, or the constant its counter is held to.
+
+        The loops of a train step are scans and products cut into windows: all count from zero.
+        """
+        known = _TRIPS.search(line)
+        if known:
+            return int(known[1])
+        bounds = [
+            int(constant)
+            for one in self.lines[condition]
+            for constant in re.findall(r"[su]\d+\[\]\S* constant\((\d+)\)", one)
+        ]
+        if len(bounds) != 1:
+            raise ValueError(f"the condition {condition} of a loop has no bound that can be read")
+        return bounds[0]
+
+
+def _read(line: str, match: re.Match[str], times: int, chips: int, computation: str) -> Collective:
+    kind = match[1]
+    arrays = _ARRAY.findall(line[: match.start()].split(" = ", 1)[1])
+    if match[2]:  # a pair of what goes in and what comes out, and flags
+        arrays = [array for array in arrays if array[1]]
+        arrays = arrays if kind == "all-reduce" else arrays[len(arrays) // 2 :]
+    shapes = [tuple(int(size) for size in sizes.split(",") if size) for _, sizes in arrays]
+    size = sum(
+        _width(name) * math.prod(shape) for (name, _), shape in zip(arrays, shapes, strict=True)
+    )
+    groups = _groups(line, chips)
+    group = groups[0]
+    if kind == "collective-permute":
+        received = size
+    else:
+        # On TPUs a reduce-scatter is an all-reduce in a fusion that keeps a part of its result.
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        elif kind == "reduce-scatter":
+            size *= len(group)
+            shapes = [_scattered(line, shape, len(group)) for shape in shapes]
+        received = _ROUNDS[kind] * size * (len(group) - 1) // len(group)
+    name = _NAME.search(line)
+    return Collective(kind, tuple(shapes), received, times, group, name[1] if name else "")
+
+
+def _width(name: str) -> int:
+    """Bytes of an element of an HLO type."""
+    if name in _BYTES:
+        return _BYTES[name]
+    bits = re.search(r"\d+", name)
+    return max(int(bits[0]) // 8, 1) if bits else 0
+
+
+def _scattered(line: str, shape: tuple[int, ...], group: int) -> tuple[int, ...]:
+    """The array that a reduce-scatter is given, of which `shape` is a part."""
+    axis = re.search(r"dimensions=\{(\d+)\}", line)
+    place = int(axis[1]) if axis else 0
+    return tuple(size * group if i == place else size for i, size in enumerate(shape))
+
+
+def _groups(line: str, chips: int) -> list[tuple[int, ...]]:
+    """The chips that talk to each other, in any of the forms that HLO writes them."""
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
+    if pairs:
+        return _linked(pairs[1])
+    listed = re.search(r"replica_groups=\{(\{.*?\})\}", line)
+    if listed:
+        parts = re.findall(r"\{([\d,]+)\}", listed[1])
+        return [tuple(int(chip) for chip in part.split(",")) for part in parts]
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\S+?),? ", line)
+    if iota:
+        return [tuple(group) for group in _turned(iota[2]).reshape(_numbers(iota[1])).tolist()]
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?(\S+?)\)?)? \{([^}]*)\}", line
+    )
+    if mesh:
+        return _mesh_groups(*mesh.groups())
+    return [tuple(range(chips))]
+
+
+def _mesh_groups(axes: str, order: str | None, used: str) -> list[tuple[int, ...]]:
+    """Groups along some axes of a mesh, an axis as a whole or a part of it (`'a':(2)4`)."""
+    sizes, chosen = [], []
+    parts = {name: (before, size) for name, before, size in
+             re.findall(r"'([^']+)':\((\d+)\)(\d+)", used)}  # fmt: skip
+    whole = set(re.findall(r"'([^']+)'(?!:)", used))
+    for name, size in re.findall(r"'([^']+)'=(\d+)", axes):
+        if name in parts:
+            before, inner = (int(number) for number in parts[name])
+            pieces = [before, inner, int(size) // (before * inner)]
+            chosen += [False, True, False]
+        else:
+            pieces = [int(size)]
+            chosen.append(name in whole)
+        sizes += pieces
+    ids = np.arange(math.prod(sizes)) if order is None else _turned(order)
+    axes_first = [i for i, on in enumerate(chosen) if not on]
+    axes_last = [i for i, on in enumerate(chosen) if on]
+    count = math.prod(sizes[i] for i in axes_last)
+    groups = ids.reshape(sizes).transpose(axes_first + axes_last).reshape(-1, count)
+    return [tuple(group) for group in groups.tolist()]
+
+
+def _turned(text: str) -> np.ndarray:
+    """Chips in the order `[2,4]T(1,0)`: counted up in that shape, then its axes exchanged."""
+    shape, _, axes = text.partition("T")
+    ids = np.arange(math.prod(_numbers(shape.strip("[]")))).reshape(_numbers(shape.strip("[]")))
+    return ids.transpose(_numbers(axes.strip("()"))).ravel() if axes else ids.ravel()
+
+
+def _linked(pairs: str) -> list[tuple[int, ...]]:
+    """The chips of a permutation that hang together, those of the first chip first."""
+    towards = [tuple(_numbers(pair)) for pair in re.findall(r"(\d+,\d+)", pairs)]
+    groups: list[set[int]] = []
+    for pair in towards:
+        touched = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in touched]
+        groups.append(set(itertools.chain(pair, *touched)))
+    return sorted(tuple(sorted(group)) for group in groups)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
