@@ -8,7 +8,6 @@ Tries behind a prompt are no such rows.
 Shapes: B batch, T tokens, H query heads, G key/value heads, K head size.
 """
 
-from dataclasses import fields
 from functools import partial
 
 import jax
@@ -65,10 +64,14 @@ def _local(
     # The largest block that divides the row.
     lanes = (T + room) // _LANES
     block = _LANES * max(n for n in range(1, _LARGEST_BLOCK // _LANES + 1) if lanes % n == 0)
-    names = [field.name for field in fields(kernel.BlockSizes) if field.name.startswith("block_")]
+    sizes = kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([masks.CausalMask((T + room, T + room))] * H),
-        block_sizes=kernel.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attended",

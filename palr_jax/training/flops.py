@@ -17,8 +17,9 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 
 # Products of a linear in a train step: forward, gradient of the input, gradient of the weights.
 _FROZEN, _TRAINED = 4, 6
-# Attention is two products forward and four backward, none of them with a parameter.
-_ATTENTION_FORWARD, _ATTENTION_BACKWARD = 4, 8
+# Attention is two products forward and four backward, none of them with a parameter. No T x T array
+# is kept: the backward pass computes the scores, the first of the two, once more.
+_ATTENTION_FORWARD, _ATTENTION_BACKWARD, _SCORES = 4, 8, 2
 
 
 def linear_shapes(config: LlamaConfig) -> dict[Target, tuple[int, int]]:
@@ -83,11 +84,10 @@ def executed_train_flops(
     label_tokens: float,
     pairs: float,
 ) -> float:
-    """FLOPs that the hardware does in a train step: `train_flops` and what `remat` repeats."""
-    again = 0.0
-    if remat != "none":
-        again += pairs * _ATTENTION_FORWARD * _attention_width(config)
+    """FLOPs that the hardware does in a train step: `train_flops` and what it repeats."""
+    again = pairs * _SCORES * _attention_width(config)
     if remat == "full":
+        again += pairs * _ATTENTION_FORWARD * _attention_width(config)
         adapters = 0 if lora is None else adapter_parameters(config, lora)
         again += tokens * 2 * (linear_parameters(config) + adapters)
     return train_flops(config, lora, tokens, label_tokens, pairs) + again

@@ -14,6 +14,7 @@ from flax import nnx
 from palr_jax.checkpoint import Checkpoints
 from palr_jax.errors import UserError
 from palr_jax.files import write_text
+from palr_jax.llm.attention import attention_on
 from palr_jax.llm.llama import Llama
 from palr_jax.progress import progress, say
 from palr_jax.training.config import FinetuneConfig
@@ -54,6 +55,7 @@ def finetune(
     graph, params, frozen = nnx.split(model, trainable(model), ...)
     state = TrainState(jnp.int32(0), params, jax.jit(optimizer(config).init)(params))
     batches = iter(dataset)
+    attention = attention_on(jax.default_backend())
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
         if restored:
@@ -67,7 +69,8 @@ def finetune(
         log = _MetricsLog(metrics_file, name, config.log_every)
         with progress(name, config.steps, "steps", done=first) as advance:
             for step in range(first + 1, config.steps + 1):
-                state, metrics = train_step(graph, config, state, frozen, Batch(**next(batches)))
+                batch = Batch(**next(batches))
+                state, metrics = train_step(graph, config, state, frozen, batch, attention)
                 # Reading the metrics of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))

@@ -27,10 +27,12 @@ def test_a_step_takes_as_long_as_its_slowest_part() -> None:
     assert (parts.step, parts.bound) == (2.0, "interconnect")
 
 
-def test_without_remat_and_waiting_the_bound_of_mfu_is_one() -> None:
+def test_without_remat_and_waiting_only_scores_are_computed_twice() -> None:
     parts = seconds(WORK, POD, FSDP, traffic=0.0)
     assert parts.bound == "compute"
-    assert mfu_bound(WORK, POD, parts.step) == pytest.approx(1.0)
+    scores = 2 * WORK.pairs * WORK.config.num_layers * WORK.config.num_heads * WORK.config.head_dim
+    expected = WORK.flops() / (WORK.flops() + scores)
+    assert mfu_bound(WORK, POD, parts.step) == pytest.approx(expected)
     # 32 x 1,024 tokens of a 7B with adapters: 4 operations a parameter, on 16 chips of 197 TFLOP/s.
     products = 4 * 6.476e9 * 32 * 1024 / 16 / 197e12
     assert products < parts.compute < 1.1 * products

@@ -70,16 +70,15 @@ def test_gradients_equal_finite_differences(model: Llama) -> None:
     direction = jax.tree.map(
         lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape)), params
     )
-    slope = jax.jvp(loss, (params,), (direction,))[1]
     grads = jax.grad(loss)(params)
     products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
-    assert sum(jax.tree.leaves(products)) == pytest.approx(float(slope), rel=1e-4)
+    slope = sum(jax.tree.leaves(products))
     step = 1e-3
 
     def moved(sign: int) -> float:
         return float(loss(jax.tree.map(lambda p, d: p + sign * step * d, params, direction)))
 
-    assert (moved(1) - moved(-1)) / (2 * step) == pytest.approx(float(slope), rel=2e-2)
+    assert (moved(1) - moved(-1)) / (2 * step) == pytest.approx(slope, rel=2e-2)
 
 
 def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Llama) -> None:
