@@ -84,7 +84,7 @@ def _ranker_rows(config: Config, run: RunDirectory, prepared: Prepared) -> list[
     rows = []
     if "PALR_v1" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v1")
-        slate_UK = ranker.write(histories, profiles, None, SLATE, "evaluate PALR_v1")
+        slate_UK = ranker.write_from_catalog(histories, profiles, SLATE, "evaluate PALR_v1")
         rows.append(Row("PALR_v1", slate_rank(slate_UK, target_U), slate_UK))
     if "PALR_v2" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v2")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from palr_jax.config import Config, RankerConfig, Variant
 from palr_jax.data.catalog import Catalog
-from palr_jax.decoding.generate import generate
+from palr_jax.decoding.generate import Mode, Slate, generate
 from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.search import search
 from palr_jax.decoding.trie import build
@@ -126,49 +126,72 @@ class Ranker:
             profiles: a sentence per user.
             candidates_UC: item indices, -1 where there is none (its result is -inf).
             label: of the progress bar.
+
+        Raises:
+            UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         for rows_B, tokens_BT, length_B in self._batches(prompts, label):
             plan = plan_score(build(self.items, candidates_UC[rows_B]))
-            logp_UC[rows_B] = score(self.model, tokens_BT, length_B, plan)
+            logp_BC = score(self.model, tokens_BT, length_B, plan)
+            _check(logp_BC)
+            logp_UC[rows_B] = logp_BC
         return logp_UC
 
     def write(
         self,
         histories: Ragged,
         profiles: Sequence[str],
-        candidates_UC: np.ndarray | None,
+        candidates_UC: np.ndarray,
         k: int,
         label: str,
+        mode: Mode = "greedy",
     ) -> np.ndarray:
-        """Slates written item by item, int32 [U, K]: from the candidates, or from all unseen items.
+        """Slates written item by item from the candidates, int32 [U, K]; -1 behind the last item.
 
         Args:
             histories: items per user, oldest first; none of them is written.
             profiles: a sentence per user.
-            candidates_UC: item indices, -1 where there is none; None for the whole catalog.
+            candidates_UC: item indices, -1 where there is none.
             k: items of a slate.
             label: of the progress bar.
+            mode: how the next item is chosen.
+
+        Raises:
+            UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
         slate_UK = np.full((len(histories), k), -1, np.int32)
-        longest = max(int(histories.lengths_R.max(initial=0)), 1)
-        catalog = build(self.items, np.arange(len(self.items))[None])
         for rows_B, tokens_BT, length_B in self._batches(prompts, label):
-            seen_BY = histories.take(rows_B).last(longest, fill=-1)
-            if candidates_UC is None:
-                written = search(self.model, tokens_BT, length_B, catalog, seen_BY, k)
-                slate_UK[rows_B] = np.asarray(written.slot_BK)
-                continue
-            items_BC = candidates_UC[rows_B]
-            allowed_BC = items_BC >= 0
-            allowed_BC &= (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
+            items_BC, seen_BY = candidates_UC[rows_B], _seen(histories, rows_B)
+            allowed_BC = (items_BC >= 0) & (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
             trie = build(self.items, items_BC)
-            written = generate(self.model, tokens_BT, length_B, trie, allowed_BC, k)
-            slot_BK = np.asarray(written.slot_BK)
-            item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)
-            slate_UK[rows_B] = np.where(slot_BK < 0, -1, item_BK)
+            written = generate(self.model, tokens_BT, length_B, trie, allowed_BC, k, mode)
+            _check(written.logp_BK)
+            slate_UK[rows_B] = _items_of(written, items_BC)
+        return slate_UK
+
+    def write_from_catalog(
+        self, histories: Ragged, profiles: Sequence[str], k: int, label: str, width: int = 1
+    ) -> np.ndarray:
+        """Slates written item by item from all unseen items, int32 [U, K].
+
+        Args:
+            width: hypotheses of an item; see `search`, and `write` for the others.
+
+        Raises:
+            UserError: the model's numbers are none.
+        """
+        prompts = self.prompts(histories, profiles, None)
+        slate_UK = np.full((len(histories), k), -1, np.int32)
+        items_1I = np.arange(len(self.items))[None]
+        catalog = build(self.items, items_1I)
+        for rows_B, tokens_BT, length_B in self._batches(prompts, label):
+            seen_BY = _seen(histories, rows_B)
+            written = search(self.model, tokens_BT, length_B, catalog, seen_BY, k, width)
+            _check(written.logp_BK)
+            slate_UK[rows_B] = np.asarray(written.slot_BK)
         return slate_UK
 
     def prompts(
@@ -204,6 +227,27 @@ class Ranker:
                     tokens_BT[row, : length_B[row]] = prompts[int(user)]
                 yield rows_B, tokens_BT, length_B
                 advance(fresh)
+
+
+def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
+    """The histories of some users, padded with -1 to one width for all batches."""
+    longest = max(int(histories.lengths_R.max(initial=0)), 1)
+    return histories.take(rows_B).last(longest, fill=-1)
+
+
+def _items_of(slate: Slate, items_BC: np.ndarray) -> np.ndarray:
+    """The items in the slots that were written, [B, K]; -1 behind the last."""
+    slot_BK = np.asarray(slate.slot_BK)
+    item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)
+    return np.where(slot_BK < 0, -1, item_BK)
+
+
+def _check(logp: jax.Array) -> None:
+    if np.isnan(np.asarray(logp)).any():
+        raise UserError(
+            "the ranker's log-probabilities are not numbers: its weights are damaged, or its "
+            "training went astray (see the losses in metrics.jsonl)"
+        )
 
 
 def load_ranker(config: Config, run: RunDirectory, variant: Variant) -> Ranker:

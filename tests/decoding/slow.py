@@ -1,10 +1,13 @@
 """Tries, scores and slates once more, the slow way: nested dicts and a forward pass per token."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import jax
 import numpy as np
 from hypothesis import strategies as st
+
+from palr_jax.decoding.trie import Trie
 
 END = 1
 Logits = Callable[[list[int]], np.ndarray]  # the tokens of a row → logits [V] behind the last
@@ -95,12 +98,11 @@ def slow_items(
 
 def slow_beam(
     logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int],
-    width: int, first: bool,
-) -> dict:  # fmt: skip
-    """Slot → log-probability of the items that a beam of `width` ends with, best first.
+    width: int,
+) -> tuple[int, float]:  # fmt: skip
+    """The slot and the log-probability of the item that a beam of `width` finds.
 
-    All hypotheses take a decision at a time; with `first`, the search ends when the best of them
-    is a whole item.
+    All hypotheses take a decision at a time; the search ends when the best is a whole item.
     """
     left = allowed & set(candidates)
     beam = [(0.0, [], dict_trie(candidates))]
@@ -111,7 +113,7 @@ def slow_beam(
             tokens = [*tokens, token]
         return tokens, node
 
-    while any(node.children for _, _, node in beam[: 1 if first else None]):
+    while beam[0][2].children:
         longer = []
         for total, tokens, node in beam:
             if not node.children:
@@ -127,7 +129,7 @@ def slow_beam(
                 child = forced([*tokens, token], node.children[token])
                 longer.append((total + logp, *child))
         beam = sorted(longer, key=lambda entry: -entry[0])[:width]
-    return {node.slots[0]: total for total, _, node in beam if not node.children}
+    return beam[0][2].slots[0], beam[0][0]
 
 
 def slow_beam_slate(
@@ -140,13 +142,24 @@ def slow_beam_slate(
     """
     slate, text, left = SlowSlate([], []), list(prompt), allowed & set(candidates)
     while left and len(slate.slots) < k:
-        found = slow_beam(logits, text, candidates, left, width, first=True)
-        slot = next(iter(found))
+        slot, logp = slow_beam(logits, text, candidates, left, width)
         slate.slots.append(slot)
-        slate.logps.append(found[slot])
+        slate.logps.append(logp)
         text += candidates[slot]
         left.remove(slot)
     return slate
+
+
+def of_one_size(trie: Trie) -> Trie:
+    """The same tries with wider arrays and larger bounds: most tests share a compiled program."""
+
+    def pad(field_RN: np.ndarray) -> np.ndarray:
+        return np.pad(field_RN, ((0, 0), (0, 128 - field_RN.shape[1])))
+
+    leaves = {"slot_RS": trie.slot_RS, "leaf_RS": trie.leaf_RS}
+    nothing = np.zeros((1, 0), int)
+    wide = jax.tree.map(pad, replace(trie, slot_RS=nothing, leaf_RS=nothing))
+    return replace(wide, **leaves, max_children=8, max_depth=24, root_run=16)
 
 
 @st.composite

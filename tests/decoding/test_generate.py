@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from palr_jax.decoding import generate as generate_module
 from palr_jax.decoding.generate import Slate, generate
 from palr_jax.decoding.score import plan_score, score
-from palr_jax.decoding.trie import Trie, build
+from palr_jax.decoding.trie import build
 from palr_jax.llm.llama import Llama
 from palr_jax.ragged import Ragged
 from tests.decoding.slow import (
@@ -18,6 +17,7 @@ from tests.decoding.slow import (
     Logits,
     SlowSlate,
     item_texts,
+    of_one_size,
     slot_rows,
     slow_generate,
     slow_items,
@@ -25,18 +25,6 @@ from tests.decoding.slow import (
 )
 
 K = 4
-
-
-def of_one_size(trie: Trie) -> Trie:
-    """The same tries with wider arrays and larger bounds: most tests share a compiled program."""
-
-    def pad(field_RN: np.ndarray) -> np.ndarray:
-        return np.pad(field_RN, ((0, 0), (0, 128 - field_RN.shape[1])))
-
-    leaves = {"slot_RS": trie.slot_RS, "leaf_RS": trie.leaf_RS}
-    nothing = np.zeros((1, 0), int)
-    wide = jax.tree.map(pad, replace(trie, slot_RS=nothing, leaf_RS=nothing))
-    return replace(wide, **leaves, max_children=8, max_depth=24, root_run=16)
 
 
 def prompts_of(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
