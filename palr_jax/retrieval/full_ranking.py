@@ -62,6 +62,7 @@ def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: in
     """
     rank_U = np.zeros(len(histories), np.float32)
     mesh, items = _spread(scorer.items, num_items)
+    found: list[tuple[np.ndarray, jax.Array]] = []
     for users_B, part in chunks(histories, num_items):
         target_B = np.zeros(len(part), np.int32)
         target_B[: len(users_B)] = target_U[users_B]
@@ -69,6 +70,9 @@ def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: in
         rank_B, _, _ = _rank(
             scorer.score, mesh, 0, num_items, queries, items, target_B, _seen(part, num_items)
         )
+        # Fetched at the end, so that the next chunk is prepared while this one is ranked.
+        found.append((users_B, rank_B))
+    for users_B, rank_B in found:
         rank_U[users_B] = np.asarray(rank_B)[: len(users_B)]
     return rank_U
 
@@ -148,8 +152,10 @@ def bucket(length: int) -> int:
 
 
 def _seen(part: Ragged, num_items: int) -> np.ndarray:
-    """The items of each history, filled up with I: int32 [B, S]."""
-    return part.last(bucket(int(part.lengths_R.max(initial=1))), fill=num_items)
+    """The items of each history, each once, filled up with I: int32 [B, S]."""
+    seen_BS = np.sort(part.last(bucket(int(part.lengths_R.max(initial=1))), fill=num_items))
+    seen_BS[:, 1:][seen_BS[:, 1:] == seen_BS[:, :-1]] = num_items
+    return seen_BS
 
 
 def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
@@ -239,12 +245,19 @@ def _rank_on_device(
     def count(
         carry: tuple[jax.Array, jax.Array, jax.Array], index: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
-        ahead_B, best_BK, item_BK = carry
+        twice_B, best_BK, item_BK = carry
         score_BC, start = chunk(index)
-        unseen_BC = jnp.broadcast_to(start + jnp.arange(size) < num_items, score_BC.shape)
-        unseen_BC = unseen_BC.at[row_B1, within(seen_BS, start)].set(False, mode="drop")
+        # All items are counted in one pass over the scores, then the seen ones are taken off:
+        # masking them among the scores takes several passes.
+        exists_C = start + jnp.arange(size) < num_items
+        twice_B += jnp.sum(jnp.where(exists_C, _ahead(score_BC, target_score_B1), 0), 1)
+        column_BS = within(seen_BS, start)
+        seen_score_BS = jnp.take_along_axis(score_BC, jnp.minimum(column_BS, size - 1), axis=1)
+        rival_BS = (column_BS < size) & (seen_BS < num_items) & (seen_BS != target_B[:, None])
+        twice_B -= jnp.sum(jnp.where(rival_BS, _ahead(seen_score_BS, target_score_B1), 0), 1)
         if k:
-            masked_BC = jnp.where(unseen_BC, score_BC, -jnp.inf)
+            masked_BC = jnp.where(exists_C, score_BC, -jnp.inf)
+            masked_BC = masked_BC.at[row_B1, column_BS].set(-jnp.inf, mode="drop")
             more_BK, column_BK = jax.lax.top_k(masked_BC, min(k, size))
             # Earlier items come first, so that they win ties.
             best_BK, item_BK = _best(
@@ -252,19 +265,23 @@ def _rank_on_device(
                 jnp.concatenate([best_BK, more_BK], 1),
                 jnp.concatenate([item_BK, start + column_BK], 1),
             )
-        rival_BC = unseen_BC.at[row_B1, within(target_B, start)[:, None]].set(False, mode="drop")
-        equal_BC = score_BC == target_score_B1
-        higher_BC = ~(equal_BC | (score_BC < target_score_B1))
-        ahead_B += jnp.sum(rival_BC & higher_BC, 1) + jnp.sum(rival_BC & equal_BC, 1) / 2
-        return (ahead_B, best_BK, item_BK), None
+        return (twice_B, best_BK, item_BK), None
 
     none_BK = jnp.full((len(target_B), k), -jnp.inf)
-    start = (jnp.zeros(len(target_B)), none_BK, jnp.zeros((len(target_B), k), jnp.int32))
-    (ahead_B, best_BK, item_BK), _ = loop(count, start)
+    start = (jnp.zeros(len(target_B), jnp.int32), none_BK, jnp.zeros((len(target_B), k), jnp.int32))
+    (twice_B, best_BK, item_BK), _ = loop(count, start)
     if k:
         gather = functools.partial(jax.lax.all_gather, axis_name=_AXIS, axis=1, tiled=True)
         best_BK, item_BK = _best(k, gather(best_BK), gather(item_BK))
-    return 1 + jax.lax.psum(ahead_B, _AXIS), item_BK, best_BK
+    # The target itself was counted among all items.
+    twice_B = jax.lax.psum(twice_B, _AXIS) - _ahead(target_score_B1, target_score_B1)[:, 0]
+    return 1 + twice_B / 2, item_BK, best_BK
+
+
+def _ahead(score_BX: jax.Array, target_score_B1: jax.Array) -> jax.Array:
+    """2 for scores above the target's, and for those that are no numbers; 1 for equal ones."""
+    higher_BX = ~(score_BX <= target_score_B1)
+    return 2 * higher_BX.astype(jnp.int32) + (score_BX == target_score_B1)
 
 
 def _best(k: int, score_BX: jax.Array, item_BX: jax.Array) -> tuple[jax.Array, jax.Array]:

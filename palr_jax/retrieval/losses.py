@@ -112,14 +112,17 @@ def _forward(
     take = functools.partial(jnp.take, indices=order_N, axis=0, mode="fill")
     sorted_ND, sorted_N = take(hidden_ND, fill_value=0), take(target_N, fill_value=NO_TARGET)
     count = jnp.maximum(jnp.sum(target_N != NO_TARGET), 1)
+    weight_N = (sorted_N != NO_TARGET) / count
 
     def add_chunk(
         index: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         loss, hidden_grad_ND, item_grad_ID = sums
-        hidden_CD = jax.lax.dynamic_slice_in_dim(sorted_ND, index * chunk, chunk)
-        target_C = jax.lax.dynamic_slice_in_dim(sorted_N, index * chunk, chunk)
-        weight_C = (target_C != NO_TARGET) / count
+
+        def part(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk)
+
+        hidden_CD, target_C, weight_C = part(sorted_ND), part(sorted_N), part(weight_N)
         score_CI = hidden_CD @ item_ID.T
         highest_C1 = jnp.max(score_CI, axis=1, keepdims=True)
         exp_CI = jnp.exp(score_CI - highest_C1)
@@ -130,8 +133,10 @@ def _forward(
         # Dividing [C, D] by the softmax's denominator instead of [C, I] saves a pass over scores.
         share_C1 = weight_C[:, None] / sum_C1
         hidden_grad_CD = (exp_CI @ item_ID) * share_C1 - weight_C[:, None] * wanted_CD
-        item_grad_ID += exp_CI.T @ (hidden_CD * share_C1)
-        item_grad_ID = item_grad_ID.at[target_C].add(-weight_C[:, None] * hidden_CD)
+        # XLA:CPU multiplies a matrix that was transposed before faster than it transposes it within
+        # the product; the barrier keeps the two apart.
+        exp_IC = jax.lax.optimization_barrier(exp_CI.T)
+        item_grad_ID += exp_IC @ (hidden_CD * share_C1)
         return (
             loss + jnp.sum(loss_C * weight_C),
             jax.lax.dynamic_update_slice_in_dim(
@@ -142,6 +147,7 @@ def _forward(
 
     start = (jnp.zeros(()), jnp.zeros_like(sorted_ND), jnp.zeros_like(item_ID))
     loss, hidden_grad_ND, item_grad_ID = jax.lax.fori_loop(0, -(-count // chunk), add_chunk, start)
+    item_grad_ID = item_grad_ID.at[sorted_N].add(-weight_N[:, None] * sorted_ND)
     unsorted_ND = jnp.zeros_like(hidden_ND).at[order_N].set(hidden_grad_ND, mode="drop")
     return loss, (unsorted_ND, item_grad_ID)
 
