@@ -17,6 +17,7 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig, ProfileConfig
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.retrieval.config import Model, RetrieverConfig
+from palr_jax.sharding import MeshConfig
 from palr_jax.training.config import FinetuneConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -118,6 +119,8 @@ class Config:
         ranker: the LLaMA.
         finetune: its training.
         evaluate: the comparison.
+        mesh: the devices that tuning and ranking are divided over; it changes no result, so a run
+            may go on with another.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -130,6 +133,7 @@ class Config:
     ranker: RankerConfig = field(default_factory=RankerConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         for model, values in self.tuned.items():

@@ -9,6 +9,7 @@ from palr_jax.llm.export import export_adapter, export_model
 from palr_jax.llm.loading import load
 from palr_jax.ranker import make_model
 from palr_jax.run_directory import RunDirectory
+from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from palr_jax.training.loop import load_trained
 
 
@@ -35,7 +36,9 @@ def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path)
     if variant not in config.ranker.variants:
         raise UserError(f"{path} has no {variant}: it has {', '.join(config.ranker.variants)}")
     tokenizer, _ = run.read_tokens()
-    model = make_model(config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed)
+    shards = Shards(make_mesh(MeshConfig()))
+    length, seed = config.finetune.length, config.seed
+    model = make_model(config.ranker, tokenizer.vocab_size, length, seed, shards)
     load_trained(model, run.ranker / variant)
     if adapter:
         export_adapter(model, config.ranker.lora, config.ranker.weights, tokenizer, folder)

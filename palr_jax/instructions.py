@@ -112,9 +112,9 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
 
 
 def packing(config: Config) -> Packing:
-    """The shapes of the batches that training takes."""
+    """The shapes of what each stream brings to a batch."""
     tuning = config.finetune
-    return Packing(tuning.batch_size, tuning.length, tuning.label_length)
+    return Packing(tuning.batch_size // tuning.streams, tuning.length, tuning.label_length)
 
 
 def example_texts(instructions: Instructions, count: int) -> list[str]:

@@ -22,14 +22,17 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.instruct.templates import item_text, profile_text, template
+from palr_jax.llm.axes import check_divides, placement
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
-from palr_jax.llm.loading import load, tokenizer_of
+from palr_jax.llm.loading import load, shape_of_weights, tokenizer_of
 from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from palr_jax.llm.weights import draw
 from palr_jax.progress import progress
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
+from palr_jax.sharding import Shards, fetch, make_mesh
 from palr_jax.training.loop import load_trained
 
 # Prompts are padded to a multiple of this, so that few programs serve all lengths.
@@ -67,11 +70,16 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
     return train_tokenizer([line for line in lines if line], config.size.vocab_size)
 
 
-def make_model(config: RankerConfig, vocab_size: int, max_length: int, seed: int) -> Llama:
+def make_model(
+    config: RankerConfig, vocab_size: int, max_length: int, seed: int, shards: Shards
+) -> Llama:
     """The LLaMA before fine-tuning: imported weights, or a small one drawn from `seed`.
 
+    Every parameter goes straight to its place on the mesh; none is ever whole on a host.
+
     Raises:
-        UserError: the weights cannot be read or do not fit the tokenizer or the prompts.
+        UserError: the weights cannot be read, do not fit the tokenizer or the prompts, or do not
+            divide over the mesh.
     """
     if not config.weights:
         size = config.size
@@ -85,8 +93,10 @@ def make_model(config: RankerConfig, vocab_size: int, max_length: int, seed: int
             ffn_dim=size.ffn_dim,
             max_length=max_length,
         )
-        return Llama(shape, nnx.Rngs(params=seed), config.lora)
-    model, _ = load(config.weights, config.dtype, config.lora, seed)
+        check_divides(shape, shards)
+        return draw(shape, config.lora, seed, placement(shards))
+    check_divides(shape_of_weights(Path(config.weights)), shards)
+    model, _ = load(config.weights, config.dtype, config.lora, seed, placement=placement(shards))
     if model.config.vocab_size < vocab_size:
         raise UserError(
             f"{config.weights} knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}: "
@@ -109,12 +119,14 @@ class Ranker:
         writer: of prompts.
         items: the tokens of every item.
         batch_size: users at a time.
+        shards: the mesh that `model` and the users of a batch are divided over.
     """
 
     model: Llama
     writer: PromptWriter
     items: Ragged
     batch_size: int
+    shards: Shards
 
     def score(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray, label: str
@@ -134,7 +146,8 @@ class Ranker:
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         for rows_B, tokens_BT, length_B in self._batches(prompts, label):
             plan = plan_score(build(self.items, candidates_UC[rows_B]))
-            logp_BC = score(self.model, tokens_BT, length_B, plan)
+            tokens_BT, length_B, plan = self.shards.spread((tokens_BT, length_B, plan))
+            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, self.shards))
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC
@@ -167,8 +180,9 @@ class Ranker:
             items_BC, seen_BY = candidates_UC[rows_B], _seen(histories, rows_B)
             allowed_BC = (items_BC >= 0) & (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
             trie = build(self.items, items_BC)
+            tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
             written = generate(self.model, tokens_BT, length_B, trie, allowed_BC, k, mode)
-            _check(written.logp_BK)
+            _check(fetch(written.logp_BK))
             slate_UK[rows_B] = _items_of(written, items_BC)
         return slate_UK
 
@@ -189,9 +203,10 @@ class Ranker:
         catalog = build(self.items, items_1I)
         for rows_B, tokens_BT, length_B in self._batches(prompts, label):
             seen_BY = _seen(histories, rows_B)
+            tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
             written = search(self.model, tokens_BT, length_B, catalog, seen_BY, k, width)
-            _check(written.logp_BK)
-            slate_UK[rows_B] = np.asarray(written.slot_BK)
+            _check(fetch(written.logp_BK))
+            slate_UK[rows_B] = fetch(written.slot_BK)
         return slate_UK
 
     def prompts(
@@ -242,8 +257,8 @@ def _items_of(slate: Slate, items_BC: np.ndarray) -> np.ndarray:
     return np.where(slot_BK < 0, -1, item_BK)
 
 
-def _check(logp: jax.Array) -> None:
-    if np.isnan(np.asarray(logp)).any():
+def _check(logp: np.ndarray) -> None:
+    if np.isnan(logp).any():
         raise UserError(
             "the ranker's log-probabilities are not numbers: its weights are damaged, or its "
             "training went astray (see the losses in metrics.jsonl)"
@@ -254,13 +269,23 @@ def load_ranker(config: Config, run: RunDirectory, variant: Variant) -> Ranker:
     """The tuned ranker of a run, from its newest checkpoint.
 
     Raises:
-        UserError: a file of the run is missing or damaged.
+        UserError: a file of the run is missing or damaged, or the model or a batch of users does
+            not divide over the mesh.
     """
     tokenizer, items = run.read_tokens()
-    model = make_model(config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed)
+    shards = Shards(make_mesh(config.mesh))
+    ways = shards.ways("batch")
+    if config.evaluate.batch_size % ways:
+        raise UserError(
+            f"evaluate.batch_size ({config.evaluate.batch_size}) does not divide over data "
+            f"{config.mesh.data} x fsdp {config.mesh.fsdp} = {ways} devices"
+        )
+    model = make_model(
+        config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed, shards
+    )
     load_trained(model, run.ranker / variant)
     writer = PromptWriter(tokenizer, items, config.instruct)
-    return Ranker(model, writer, items, config.evaluate.batch_size)
+    return Ranker(model, writer, items, config.evaluate.batch_size, shards)
 
 
 def count_parameters(model: Llama) -> int:

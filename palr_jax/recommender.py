@@ -4,7 +4,7 @@ Shapes: U users, C candidates.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from palr_jax.ranker import Ranker, load_ranker
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
+from palr_jax.sharding import MeshConfig
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,19 @@ class Recommender:
         self._categories = category_table(prepared.catalog)
 
     @classmethod
-    def load(cls, run: str | Path) -> "Recommender":
+    def load(cls, run: str | Path, mesh: MeshConfig | None = None) -> "Recommender":
         """Restores a run from its directory.
+
+        Args:
+            run: the directory.
+            mesh: the devices to rank on, whatever the run was made on; by default the first one.
 
         Raises:
             UserError: it is no run directory, it is not evaluated yet, or a checkpoint in it
                 cannot be read.
         """
         directory = RunDirectory(Path(run))
-        config = directory.read_config()
+        config = replace(directory.read_config(), mesh=mesh or MeshConfig())
         if "PALR_v2" not in config.ranker.variants:
             raise UserError(f"{run} has no PALR_v2: add it to ranker.variants and run again")
         if not directory.fusion.exists():

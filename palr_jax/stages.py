@@ -25,6 +25,7 @@ from palr_jax.progress import say
 from palr_jax.ranker import count_parameters, make_model
 from palr_jax.retrievers import compare, propose
 from palr_jax.run_directory import RunDirectory
+from palr_jax.sharding import Shards, make_mesh
 from palr_jax.training.loop import finetune as tune
 
 # Instructions that stand in the report.
@@ -122,11 +123,15 @@ def finetune(config: Config, run: RunDirectory) -> None:
     figures = statistics(config, instructions)
     say(f"tuning on {len(users):,} users\n{figures}")
     write_text(run.instructions, "\n\n".join([figures, *example_texts(instructions, _SHOWN)]))
+    shards, tuning = Shards(make_mesh(config.mesh)), config.finetune
     for variant, maker in instructions.makers.items():
-        model = make_model(config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed)
+        model = make_model(config.ranker, tokenizer.vocab_size, tuning.length, config.seed, shards)
         say(f"{variant}: {count_parameters(model):,} parameters")
-        data = batches(maker, users, packing(config))
-        tune(model, data, config.finetune, run.ranker / variant, run.metrics, variant)
+        streams = [
+            batches(maker, users, packing(config), number, tuning.streams)
+            for number in range(tuning.streams)
+        ]
+        tune(model, streams, tuning, shards, run.ranker / variant, run.metrics, variant)
 
 
 def show_examples(config: Config, run: RunDirectory, count: int) -> str:

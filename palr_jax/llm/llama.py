@@ -13,10 +13,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from palr_jax.llm.attention import XLA, Attention, attend, attend_cached
+from palr_jax.llm.axes import by_rows, gathered, gathered_table
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 from palr_jax.llm.kv_cache import KVCache, View, to_slots, view_in_order, write
 from palr_jax.llm.lora import Linear, drop_out
 from palr_jax.llm.rope import rope_turns, rotate
+from palr_jax.sharding import Shards
 
 # What the backward pass finds instead of computing it once more.
 _REMAT = {
@@ -163,13 +165,15 @@ class Llama(nnx.Module):
         dropout_key: jax.Array | None = None,
         remat: Remat = "none",
         attention: Attention = XLA,
+        shards: Shards | None = None,
     ) -> jax.Array:
         """The normed output of the last layer, [B, T, D].
 
         With a key the inputs of the adapters are dropped out, as training wants it. `remat` says
-        what a backward pass computes once more instead of keeping it, `attention` who computes it.
+        what a backward pass computes once more instead of keeping it, `attention` who computes it,
+        `shards` over which mesh rows and weights are divided.
         """
-        return self._run(tokens_BT, layout, dropout_key, None, remat, attention)[0]
+        return self._run(tokens_BT, layout, dropout_key, None, remat, attention, shards)[0]
 
     def prefill(
         self,
@@ -236,19 +240,19 @@ class Llama(nnx.Module):
         hidden_BTD = self.norm(x_ND).reshape(B, T, -1)
         return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, cache.length_B + count_B)
 
-    def logits(self, hidden_D: jax.Array) -> jax.Array:
+    def logits(self, hidden_D: jax.Array, shards: Shards | None = None) -> jax.Array:
         """Logits over the vocabulary for hidden states [..., D], [..., V] in float32."""
-        return jnp.einsum(
-            "...D,VD->...V", hidden_D, self.head_weights(), preferred_element_type=jnp.float32
-        )
+        head_VD = self.head_weights(shards)
+        return jnp.einsum("...D,VD->...V", hidden_D, head_VD, preferred_element_type=jnp.float32)
 
-    def head_weights(self) -> jax.Array:
+    def head_weights(self, shards: Shards | None = None) -> jax.Array:
         """The LM head, [V, D]."""
         head = self.embedding_VD if self.config.tie_embeddings else self.head_VD
-        return head[...]
+        return gathered_table(shards, head[...])
 
-    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-        return self.embedding_VD[...][tokens_BT.reshape(-1)]
+    def _embed(self, tokens_BT: jax.Array, shards: Shards | None = None) -> jax.Array:
+        table_VD = gathered_table(shards, self.embedding_VD[...])
+        return by_rows(shards, table_VD[tokens_BT.reshape(-1)])
 
     def _run(
         self,
@@ -258,6 +262,7 @@ class Llama(nnx.Module):
         keep: int | None,
         remat: Remat = "none",
         attention: Attention = XLA,
+        shards: Shards | None = None,
     ) -> tuple[jax.Array, Any]:
         """Hidden states and, with `keep` slots for them, the keys and values of all layers."""
         B, T = tokens_BT.shape
@@ -267,19 +272,21 @@ class Llama(nnx.Module):
 
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
             weights, key = per_layer
-            block = nnx.merge(graph, weights)
+            block = nnx.merge(graph, gathered(shards, weights, ("layers",)))
             q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key)
             attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT, attention)
             kept = None if keep is None else (to_slots(k_BTGK, keep), to_slots(v_BTGK, keep))
-            return block.finish(x_ND, attended_BTHK, key), kept
+            return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), kept
 
         keys = (
             None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
         )
+        if remat == "none" and shards is not None and shards.ways("embed") > 1:
+            remat = "dots"  # else the weights of all layers would be kept, put together
         if remat != "none":
             # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
             layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
-        x_ND, kept = jax.lax.scan(layer, self._embed(tokens_BT), (stacked, keys))
+        x_ND, kept = jax.lax.scan(layer, self._embed(tokens_BT, shards), (stacked, keys))
         return self.norm(x_ND).reshape(B, T, -1), kept
 
 

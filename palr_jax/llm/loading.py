@@ -11,6 +11,7 @@ from palr_jax.errors import UserError
 from palr_jax.files import require_new
 from palr_jax.llm import huggingface, imported, peft, smollm2, weights
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.hf_config import read_config
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizer import Tokenizer
 
@@ -104,6 +105,20 @@ def tokenizer_of(path: Path) -> Tokenizer | None:
     from palr_jax.llm import gguf_file, gguf_tokenizer  # noqa: PLC0415
 
     return gguf_tokenizer.tokenizer_of(gguf_file.open_file(path)[2], path)
+
+
+def shape_of_weights(path: Path) -> LlamaConfig:
+    """The shape of what `load` takes, without its weights.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    _check_kind(path)
+    if path.is_dir():
+        return read_config(path / "config.json")
+    from palr_jax.llm import gguf_file  # noqa: PLC0415
+
+    return gguf_file.open_file(path)[0]
 
 
 def _check_kind(path: Path) -> None:

@@ -14,12 +14,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from palr_jax.errors import UserError
+from palr_jax.llm.axes import Place
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.stored import Stored
 
-# A parameter by its place in the model, for example ("layers", "q", "kernel_IO").
-Place = tuple[str, ...]
 # Which devices hold which part of a parameter, by its place and its shape.
 Placement = Callable[[Place, tuple[int, ...]], Sharding]
 
@@ -140,16 +139,35 @@ def build(
     )
     if lora is None:
         return nnx.merge(graph, filled)
-    shardings = jax.tree.map_with_path(
-        lambda keys, leaf: placement(tuple(str(key.key) for key in keys[:-1]), leaf.shape), adapters
-    )
 
     # Under jit the random base that stands beside the adapters is never computed.
-    def draw() -> nnx.State:
+    def fresh() -> nnx.State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora), nnx.LoRAParam)
 
-    fresh = jax.jit(draw, out_shardings=shardings)()
-    return nnx.merge(graph, fresh, filled)
+    drawn = jax.jit(fresh, out_shardings=_placed(adapters, placement))()
+    return nnx.merge(graph, drawn, filled)
+
+
+def draw(
+    config: LlamaConfig,
+    lora: LoRAConfig | None,
+    seed: int,
+    placement: Placement = one_device,
+) -> Llama:
+    """A Llama of random parameters, each drawn in its place on the devices."""
+
+    def fresh() -> nnx.State:
+        return nnx.state(Llama(config, nnx.Rngs(params=seed), lora))
+
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora)))
+    return nnx.merge(graph, jax.jit(fresh, out_shardings=_placed(abstract, placement))())
+
+
+def _placed(abstract: nnx.State, placement: Placement) -> Any:
+    """The same tree with the sharding of every parameter in its place."""
+    return jax.tree.map_with_path(
+        lambda keys, leaf: placement(tuple(str(key.key) for key in keys[:-1]), leaf.shape), abstract
+    )
 
 
 def disassemble(model: Llama) -> Iterator[tuple[str, Stored]]:

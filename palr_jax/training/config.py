@@ -17,10 +17,14 @@ class FinetuneConfig:
     Attributes:
         steps: optimizer steps.
         batch_size: packed rows in a step.
+        streams: of rows that a batch is put together from. A process makes the streams whose rows
+            its devices hold, so that many processes want many; their number decides which rows
+            are in a batch, that of the processes does not.
         accumulate: parts that a batch is run in, one after the other; the step is the same, and
             takes the memory of one part.
         remat: what the backward pass computes once more instead of keeping it: none, all but the
-            products with weights (dots), or everything but the input of each layer (full).
+            products with weights (dots), or everything but the input of each layer (full). On a
+            mesh with fsdp none is dots: weights that were put together are not kept.
         length: tokens in a row; at least instruct.length.
         label_length: label tokens in a row at most; logits are computed for these alone.
         learning_rate: peak of AdamW's cosine schedule, which ends at a tenth of it.
@@ -33,6 +37,7 @@ class FinetuneConfig:
 
     steps: Positive = 200
     batch_size: Positive = 8
+    streams: Positive = 1
     accumulate: Positive = 1
     remat: Remat = "none"
     length: Positive = 1024
@@ -45,7 +50,6 @@ class FinetuneConfig:
     log_every: Positive = 10
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})"
-            )
+        for name, parts in (("accumulate", self.accumulate), ("streams", self.streams)):
+            if self.batch_size % parts:
+                raise ValueError(f"{name} ({parts}) must divide batch_size ({self.batch_size})")

@@ -3,22 +3,24 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints
 from palr_jax.errors import UserError
 from palr_jax.files import write_text
-from palr_jax.llm.attention import attention_on
+from palr_jax.llm.axes import attention_over
 from palr_jax.llm.llama import Llama
 from palr_jax.progress import progress, say
+from palr_jax.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.step import Batch, TrainState, optimizer, train_step
+from palr_jax.training.feed import Feed, check_rows
+from palr_jax.training.step import TrainState, initial_state, train_step
 
 
 def trainable(model: Llama) -> Any:
@@ -29,8 +31,9 @@ def trainable(model: Llama) -> Any:
 
 def finetune(
     model: Llama,
-    dataset: grain.IterDataset,
+    streams: Sequence[grain.IterDataset],
     config: FinetuneConfig,
+    shards: Shards,
     directory: Path,
     metrics_file: Path,
     name: str,
@@ -49,13 +52,13 @@ def finetune(
         name: stands in the progress bar and in `metrics_file`.
 
     Raises:
-        UserError: the loss is no longer finite (the last good checkpoint stays), or no
-            checkpoint can be read.
+        UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
+            can be read, or a batch does not divide over the mesh.
     """
+    check_rows(config, shards)
     graph, params, frozen = nnx.split(model, trainable(model), ...)
-    state = TrainState(jnp.int32(0), params, jax.jit(optimizer(config).init)(params))
-    batches = iter(dataset)
-    attention = attention_on(jax.default_backend())
+    state = initial_state(params, config, shards)
+    batches, attention = Feed(streams, config.batch_size, shards), attention_over(shards)
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
         if restored:
@@ -69,8 +72,8 @@ def finetune(
         log = _MetricsLog(metrics_file, name, config.log_every)
         with progress(name, config.steps, "steps", done=first) as advance:
             for step in range(first + 1, config.steps + 1):
-                batch = Batch(**next(batches))
-                state, metrics = train_step(graph, config, state, frozen, batch, attention)
+                batch = next(batches)
+                state, metrics = train_step(graph, config, state, frozen, batch, attention, shards)
                 # Reading the metrics of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))

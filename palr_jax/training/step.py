@@ -15,8 +15,10 @@ import optax
 from flax import nnx
 
 from palr_jax.llm.attention import XLA, Attention
+from palr_jax.llm.axes import shardings
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
+from palr_jax.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
 
 
@@ -81,6 +83,7 @@ def label_loss(
     remat: Remat = "none",
     label_count: jax.Array | None = None,
     attention: Attention = XLA,
+    shards: Shards | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
 
@@ -94,15 +97,16 @@ def label_loss(
         remat: see `FinetuneConfig`.
         label_count: what sums are divided by, if the batch is a part of a larger one.
         attention: who computes it.
+        shards: over which mesh rows and weights are divided, if at all.
 
     Returns:
         The loss and the metrics `loss`, `accuracy` (of label tokens) and `tokens` (not padding).
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
     tokens_BT = jnp.asarray(batch.tokens_BT)
-    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat, attention)
+    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat, attention, shards)
     index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
-    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1))
+    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1), shards)
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
     count = jnp.maximum(batch.weight_BM.sum() if label_count is None else label_count, 1)
     correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
@@ -115,7 +119,7 @@ def label_loss(
     return loss, metrics
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
 def train_step(
     graph: Any,
     config: FinetuneConfig,
@@ -123,10 +127,12 @@ def train_step(
     frozen: nnx.State,
     batch: Batch,
     attention: Attention = XLA,
+    shards: Shards | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
 
-    `graph`, `config` and `attention` are static, so models of one shape share one compiled program.
+    All but the three are static, so models of one shape share one compiled program. With `shards`
+    the new state is divided as the old one was placed.
     """
 
     # Drawn from the step alone, so that a resumed run drops out the same inputs.
@@ -137,14 +143,59 @@ def train_step(
         params: nnx.State, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
-        return label_loss(model, part, key, config.remat, label_count, attention)
+        return label_loss(model, part, key, config.remat, label_count, attention, shards)
 
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
     updates, optimizer_state = optimizer(config).update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {"gradient norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, optimizer_state), metrics
+    after = TrainState(state.step + 1, params, optimizer_state)
+    if shards is not None:
+        # Left to itself, the compiler may place the state elsewhere, and the next step would be
+        # compiled anew.
+        after = jax.lax.with_sharding_constraint(after, state_shardings(after, config, shards))
+    return after, metrics
+
+
+def initial_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
+    """The state before the first step, divided over a mesh as its parameters are."""
+    abstract = abstract_state(params, config, shards)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
+    moments = jax.jit(optimizer(config).init, out_shardings=places)(params)
+    return TrainState(jax.device_put(jnp.int32(0), shards.of()), params, moments)
+
+
+def abstract_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
+    """The shapes and shardings of a state, whose parameters may be shapes themselves."""
+    moments = jax.eval_shape(optimizer(config).init, params)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(step, params, moments)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_shardings(state, config, shards),
+    )
+
+
+def state_shardings(state: TrainState, config: FinetuneConfig, shards: Shards) -> TrainState:
+    """Which devices hold which part of a state; its optimizer is divided as its parameters are.
+
+    Args:
+        state: of arrays or of shapes.
+        config: of the optimizer.
+        shards: the mesh.
+    """
+    params = shardings(shards, state.params)
+    whole: Any = shards.of()
+    moments = optax.tree_map_params(
+        optimizer(config),
+        lambda _, sharding: sharding,
+        state.optimizer,
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(step=whole, params=params, optimizer=moments)
 
 
 def _sum_over_parts(
@@ -160,7 +211,8 @@ def _sum_over_parts(
     """
     if number == 1:
         return gradient(params, batch, key)
-    parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
+    # Every device takes a share of every part: rows that lie together are on one device.
+    parts = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, number)
 
     def add(sums: Any, part_and_key: tuple[Batch, jax.Array]) -> tuple[Any, None]:

@@ -99,5 +99,5 @@ def test_batches_of_a_size_share_a_program(tiny: Llama) -> None:
     for seed in range(3):
         slots = rng.permutation(len(items))[:40].reshape(2, 20)
         score(tiny, *some_prompts(seed, 2), plan_score(build(items, slots)))
-        sizes.append(score_module._score._cache_size())
+        sizes.append(score_module.score_step._cache_size())
     assert sizes[0] == sizes[1] == sizes[2]

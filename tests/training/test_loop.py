@@ -13,6 +13,7 @@ from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
+from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from palr_jax.training import loop
 from palr_jax.training.config import FinetuneConfig
 from tests.instruct.test_examples import make_maker
@@ -21,6 +22,7 @@ CONFIG = FinetuneConfig(
     steps=9, batch_size=2, length=500, label_length=120, learning_rate=1e-2, save_every=2,
     log_every=1, warmup_steps=2,
 )  # fmt: skip
+ONE = Shards(make_mesh(MeshConfig()))
 
 
 def new_model(vocab_size: int) -> Llama:
@@ -39,7 +41,8 @@ def data(catalog, train, writer, instruct_config):
 
 def tuned(data, tokenizer, folder: Path, config: FinetuneConfig = CONFIG) -> list[np.ndarray]:
     model = new_model(tokenizer.vocab_size)
-    loop.finetune(model, data, config, folder / "steps", folder / "metrics.jsonl", "tiny")
+    steps, metrics = folder / "steps", folder / "metrics.jsonl"
+    loop.finetune(model, [data], config, ONE, steps, metrics, "tiny")
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
 
 

@@ -1,0 +1,104 @@
+"""Batches for a mesh: every process makes the rows that its devices hold, and no others.
+
+A batch is put together from streams of rows, each a pure function of the seed and its number. So
+the same batches come from any number of processes.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from palr_jax.errors import UserError
+from palr_jax.sharding import Shards
+from palr_jax.training.config import FinetuneConfig
+from palr_jax.training.step import Batch
+
+
+def check_rows(config: FinetuneConfig, shards: Shards) -> None:
+    """Checks that a batch, and each part that it is run in, divides over a mesh.
+
+    Raises:
+        UserError: it does not; the numbers are named.
+    """
+    ways, rows = shards.ways("batch"), config.batch_size // config.accumulate
+    if rows % ways:
+        axes = " x ".join(f"{axis} {shards.mesh.shape[axis]}" for axis in shards.rules.batch)
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        least = ways * config.accumulate
+        raise UserError(
+            f"finetune.batch_size ({config.batch_size}){parts} leaves {rows} rows at a time, which "
+            f"{axes} = {ways} devices cannot share: make it a multiple of {least}"
+        )
+
+
+class Feed:
+    """Endless global batches; each process holds the rows of its devices."""
+
+    def __init__(self, streams: Sequence[grain.IterDataset], rows: int, shards: Shards) -> None:
+        """Opens the streams that this process needs.
+
+        Args:
+            streams: rows // len(streams) rows of every batch each, in this order.
+            rows: of a batch.
+            shards: the mesh.
+        """
+        self._sharding = shards.of("batch", None)
+        self._rows, self._each = rows, rows // len(streams)
+        held = self._sharding.addressable_devices_indices_map((rows, 1)).values()
+        starts = sorted({place[0].indices(rows)[:2] for place in held if place})
+        needed = {row // self._each for start, stop in starts for row in range(start, stop)}
+        self._streams = {number: iter(streams[number]) for number in sorted(needed)}
+        self._count = len(streams)
+
+    def __next__(self) -> Batch:
+        parts = {number: next(stream) for number, stream in self._streams.items()}
+        names = next(iter(parts.values()))
+        return Batch(**{name: self._globe(parts, name) for name in names})
+
+    def get_state(self) -> list[Any]:
+        """Where every stream stands, those of other processes too; all processes must call it."""
+        mine = {number: stream.get_state() for number, stream in self._streams.items()}
+        states: dict[int, Any] = {}
+        for theirs in gather_json(mine):
+            states |= {int(number): state for number, state in theirs.items()}
+        return [states[number] for number in range(self._count)]
+
+    def set_state(self, states: list[Any]) -> None:
+        """Goes back to where `get_state` was called, whatever the mesh was then."""
+        for number, stream in self._streams.items():
+            stream.set_state(states[number])
+
+    def _globe(self, parts: dict[int, dict[str, np.ndarray]], name: str) -> jax.Array:
+        width = next(iter(parts.values()))[name].shape[1]
+
+        def rows(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(self._rows)
+            pieces = []
+            while start < stop:
+                number, first = divmod(start, self._each)
+                last = min(first + stop - start, self._each)
+                pieces.append(parts[number][name][first:last])
+                start += last - first
+            return np.concatenate(pieces)
+
+        return jax.make_array_from_callback((self._rows, width), self._sharding, rows)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """The JSON values of all processes, in all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(text)]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(bytes(row[: int(size)]))
+        for row, size in zip(texts, sizes.reshape(-1), strict=True)
+    ]
