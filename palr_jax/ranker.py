@@ -235,12 +235,7 @@ class Ranker:
                 rows_B = order_U[start : start + self.batch_size]
                 fresh = len(rows_B)
                 rows_B = np.resize(rows_B, self.batch_size)
-                length_B = prompts.lengths_R[rows_B].astype(np.int32)
-                width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
-                tokens_BT = np.zeros((len(rows_B), width), np.int32)
-                for row, user in enumerate(rows_B):
-                    tokens_BT[row, : length_B[row]] = prompts[int(user)]
-                yield rows_B, tokens_BT, length_B
+                yield rows_B, *padded(prompts.take(rows_B))
                 advance(fresh)
 
 
@@ -263,6 +258,15 @@ def _check(logp: np.ndarray) -> None:
             "the ranker's log-probabilities are not numbers: its weights are damaged, or its "
             "training went astray (see the losses in metrics.jsonl)"
         )
+
+
+def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as rows of one width, int32 [B, T], and their lengths, int32 [B]."""
+    length_B = prompts.lengths_R.astype(np.int32)
+    width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
+    tokens_BT = np.zeros((len(prompts), width), np.int32)
+    tokens_BT[np.arange(width) < length_B[:, None]] = prompts.values_N
+    return tokens_BT, length_B
 
 
 def load_ranker(config: Config, run: RunDirectory, variant: Variant) -> Ranker:

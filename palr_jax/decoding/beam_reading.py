@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from palr_jax.decoding.beam import Beam, Rows, is_above, is_leaf, root_run
-from palr_jax.llm.kv_cache import View
+from palr_jax.llm.kv_cache import View, scatter
 from palr_jax.llm.llama import Llama
 
 
@@ -71,15 +71,15 @@ def read(model: Llama, rows: Rows, beam: Beam, tokens: int) -> Beam:
         jnp.clip(place_BQ, 0, rows.trie.token_RN.shape[1] - 1),
     )
     count_B = taken_BW.sum(axis=1)
-    view, node_BX = _view(rows, beam, node_BQ, count_B)
+    view, node_BX, slot_BQ = _view(rows, beam, node_BQ, count_B)
     token_BQ = jnp.asarray(rows.trie.token_RN)[0, node_BQ]
     committed_B = jnp.where(beam.commits_B, count_B, 0)
-    hidden_BQD, cache = model.extend(token_BQ, committed_B, beam.cache, view)
+    hidden_BQD, new = model.read(token_BQ, beam.cache, view)
     last_BW = jnp.clip(before_BW + taken_BW - 1, 0, tokens - 1)
     last_BWD = jnp.take_along_axis(hidden_BQD, last_BW[:, :, None], axis=1)
     return replace(
         beam,
-        cache=cache,
+        cache=scatter(beam.cache, new, slot_BQ, committed_B),
         node_BX=node_BX,
         hidden_BWD=jnp.where(taken_BW[:, :, None] > 0, last_BWD, beam.hidden_BWD),
         next_BW=beam.next_BW + taken_BW,
@@ -88,35 +88,34 @@ def read(model: Llama, rows: Rows, beam: Beam, tokens: int) -> Beam:
     )
 
 
-def _view(rows: Rows, beam: Beam, node_BQ: jax.Array, count_B: jax.Array) -> tuple[View, jax.Array]:
-    """How the nodes of a pass are read, and the nodes in the slots behind the committed tokens."""
+def _view(
+    rows: Rows, beam: Beam, node_BQ: jax.Array, count_B: jax.Array
+) -> tuple[View, jax.Array, jax.Array]:
+    """How the nodes of a pass are read, the nodes behind the committed tokens, and new slots."""
     cache, commits_B1 = beam.cache, beam.commits_B[:, None]
     B, Q = node_BQ.shape
     X = beam.node_BX.shape[1]
-    index_BQ = jnp.broadcast_to(jnp.arange(Q), (B, Q))
+    index_Q = jnp.arange(Q)
     # A read node is kept as long as a hypothesis is below it.
     is_open_BW = ~is_leaf(rows.trie, beam.at_BW) & (beam.logp_BW > -jnp.inf) & ~commits_B1
     below_BXW = is_above(rows.trie, beam.node_BX, beam.at_BW) & is_open_BW[:, None]
     kept_BX = below_BXW.any(-1)
+    kept_node_BX = jnp.where(kept_BX, beam.node_BX, -1)
     free_BQ = jnp.argsort(kept_BX, axis=1)[:, :Q]
-    fresh_BQ = jnp.where((index_BQ < count_B[:, None]) & ~commits_B1, node_BQ, -1)
-    node_BX = jnp.where(kept_BX, beam.node_BX, -1)
-    node_BX = node_BX.at[jnp.arange(B)[:, None], free_BQ].set(fresh_BQ)
+    fresh_BQ = jnp.where((index_Q < count_B[:, None]) & ~commits_B1, node_BQ, -1)
+    node_BX = kept_node_BX.at[jnp.arange(B)[:, None], free_BQ].set(fresh_BQ)
 
     rank_BS = jnp.arange(cache.slots) - cache.length_B[:, None]
-    in_order_BQS = rank_BS[:, None] <= index_BQ[:, :, None]
-    slot_node_BS = jnp.take_along_axis(node_BX, jnp.clip(rank_BS, 0, X - 1), axis=1)
+    slot_node_BS = jnp.take_along_axis(kept_node_BX, jnp.clip(rank_BS, 0, X - 1), axis=1)
     slot_node_BS = jnp.where(rank_BS < X, slot_node_BS, -1)
     is_above_BQS = jnp.swapaxes(is_above(rows.trie, slot_node_BS, node_BQ), 1, 2)
-    visible_BQS = (rank_BS < 0)[:, None] | jnp.where(
-        commits_B1[:, :, None], in_order_BQS, is_above_BQS
-    )
+    among_BQQ = jnp.swapaxes(is_above(rows.trie, fresh_BQ, node_BQ), 1, 2)
     # Hypotheses stand behind the forced run of the root, which is committed.
     behind_BQ = jnp.asarray(rows.trie.depth_RN)[0, node_BQ] - 1 - root_run(rows.trie)
     start_B1 = cache.length_B[:, None]
     view = View(
-        position_BT=start_B1 + jnp.where(commits_B1, index_BQ, behind_BQ),
-        slot_BT=start_B1 + jnp.where(commits_B1, index_BQ, free_BQ),
-        visible_BTS=visible_BQS,
+        position_BT=start_B1 + jnp.where(commits_B1, index_Q, behind_BQ),
+        visible_BUS=(rank_BS < 0)[:, None] | is_above_BQS & ~commits_B1[:, :, None],
+        among_BTT=jnp.where(commits_B1[:, :, None], index_Q <= index_Q[:, None], among_BQQ),
     )
-    return view, node_BX
+    return view, node_BX, start_B1 + jnp.where(commits_B1, index_Q, free_BQ)

@@ -199,13 +199,14 @@ def _start(
 ) -> _State:
     """Reads the prompts and the nodes where the first item can branch."""
     B, T = prompt_tokens_BT.shape
-    M, C = plan.score.token_BM.shape[1], plan.text_BSC.shape[2]
+    C = plan.text_BSC.shape[2]
     tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.score.token_BM], axis=1)
     hidden_BTD, cache = model.prefill(
         tokens_BT,
         length_B,
         layout=tree_layout(T, length_B, jnp.int32(0), plan.score),
-        slots=T + M + (k - 1) * C,
+        slots=T + (k - 1) * C,
+        keep=T,
     )
     return _State(
         cache=cache,
@@ -231,6 +232,7 @@ def _read(model: Llama, head_BED: jax.Array, plan: _Plan, state: _State) -> _Sta
         count_B,
         state.cache,
         view_behind(state.cache, layout.position_BT, layout.horizon_BT),
+        keep=C,
     )
     logit_BE = edge_logits(head_BED, hidden_BTD, C, count_B, plan.score)
     return replace(state, cache=cache, logit_BE=logit_BE)

@@ -13,8 +13,9 @@ rule serves
   its subtree, so that a node sees the prompt, its ancestors and itself.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import jax
@@ -106,29 +107,51 @@ def attend(
 
 
 def attend_cached(
-    q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, visible_BTS: jax.Array
+    q_BTHK: jax.Array,
+    keys: Sequence[jax.Array],
+    values: Sequence[jax.Array],
+    visible: Sequence[jax.Array],
 ) -> jax.Array:
-    """Attention of T new tokens over a cache that already holds their keys and values.
+    """Attention of T tokens over several runs of keys and values, as if they were joined.
 
     Args:
         q_BTHK: queries.
-        k_BGSK: keys, heads first.
-        v_BGSK: values, heads first.
-        visible_BTS: bool, which slots of the cache each token sees.
+        keys: of each run, [B, G, S, K], heads first.
+        values: of each run, [B, G, S, K].
+        visible: bool, of each run which of its S tokens each of the T sees, [B, T, S]; T may be 1.
 
     Returns:
-        [B, T, H, K] in the type of `v_BGSK`. Tokens that see nothing get a meaningless average.
+        [B, T, H, K] in the type of the values. Tokens that see nothing get a meaningless average.
     """
     B, T, H, K = q_BTHK.shape
-    G = k_BGSK.shape[1]
-    q_BGRTK = jnp.moveaxis(q_BTHK.reshape(B, T, G, H // G, K), 1, 3) * K**-0.5
-    score_BGRTS = jnp.einsum(
-        "BGRTK,BGSK->BGRTS", q_BGRTK, k_BGSK, preferred_element_type=jnp.float32
-    )
-    score_BGRTS = jnp.where(visible_BTS[:, None, None], score_BGRTS, -1e30)
-    weight_BGRTS = jax.nn.softmax(score_BGRTS, axis=-1).astype(v_BGSK.dtype)
-    attended_BGRTK = jnp.einsum("BGRTS,BGSK->BGRTK", weight_BGRTS, v_BGSK)
-    return jnp.moveaxis(attended_BGRTK, 3, 1).reshape(B, T, H, K)
+    G = keys[0].shape[1]
+    q_BGNK = jnp.moveaxis(q_BTHK.reshape(B, T, G, H // G, K), 1, 3).reshape(B, G, -1, K) * K**-0.5
+    scores = [
+        jnp.where(
+            seen_BTS[:, None, None],
+            _product("BGNK,BGSK->BGNS", q_BGNK, k_BGSK).reshape(B, G, -1, T, k_BGSK.shape[2]),
+            -1e30,
+        )
+        for k_BGSK, seen_BTS in zip(keys, visible, strict=True)
+    ]
+    tops = [score_BGRTS.max(-1, keepdims=True) for score_BGRTS in scores]
+    top_BGRT1 = functools.reduce(jnp.maximum, tops)
+    weights = [jnp.exp(score_BGRTS - top_BGRT1) for score_BGRTS in scores]
+    sum_BGRT1 = sum(weight_BGRTS.sum(-1, keepdims=True) for weight_BGRTS in weights)
+    parts = [
+        _product(
+            "BGNS,BGSK->BGNK",
+            weight_BGRTS.astype(v_BGSK.dtype).reshape(B, G, -1, v_BGSK.shape[2]),
+            v_BGSK,
+        )
+        for weight_BGRTS, v_BGSK in zip(weights, values, strict=True)
+    ]
+    attended_BGRTK = functools.reduce(jnp.add, parts).reshape(B, G, -1, T, K) / sum_BGRT1
+    return jnp.moveaxis(attended_BGRTK, 3, 1).reshape(B, T, H, K).astype(values[0].dtype)
+
+
+def _product(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(formula, left, right, preferred_element_type=jnp.float32)
 
 
 def _cudnn_attention(
@@ -152,6 +175,6 @@ def _cudnn_attention(
         return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
 
 
-@cache
+@functools.cache
 def _say_once(line: str) -> None:
     say(line)

@@ -1,12 +1,15 @@
 """Keys and values of the tokens read so far, in static shapes.
 
-Shapes: L layers, B batch, S slots, T new tokens, G key/value heads, K head size.
+Shapes: L layers, B batch, S slots, T new tokens, U = T or 1, G key/value heads, K head size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+
+# Keys and values of T new tokens in all layers, each [L, B, G, T, K].
+New = tuple[jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -14,15 +17,22 @@ import jax.numpy as jnp
 class KVCache:
     """The key-value cache of a batch of rows.
 
+    All rows write new tokens into the same slots, so a row has gaps where it read fewer than
+    others: writing is one copy of a block, wherever the rows stand.
+
     Attributes:
-        k_LBGSK: rotated keys; slots from `length_B` on hold rubbish that nobody sees.
+        k_LBGSK: rotated keys.
         v_LBGSK: values.
-        length_B: int32, number of slots in use per row.
+        visible_BS: bool, the slots whose tokens later ones see; the others hold rubbish.
+        length_B: int32, tokens of each row: the position of its next one.
+        used: int32, the first slot that is free in every row.
     """
 
     k_LBGSK: jax.Array
     v_LBGSK: jax.Array
+    visible_BS: jax.Array
     length_B: jax.Array
+    used: jax.Array
 
     @property
     def slots(self) -> int:
@@ -37,64 +47,84 @@ class View:
 
     Attributes:
         position_BT: int32, the place that RoPE turns each to.
-        slot_BT: int32, the slot of the cache that holds each; no two of a row in one.
-        visible_BTS: bool, the slots of the cache that each sees, itself included.
+        visible_BUS: bool, the slots of the cache that each sees; U is 1 if all see the same.
+        among_BTT: bool, which of the new tokens each sees, itself included.
     """
 
     position_BT: jax.Array
-    slot_BT: jax.Array
-    visible_BTS: jax.Array
+    visible_BUS: jax.Array
+    among_BTT: jax.Array
 
 
-def to_slots(new_BTGK: jax.Array, slots: int) -> jax.Array:
-    """The keys or values of one layer as the cache keeps them, heads first: [B, G, S, K]."""
-    new_BGTK = jnp.swapaxes(new_BTGK, 1, 2)
-    return jnp.pad(new_BGTK, ((0, 0), (0, 0), (0, slots - new_BGTK.shape[2]), (0, 0)))
-
-
-def write(
-    cache_LBGSK: jax.Array, layer: jax.Array, new_BTGK: jax.Array, slot_BT: jax.Array
-) -> jax.Array:
-    """Writes T new entries of each row into slots of one layer.
-
-    Writing into the whole cache, as against a slice of it, lets the compiler do so in place.
-    """
-    # Naming the rows a batching axis lets the compiler divide them among devices.
-    numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(2, 3),
-        inserted_window_dims=(0, 3),
-        scatter_dims_to_operand_dims=(0, 3),
-        operand_batching_dims=(1,),
-        scatter_indices_batching_dims=(0,),
-    )
-    return jax.lax.scatter(
-        cache_LBGSK,
-        jnp.stack([jnp.full_like(slot_BT, layer), slot_BT], axis=2),
-        new_BTGK.astype(cache_LBGSK.dtype),
-        numbers,
-        unique_indices=True,
-        mode="promise_in_bounds",
-    )
+def to_slots(new_BTGK: jax.Array, keep: int, slots: int) -> jax.Array:
+    """The keys or values of the first `keep` tokens of one layer in a cache: [B, G, S, K]."""
+    new_BGTK = jnp.swapaxes(new_BTGK[:, :keep], 1, 2)
+    return jnp.pad(new_BGTK, ((0, 0), (0, 0), (0, slots - keep), (0, 0)))
 
 
 def view_behind(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -> View:
-    """T tokens in the T slots behind those in use, which all of them see.
+    """T tokens behind those in the cache, all of which they see.
 
     Args:
-        cache: must have T free slots in every row.
+        cache: what was read.
         position_BT: int32, where the tokens stand.
         horizon_BT: int32, the index of the last new token that sees each new token; -1 for none.
     """
-    T = horizon_BT.shape[1]
-    start_B1 = cache.length_B[:, None]
-    rank_BS = jnp.arange(cache.slots) - start_B1
-    horizon_BS = jnp.take_along_axis(horizon_BT, jnp.clip(rank_BS, 0, T - 1), axis=1)
-    index_T1 = jnp.arange(T)[:, None]
-    among_BTS = (rank_BS[:, None] <= index_T1) & (index_T1 <= horizon_BS[:, None])
-    return View(position_BT, start_B1 + jnp.arange(T), (rank_BS < 0)[:, None] | among_BTS)
+    index_T = jnp.arange(horizon_BT.shape[1])
+    among_BTT = (index_T <= index_T[:, None]) & (index_T[:, None] <= horizon_BT[:, None])
+    return View(position_BT, cache.visible_BS[:, None], among_BTT)
 
 
 def view_in_order(cache: KVCache, tokens: int) -> View:
-    """`tokens` tokens that follow those in use and one another."""
+    """`tokens` tokens that follow those in the cache and one another."""
     position_BT = cache.length_B[:, None] + jnp.arange(tokens)
     return view_behind(cache, position_BT, jnp.full_like(position_BT, tokens - 1))
+
+
+def append(cache: KVCache, new: New, keep: int, count_B: jax.Array) -> KVCache:
+    """Writes the first `keep` new tokens into the free slots; `count_B` of a row become visible."""
+    k_LBGSK, v_LBGSK = (
+        jax.lax.dynamic_update_slice_in_dim(old, x[:, :, :, :keep], cache.used, axis=3)
+        for old, x in zip((cache.k_LBGSK, cache.v_LBGSK), new, strict=True)
+    )
+    rank_S = jnp.arange(cache.slots) - cache.used
+    fresh_BS = (rank_S >= 0) & (rank_S < count_B[:, None])
+    return KVCache(
+        k_LBGSK,
+        v_LBGSK,
+        visible_BS=cache.visible_BS | fresh_BS,
+        length_B=cache.length_B + count_B,
+        used=cache.used + keep,
+    )
+
+
+def scatter(cache: KVCache, new: New, slot_BT: jax.Array, count_B: jax.Array) -> KVCache:
+    """Writes new tokens into any slots, no two of a row into one; who sees them is left to views.
+
+    `count_B` of them make each row longer.
+    """
+    # Naming the rows a batching axis lets the compiler divide them among devices.
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(0, 2, 4),
+        inserted_window_dims=(3,),
+        scatter_dims_to_operand_dims=(3,),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+
+    def put(old_LBGSK: jax.Array, new_LBGTK: jax.Array) -> jax.Array:
+        return jax.lax.scatter(
+            old_LBGSK,
+            slot_BT[:, :, None],
+            new_LBGTK,
+            numbers,
+            unique_indices=True,
+            mode="promise_in_bounds",
+        )
+
+    return replace(
+        cache,
+        k_LBGSK=put(cache.k_LBGSK, new[0]),
+        v_LBGSK=put(cache.v_LBGSK, new[1]),
+        length_B=cache.length_B + count_B,
+    )

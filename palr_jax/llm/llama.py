@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from palr_jax.llm.attention import XLA, Attention, attend, attend_cached
 from palr_jax.llm.axes import by_rows, gathered, gathered_table
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
-from palr_jax.llm.kv_cache import KVCache, View, to_slots, view_in_order, write
+from palr_jax.llm.kv_cache import KVCache, New, View, append, to_slots, view_in_order
 from palr_jax.llm.lora import Linear, drop_out
 from palr_jax.llm.rope import rope_turns, rotate
 from palr_jax.sharding import Shards
@@ -181,22 +181,27 @@ class Llama(nnx.Module):
         length_B: jax.Array,
         layout: Layout | None = None,
         slots: int | None = None,
+        keep: int | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Reads rows of `length_B` tokens, padded on the right.
 
         Args:
             tokens_BT: the rows.
-            length_B: int32, how many tokens of each stay in the cache.
+            length_B: int32, how many tokens of each later ones see.
             layout: where the tokens stand, if they are more than one causal sequence.
-            slots: S, room of the cache for a row; by default T.
+            slots: S, room of the cache for a row; by default as many as are kept.
+            keep: the tokens from this place on are not kept; by default all are.
 
         Returns:
             The hidden states [B, T, D] and the cache.
         """
-        layout = layout or causal_layout(length_B, tokens_BT.shape[1])
-        keep = slots or tokens_BT.shape[1]
-        hidden_BTD, (k_LBGSK, v_LBGSK) = self._run(tokens_BT, layout, None, keep=keep)
-        return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, length_B)
+        T = tokens_BT.shape[1]
+        layout = layout or causal_layout(length_B, T)
+        keep = T if keep is None else keep
+        room = (keep, slots or keep)
+        hidden_BTD, (k_LBGSK, v_LBGSK) = self._run(tokens_BT, layout, None, room)
+        visible_BS = jnp.arange(room[1]) < length_B[:, None]
+        return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, visible_BS, length_B, jnp.int32(keep))
 
     def extend(
         self,
@@ -204,41 +209,48 @@ class Llama(nnx.Module):
         count_B: jax.Array,
         cache: KVCache,
         view: View | None = None,
+        keep: int | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Reads up to T more tokens a row behind those in the cache.
 
         Args:
             tokens_BT: the new tokens.
-            count_B: int32, how many of them stay in the cache (0 to T, from the first).
+            count_B: int32, how many of them later ones see (0 to T, from the first).
             cache: what was read; it has room for the new tokens.
-            view: where the new tokens stand, which slots they take and what they see; by default
-                they follow one another and see all before them.
+            view: where the new tokens stand and what they see; by default they follow one
+                another and see all before them.
+            keep: the tokens from this place on are not kept; by default all are.
 
         Returns:
             The hidden states [B, T, D] and the longer cache.
         """
+        T = tokens_BT.shape[1]
+        hidden_BTD, new = self.read(tokens_BT, cache, view or view_in_order(cache, T))
+        return hidden_BTD, append(cache, new, T if keep is None else keep, count_B)
+
+    def read(self, tokens_BT: jax.Array, cache: KVCache, view: View) -> tuple[jax.Array, New]:
+        """Hidden states [B, T, D] of new tokens, and their keys and values.
+
+        The cache stays as it is: layers only read it, so that no part of it is copied to be
+        written, and what is new goes into it once, for all layers.
+        """
         B, T = tokens_BT.shape
-        view = view or view_in_order(cache, T)
         turns_BTK = rope_turns(view.position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
-        # The caches are carried, and written in place: as inputs and outputs of the scan they
-        # would be copied whole at every step.
-        def layer(carry: tuple, per_layer: tuple) -> tuple[tuple, None]:
-            x_ND, k_LBGSK, v_LBGSK = carry
-            weights, index = per_layer
+        def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, New]:
+            weights, k_BGSK, v_BGSK = per_layer
             block = nnx.merge(graph, weights)
             q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK)
-            k_LBGSK = write(k_LBGSK, index, k_BTGK, view.slot_BT)
-            v_LBGSK = write(v_LBGSK, index, v_BTGK, view.slot_BT)
-            attended_BTHK = attend_cached(q_BTHK, k_LBGSK[index], v_LBGSK[index], view.visible_BTS)
-            return (block.finish(x_ND, attended_BTHK), k_LBGSK, v_LBGSK), None
+            k_BGTK, v_BGTK = to_slots(k_BTGK, T, T), to_slots(v_BTGK, T, T)
+            attended_BTHK = attend_cached(
+                q_BTHK, (k_BGSK, k_BGTK), (v_BGSK, v_BGTK), (view.visible_BUS, view.among_BTT)
+            )
+            return block.finish(x_ND, attended_BTHK), (k_BGTK, v_BGTK)
 
-        start = (self._embed(tokens_BT), cache.k_LBGSK, cache.v_LBGSK)
-        layers = (stacked, jnp.arange(self.config.num_layers, dtype=jnp.int32))
-        (x_ND, k_LBGSK, v_LBGSK), _ = jax.lax.scan(layer, start, layers)
-        hidden_BTD = self.norm(x_ND).reshape(B, T, -1)
-        return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, cache.length_B + count_B)
+        layers = (stacked, cache.k_LBGSK, cache.v_LBGSK)
+        x_ND, new = jax.lax.scan(layer, self._embed(tokens_BT), layers)
+        return self.norm(x_ND).reshape(B, T, -1), new
 
     def logits(self, hidden_D: jax.Array, shards: Shards | None = None) -> jax.Array:
         """Logits over the vocabulary for hidden states [..., D], [..., V] in float32."""
@@ -259,12 +271,15 @@ class Llama(nnx.Module):
         tokens_BT: jax.Array,
         layout: Layout | None,
         dropout_key: jax.Array | None,
-        keep: int | None,
+        room: tuple[int, int] | None,
         remat: Remat = "none",
         attention: Attention = XLA,
         shards: Shards | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Hidden states and, with `keep` slots for them, the keys and values of all layers."""
+        """Hidden states and the keys and values of all layers, if there is room for them.
+
+        `room` is how many tokens are kept, and in how many slots.
+        """
         B, T = tokens_BT.shape
         layout = layout or causal_layout(jnp.full(B, T), T)
         turns_BTK = rope_turns(layout.position_BT, self.config)
@@ -275,7 +290,7 @@ class Llama(nnx.Module):
             block = nnx.merge(graph, gathered(shards, weights, ("layers",)))
             q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key)
             attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT, attention)
-            kept = None if keep is None else (to_slots(k_BTGK, keep), to_slots(v_BTGK, keep))
+            kept = None if room is None else tuple(to_slots(x, *room) for x in (k_BTGK, v_BTGK))
             return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), kept
 
         keys = (
