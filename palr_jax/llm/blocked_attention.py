@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+
+from palr_jax.llm.bits import named
 
 # Blocks of this many queries keep their scores in a CPU's cache; no more blocks than this, so that
 # long rows do not make large programs.
@@ -52,8 +53,8 @@ def _forward(
         outs.append((out_BGNK.reshape(*block, K) / sum_BGRN1).astype(v_BGSK.dtype))
         logsums.append((top_BGRN1 + jnp.log(sum_BGRN1))[..., 0])
     out_BGRTK = jnp.concatenate(outs, axis=3)
-    out_BTHK = checkpoint_name(out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K), "attended")
-    logsum_BGRT = checkpoint_name(jnp.concatenate(logsums, axis=3), "attended")
+    out_BTHK = named(out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K), "attended")
+    logsum_BGRT = named(jnp.concatenate(logsums, axis=3), "attended")
     return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, horizon_BT, out_BTHK, logsum_BGRT)
 
 
@@ -66,8 +67,10 @@ def _backward(
     q_BGRTK, grad_BGRTK = _by_group(q_BTHK * K**-0.5, G), _by_group(grad_BTHK, G)
     k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
     # What the softmax takes off: the mean of the slopes under the weights.
-    mean_BGRT = (grad_BGRTK * _by_group(out_BTHK, G)).sum(-1, dtype=jnp.float32)
-    grad_q, grad_k_BGTK, grad_v_BGTK = [], jnp.zeros_like(k_BGTK), jnp.zeros_like(v_BGTK)
+    out_BGRTK = _by_group(out_BTHK, G).astype(jnp.float32)
+    mean_BGRT = (grad_BGRTK * out_BGRTK).sum(-1)
+    grad_q, grad_k_BGTK = [], jnp.zeros(k_BGTK.shape, jnp.float32)
+    grad_v_BGTK = jnp.zeros_like(grad_k_BGTK)
     for start, stop in _blocks(T):
         block = (*q_BGRTK.shape[:3], stop - start)
         q_BGNK, grad_BGNK = _rows(q_BGRTK, start, stop), _rows(grad_BGRTK, start, stop)
@@ -82,11 +85,12 @@ def _backward(
         grad_q.append(_product("BGNS,BGSK->BGNK", slope_BGNS, k_BGSK).reshape(*block, K))
         grad_k_BGSK = _product("BGNS,BGNK->BGSK", slope_BGNS, q_BGNK)
         grad_v_BGSK = _product("BGNS,BGNK->BGSK", weight_BGNS, grad_BGNK)
-        grad_k_BGTK = grad_k_BGTK.at[:, :, :stop].add(grad_k_BGSK.astype(k_BGSK.dtype))
-        grad_v_BGTK = grad_v_BGTK.at[:, :, :stop].add(grad_v_BGSK.astype(v_BGSK.dtype))
+        grad_k_BGTK = grad_k_BGTK.at[:, :, :stop].add(grad_k_BGSK)
+        grad_v_BGTK = grad_v_BGTK.at[:, :, :stop].add(grad_v_BGSK)
     grad_q_BGRTK = jnp.concatenate(grad_q, axis=3) * K**-0.5
     grad_q_BTHK = grad_q_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K).astype(q_BTHK.dtype)
-    return grad_q_BTHK, grad_k_BGTK.swapaxes(1, 2), grad_v_BGTK.swapaxes(1, 2), None
+    grad_k_BTGK = grad_k_BGTK.swapaxes(1, 2).astype(k_BTGK.dtype)
+    return grad_q_BTHK, grad_k_BTGK, grad_v_BGTK.swapaxes(1, 2).astype(v_BTGK.dtype), None
 
 
 blocked_attention.defvjp(_forward, _backward)

@@ -14,9 +14,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from palr_jax.llm.attention import XLA, Attention, attend, attend_cached
 from palr_jax.llm.axes import by_rows, gathered, gathered_table
+from palr_jax.llm.bits import from_bits, kept, to_bits
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 from palr_jax.llm.kv_cache import KVCache, New, View, append, to_slots, view_in_order
 from palr_jax.llm.lora import Linear, drop_out
+from palr_jax.llm.product import product
 from palr_jax.llm.rope import rope_turns, rotate
 from palr_jax.sharding import Shards
 
@@ -77,14 +79,18 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        """[N, D] → [N, D], in the type of the input."""
-        x32_ND = x_ND.astype(jnp.float32)
-        scale_N1 = jax.lax.rsqrt(jnp.mean(x32_ND**2, axis=-1, keepdims=True) + self.eps)
-        return (x32_ND * scale_N1 * self.weight_D[...]).astype(x_ND.dtype)
+        """[N, D] → [N, D] in float32."""
+        x_ND = x_ND.astype(jnp.float32)
+        scale_N1 = jax.lax.rsqrt(jnp.mean(x_ND**2, axis=-1, keepdims=True) + self.eps)
+        return x_ND * scale_N1 * self.weight_D[...]
 
 
 class Block(nnx.Module):
-    """One layer: attention and a SwiGLU feed-forward, each behind a norm and a residual."""
+    """One layer: attention and a SwiGLU feed-forward, each behind a norm and a residual.
+
+    Between products everything is float32; keys, values and what the backward pass finds have the
+    type of the weights.
+    """
 
     def __init__(self, config: LlamaConfig, lora: LoRAConfig | None, rngs: nnx.Rngs) -> None:
         D, F = config.dim, config.ffn_dim
@@ -108,7 +114,10 @@ class Block(nnx.Module):
     def heads(
         self, x_ND: jax.Array, turns_BTK: Turns, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
-        """Queries [B, T, H, K], keys and values [B, T, G, K]; queries and keys are rotated."""
+        """Queries [B, T, H, K], keys and values [B, T, G, K]; queries and keys are rotated.
+
+        All are in the type of the weights.
+        """
         B, T, _ = turns_BTK[0].shape
         h_ND = self.attention_norm(x_ND)
         dropped_ND = self._dropped(h_ND, "qkv", dropout_key)
@@ -116,7 +125,7 @@ class Block(nnx.Module):
         k_BTGK = self.k(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
         v_BTGK = self.v(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
         heads = rotate(q_BTHK, turns_BTK), rotate(k_BTGK, turns_BTK), v_BTGK
-        return tuple(checkpoint_name(x, "product") for x in heads)
+        return tuple(self._kept(x) for x in heads)
 
     def finish(
         self, x_ND: jax.Array, attended_BTHK: jax.Array, dropout_key: jax.Array | None = None
@@ -127,10 +136,13 @@ class Block(nnx.Module):
         x_ND = checkpoint_name(x_ND, "product")
         h_ND = self.ffn_norm(x_ND)
         dropped_ND = self._dropped(h_ND, "gate and up", dropout_key)
-        gate_NF = checkpoint_name(self.gate(h_ND, dropped_ND), "product")
-        up_NF = checkpoint_name(self.up(h_ND, dropped_ND), "product")
+        gate_NF = self._kept(self.gate(h_ND, dropped_ND)).astype(jnp.float32)
+        up_NF = self._kept(self.up(h_ND, dropped_ND)).astype(jnp.float32)
         h_NF = jax.nn.silu(gate_NF) * up_NF
         return x_ND + self.down(h_NF, self._dropped(h_NF, "down", dropout_key))
+
+    def _kept(self, x: jax.Array) -> jax.Array:
+        return kept(x.astype(self.q.kernel_IO.dtype))
 
     def _dropped(self, x_NI: jax.Array, place: str, key: jax.Array | None) -> jax.Array | None:
         """What the adapters read of an input, if it is not the input itself."""
@@ -239,23 +251,24 @@ class Llama(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, New]:
-            weights, k_BGSK, v_BGSK = per_layer
+            weights, k_BGSK, v_BGSK = from_bits(per_layer)
             block = nnx.merge(graph, weights)
             q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK)
             k_BGTK, v_BGTK = to_slots(k_BTGK, T, T), to_slots(v_BTGK, T, T)
             attended_BTHK = attend_cached(
                 q_BTHK, (k_BGSK, k_BGTK), (v_BGSK, v_BGTK), (view.visible_BUS, view.among_BTT)
             )
-            return block.finish(x_ND, attended_BTHK), (k_BGTK, v_BGTK)
+            return block.finish(x_ND, attended_BTHK), to_bits((k_BGTK, v_BGTK))
 
-        layers = (stacked, cache.k_LBGSK, cache.v_LBGSK)
+        layers = to_bits((stacked, cache.k_LBGSK, cache.v_LBGSK))
         x_ND, new = jax.lax.scan(layer, self._embed(tokens_BT), layers)
-        return self.norm(x_ND).reshape(B, T, -1), new
+        return self.norm(x_ND).reshape(B, T, -1), from_bits(new)
 
     def logits(self, hidden_D: jax.Array, shards: Shards | None = None) -> jax.Array:
         """Logits over the vocabulary for hidden states [..., D], [..., V] in float32."""
-        head_VD = self.head_weights(shards)
-        return jnp.einsum("...D,VD->...V", hidden_D, head_VD, preferred_element_type=jnp.float32)
+        hidden_ND = hidden_D.reshape(-1, hidden_D.shape[-1])
+        logits_NV = product(hidden_ND, self.head_weights(shards).T)
+        return logits_NV.reshape(*hidden_D.shape[:-1], -1)
 
     def head_weights(self, shards: Shards | None = None) -> jax.Array:
         """The LM head, [V, D]."""
@@ -263,8 +276,9 @@ class Llama(nnx.Module):
         return gathered_table(shards, head[...])
 
     def _embed(self, tokens_BT: jax.Array, shards: Shards | None = None) -> jax.Array:
-        table_VD = gathered_table(shards, self.embedding_VD[...])
-        return by_rows(shards, table_VD[tokens_BT.reshape(-1)])
+        table_VD = to_bits(gathered_table(shards, self.embedding_VD[...]))
+        x_ND = from_bits(by_rows(shards, table_VD[tokens_BT.reshape(-1)]))
+        return x_ND.astype(jnp.float32)
 
     def _run(
         self,
@@ -287,11 +301,11 @@ class Llama(nnx.Module):
 
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
             weights, key = per_layer
-            block = nnx.merge(graph, gathered(shards, weights, ("layers",)))
+            block = nnx.merge(graph, gathered(shards, from_bits(weights), ("layers",)))
             q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key)
             attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT, attention)
             kept = None if room is None else tuple(to_slots(x, *room) for x in (k_BTGK, v_BTGK))
-            return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), kept
+            return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), to_bits(kept)
 
         keys = (
             None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
@@ -301,8 +315,9 @@ class Llama(nnx.Module):
         if remat != "none":
             # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
             layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
-        x_ND, kept = jax.lax.scan(layer, self._embed(tokens_BT, shards), (stacked, keys))
-        return self.norm(x_ND).reshape(B, T, -1), kept
+        start = self._embed(tokens_BT, shards)
+        x_ND, kept = jax.lax.scan(layer, start, (to_bits(stacked), keys))
+        return self.norm(x_ND).reshape(B, T, -1), from_bits(kept)
 
 
 def _stack(config: LlamaConfig, lora: LoRAConfig | None, rngs: nnx.Rngs) -> Block:

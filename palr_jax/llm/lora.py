@@ -9,13 +9,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from palr_jax.llm.config import LoRAConfig, Target
+from palr_jax.llm.product import product
 
 
 class Linear(nnx.Module):
     """y = x W, plus (alpha / rank) · x A B with an adapter (Hu et al. 2021, section 4.1).
 
     A starts as a random projection and B at zero, so a fresh adapter changes nothing. The
-    adapter keeps its float32 whatever the type of W, and is computed in the type of x.
+    adapter keeps its float32 whatever the type of W, and is rounded to that type for a product.
     """
 
     def __init__(
@@ -33,18 +34,21 @@ class Linear(nnx.Module):
             self.lora_b_RO = nnx.LoRAParam(jnp.zeros((lora.rank, outputs)))
 
     def __call__(self, x_NI: jax.Array, dropped_NI: jax.Array | None = None) -> jax.Array:
-        """[N, I] → [N, O]. Rows are flat: XLA:CPU copies the gradient of [B, T, I] otherwise.
+        """[N, I] → [N, O] in float32.
 
-        The adapter reads `dropped_NI` if it is given: the same input after dropout.
+        Rows are flat: XLA:CPU copies the gradient of [B, T, I] otherwise. The adapter reads
+        `dropped_NI` if it is given: the same input after dropout.
         """
-        y_NO = x_NI @ self.kernel_IO[...].astype(x_NI.dtype)
+        kernel_IO = self.kernel_IO[...]
+        y_NO = product(x_NI, kernel_IO)
         if not self.scale:
             return y_NO
-        low_NR = (x_NI if dropped_NI is None else dropped_NI) @ self.lora_a_IR[...].astype(
-            y_NO.dtype
+        a_IR, b_RO = (
+            part[...].astype(kernel_IO.dtype) for part in (self.lora_a_IR, self.lora_b_RO)
         )
+        low_NR = product(x_NI if dropped_NI is None else dropped_NI, a_IR)
         low_NR = checkpoint_name(low_NR * self.scale, "product")
-        return y_NO + low_NR @ self.lora_b_RO[...].astype(x_NI.dtype)
+        return y_NO + product(low_NR, b_RO)
 
     def merged_kernel(self, layer: int) -> jax.Array:
         """W + (alpha / rank) · A B of one of the stacked layers, [I, O], in the type of W."""
