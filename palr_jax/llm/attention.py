@@ -25,14 +25,17 @@ from jax.sharding import Mesh
 from palr_jax.llm.blocked_attention import blocked_attention
 from palr_jax.progress import say
 
+Kind = Literal["xla", "cpu", "cudnn", "splash"]
+
 
 @dataclass(frozen=True)
 class Attention:
     """Who computes the attention of a row over itself.
 
     Attributes:
-        kind: xla runs everywhere; cudnn on NVIDIA GPUs, and falls back to xla with a line that
-            says why; splash on TPUs, for rows that hold whole sequences (no tries).
+        kind: xla runs everywhere; cpu is the same in an order that suits the caches of a CPU;
+            cudnn on NVIDIA GPUs, and falls back to xla with a line that says why; splash on
+            TPUs, for rows that hold whole sequences (no tries).
         mesh: that the arrays are sharded over, if any. Only splash, which XLA cannot split by
             itself, needs to know it.
         batch_axes: the axes of the mesh that rows are split over.
@@ -40,7 +43,7 @@ class Attention:
         interpret: splash runs in Pallas' interpreter, as it must off TPUs.
     """
 
-    kind: Literal["xla", "cudnn", "splash"] = "xla"
+    kind: Kind = "xla"
     mesh: Mesh | None = None
     batch_axes: tuple[str, ...] = ()
     head_axis: str | None = None
@@ -66,10 +69,10 @@ def attention_on(
         platform: of the devices that the program is compiled for, as `jax.Device` names it.
         mesh: see `Attention`, as the others.
     """
-    kinds: dict[str, Literal["cudnn", "splash"]] = {
-        "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash",
-    }  # fmt: skip
-    return Attention(kinds.get(platform, "xla"), mesh, batch_axes, head_axis)
+    kinds: dict[str, Kind] = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
+    # Over several devices, one row and head after the other would leave all but one idle.
+    fallback: Kind = "cpu" if platform == "cpu" and mesh is None else "xla"
+    return Attention(kinds.get(platform, fallback), mesh, batch_axes, head_axis)
 
 
 def attend(
@@ -92,8 +95,9 @@ def attend(
         [B, T, H, K] in the type of `v_BTGK`. Tokens that nobody sees get a meaningless average.
     """
     match attention.kind:
-        case "xla":
-            return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+        case "xla" | "cpu":
+            in_turn = attention.kind == "cpu"
+            return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT, in_turn)
         case "cudnn":
             return _cudnn_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
         case "splash":
@@ -172,7 +176,7 @@ def _cudnn_attention(
         )  # fmt: skip
     except (RuntimeError, NotImplementedError, ValueError) as error:
         _say_once(f"attention by XLA instead of cuDNN: {error}")
-        return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
+        return blocked_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT, in_turn=False)
 
 
 @functools.cache

@@ -6,16 +6,18 @@ log-sum of its scores (Dao et al. 2022, FlashAttention, section 3.1): on a CPU, 
 of all layers and reading them again costs more than that.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, R = H / G query heads that share a
-key/value head, K head size, N queries of a block (R · N where heads are merged with them), S the
-keys up to its end.
+key/value head, K head size, N queries of a block (times R: those of all query heads of a key/value
+head are rows of one matrix), S the keys up to its end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from palr_jax.llm.bits import named
+from palr_jax.llm.bits import from_bits, named, to_bits
 
 # Blocks of this many queries keep their scores in a CPU's cache; no more blocks than this, so that
 # long rows do not make large programs.
@@ -23,77 +25,123 @@ _SMALLEST_BLOCK = 64
 _MOST_BLOCKS = 16
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def blocked_attention(
-    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, horizon_BT: jax.Array
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGK: jax.Array,
+    horizon_BT: jax.Array,
+    in_turn: bool,
 ) -> jax.Array:
-    """See `palr_jax.llm.attention.attend`."""
-    return _forward(q_BTHK, k_BTGK, v_BTGK, horizon_BT)[0]
+    """See `palr_jax.llm.attention.attend`.
+
+    Args:
+        q_BTHK: queries.
+        k_BTGK: keys.
+        v_BTGK: values.
+        horizon_BT: int32, the index of the last token that sees each token.
+        in_turn: rows and key/value heads one after the other instead of together: the scores of a
+            block then stay in a CPU's cache, which makes it twice as fast.
+    """
+    return _forward(q_BTHK, k_BTGK, v_BTGK, horizon_BT, in_turn)[0]
 
 
 def _forward(
-    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, horizon_BT: jax.Array
+    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, horizon_BT: jax.Array, in_turn: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    B, T, H, K = q_BTHK.shape
-    q_BGRTK = _by_group(q_BTHK * K**-0.5, k_BTGK.shape[2])
-    k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
-    outs, logsums = [], []
-    for start, stop in _blocks(T):
-        block = (*q_BGRTK.shape[:3], stop - start)
-        v_BGSK = v_BGTK[:, :, :stop]
-        score_BGNS = _product("BGNK,BGSK->BGNS", _rows(q_BGRTK, start, stop), k_BGTK[:, :, :stop])
-        # A finite floor keeps rows that see nothing (padding) free of NaN.
-        visible = _visible(horizon_BT, start, stop)
-        score_BGRNS = jnp.where(visible, score_BGNS.reshape(*block, stop), -1e30)
-        top_BGRN1 = score_BGRNS.max(-1, keepdims=True)
-        weight_BGRNS = jnp.exp(score_BGRNS - top_BGRN1)
-        sum_BGRN1 = weight_BGRNS.sum(-1, keepdims=True)
-        weight_BGNS = weight_BGRNS.astype(v_BGSK.dtype).reshape(score_BGNS.shape)
-        out_BGNK = _product("BGNS,BGSK->BGNK", weight_BGNS, v_BGSK)
-        outs.append((out_BGNK.reshape(*block, K) / sum_BGRN1).astype(v_BGSK.dtype))
-        logsums.append((top_BGRN1 + jnp.log(sum_BGRN1))[..., 0])
-    out_BGRTK = jnp.concatenate(outs, axis=3)
-    out_BTHK = named(out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K), "attended")
-    logsum_BGRT = named(jnp.concatenate(logsums, axis=3), "attended")
+    heads = _heads(q_BTHK, k_BTGK, v_BTGK)
+    out_BGRTK, logsum_BGRT = _over_heads(_attend, in_turn, horizon_BT, heads)
+    out_BTHK = named(_by_token(out_BGRTK), "attended")
+    logsum_BGRT = named(logsum_BGRT, "attended")
     return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, horizon_BT, out_BTHK, logsum_BGRT)
 
 
 def _backward(
-    kept: tuple[jax.Array, ...], grad_BTHK: jax.Array
+    in_turn: bool, kept: tuple[jax.Array, ...], grad_BTHK: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BTHK, k_BTGK, v_BTGK, horizon_BT, out_BTHK, logsum_BGRT = kept
-    B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
-    q_BGRTK, grad_BGRTK = _by_group(q_BTHK * K**-0.5, G), _by_group(grad_BTHK, G)
-    k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
+    grad_BGRTK, out_BGRTK = _by_head(grad_BTHK, G), _by_head(out_BTHK, G)
     # What the softmax takes off: the mean of the slopes under the weights.
-    out_BGRTK = _by_group(out_BTHK, G).astype(jnp.float32)
-    mean_BGRT = (grad_BGRTK * out_BGRTK).sum(-1)
-    grad_q, grad_k_BGTK = [], jnp.zeros(k_BGTK.shape, jnp.float32)
-    grad_v_BGTK = jnp.zeros_like(grad_k_BGTK)
-    for start, stop in _blocks(T):
-        block = (*q_BGRTK.shape[:3], stop - start)
-        q_BGNK, grad_BGNK = _rows(q_BGRTK, start, stop), _rows(grad_BGRTK, start, stop)
-        k_BGSK, v_BGSK = k_BGTK[:, :, :stop], v_BGTK[:, :, :stop]
-        score_BGRNS = _product("BGNK,BGSK->BGNS", q_BGNK, k_BGSK).reshape(*block, stop)
-        weight_BGRNS = jnp.exp(score_BGRNS - logsum_BGRT[..., start:stop, None])
-        weight_BGRNS = jnp.where(_visible(horizon_BT, start, stop), weight_BGRNS, 0)
-        slope_BGRNS = _product("BGNK,BGSK->BGNS", grad_BGNK, v_BGSK).reshape(*block, stop)
-        slope_BGRNS = weight_BGRNS * (slope_BGRNS - mean_BGRT[..., start:stop, None])
-        slope_BGNS = slope_BGRNS.astype(k_BGSK.dtype).reshape(B, G, -1, stop)
-        weight_BGNS = weight_BGRNS.astype(k_BGSK.dtype).reshape(B, G, -1, stop)
-        grad_q.append(_product("BGNS,BGSK->BGNK", slope_BGNS, k_BGSK).reshape(*block, K))
-        grad_k_BGSK = _product("BGNS,BGNK->BGSK", slope_BGNS, q_BGNK)
-        grad_v_BGSK = _product("BGNS,BGNK->BGSK", weight_BGNS, grad_BGNK)
-        grad_k_BGTK = grad_k_BGTK.at[:, :, :stop].add(grad_k_BGSK)
-        grad_v_BGTK = grad_v_BGTK.at[:, :, :stop].add(grad_v_BGSK)
-    grad_q_BGRTK = jnp.concatenate(grad_q, axis=3) * K**-0.5
-    grad_q_BTHK = grad_q_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K).astype(q_BTHK.dtype)
-    grad_k_BTGK = grad_k_BGTK.swapaxes(1, 2).astype(k_BTGK.dtype)
-    return grad_q_BTHK, grad_k_BTGK, grad_v_BGTK.swapaxes(1, 2).astype(v_BTGK.dtype), None
+    mean_BGRT = (grad_BGRTK * out_BGRTK.astype(jnp.float32)).sum(-1)
+    heads = (*_heads(q_BTHK, k_BTGK, v_BTGK), grad_BGRTK, mean_BGRT, logsum_BGRT)
+    grad_q_BGRTK, grad_k_BGTK, grad_v_BGTK = _over_heads(_gradients, in_turn, horizon_BT, heads)
+    return (
+        _by_token(grad_q_BGRTK * q_BTHK.shape[3] ** -0.5).astype(q_BTHK.dtype),
+        grad_k_BGTK.swapaxes(1, 2).astype(k_BTGK.dtype),
+        grad_v_BGTK.swapaxes(1, 2).astype(v_BTGK.dtype),
+        None,
+    )
 
 
 blocked_attention.defvjp(_forward, _backward)
+
+
+def _attend(
+    horizon_T: jax.Array, q_RTK: jax.Array, k_TK: jax.Array, v_TK: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The output of the query heads that share a key/value head, and the log-sums of scores."""
+    R, T, K = q_RTK.shape
+    outs, logsums = [], []
+    for start, stop in _blocks(T):
+        k_SK, v_SK = k_TK[:stop], v_TK[:stop]
+        score_NS = _product(q_RTK[:, start:stop].reshape(-1, K), 1, k_SK, 1)
+        # A finite floor keeps rows that see nothing (padding) free of NaN.
+        score_NS = jnp.where(_visible(horizon_T, start, stop, R), score_NS, -1e30)
+        top_N1 = score_NS.max(-1, keepdims=True)
+        weight_NS = jnp.exp(score_NS - top_N1)
+        sum_N1 = weight_NS.sum(-1, keepdims=True)
+        out_NK = _product(weight_NS.astype(v_SK.dtype), 1, v_SK, 0) / sum_N1
+        outs.append(out_NK.astype(v_SK.dtype).reshape(R, -1, K))
+        logsums.append((top_N1 + jnp.log(sum_N1)).reshape(R, -1))
+    return jnp.concatenate(outs, axis=1), jnp.concatenate(logsums, axis=1)
+
+
+def _gradients(
+    horizon_T: jax.Array,
+    q_RTK: jax.Array,
+    k_TK: jax.Array,
+    v_TK: jax.Array,
+    grad_RTK: jax.Array,
+    mean_RT: jax.Array,
+    logsum_RT: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of the scaled queries, of the keys and of the values, in float32."""
+    R, T, K = q_RTK.shape
+    grad_q = []
+    grad_k_TK = grad_v_TK = jnp.zeros((T, K), jnp.float32)
+    for start, stop in _blocks(T):
+        k_SK, v_SK = k_TK[:stop], v_TK[:stop]
+        q_NK = q_RTK[:, start:stop].reshape(-1, K)
+        grad_NK = grad_RTK[:, start:stop].reshape(-1, K)
+        logsum_N1 = logsum_RT[:, start:stop].reshape(-1, 1)
+        mean_N1 = mean_RT[:, start:stop].reshape(-1, 1)
+        weight_NS = jnp.exp(_product(q_NK, 1, k_SK, 1) - logsum_N1)
+        weight_NS = jnp.where(_visible(horizon_T, start, stop, R), weight_NS, 0)
+        slope_NS = weight_NS * (_product(grad_NK, 1, v_SK, 1) - mean_N1)
+        weight_NS, slope_NS = weight_NS.astype(v_SK.dtype), slope_NS.astype(k_SK.dtype)
+        grad_q.append(_product(slope_NS, 1, k_SK, 0).reshape(R, -1, K))
+        grad_k_TK = grad_k_TK.at[:stop].add(_product(slope_NS, 0, q_NK, 0))
+        grad_v_TK = grad_v_TK.at[:stop].add(_product(weight_NS, 0, grad_NK, 0))
+    return jnp.concatenate(grad_q, axis=1), grad_k_TK, grad_v_TK
+
+
+def _over_heads(
+    work: Callable[..., Any], in_turn: bool, horizon_BT: jax.Array, heads: tuple[jax.Array, ...]
+) -> Any:
+    """What `work` gives for every row and key/value head, the leading axes [B, G] of `heads`."""
+    if not in_turn:
+        return jax.vmap(jax.vmap(work, (None, *[0] * len(heads))))(horizon_BT, *heads)
+    B, G = heads[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(B * G, *x.shape[2:]), heads)
+
+    def one(number: jax.Array) -> Any:
+        mine = jax.tree.map(lambda x: x[number], bits)
+        return to_bits(work(horizon_BT[number // G], *from_bits(mine)))
+
+    bits = to_bits(flat)
+    done = from_bits(jax.lax.map(one, jnp.arange(B * G)))
+    return jax.tree.map(lambda x: x.reshape(B, G, *x.shape[1:]), done)
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
@@ -103,27 +151,32 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
-def _visible(horizon_BT: jax.Array, start: int, stop: int) -> jax.Array:
-    """Which of the first `stop` keys each query of a block sees, [B, 1, 1, N, S]."""
+def _visible(horizon_T: jax.Array, start: int, stop: int, R: int) -> jax.Array:
+    """Which of the first `stop` keys each query of a block sees, [N, S]."""
     index_N1 = jnp.arange(start, stop)[:, None]
-    visible_BNS = (jnp.arange(stop) <= index_N1) & (index_N1 <= horizon_BT[:, None, :stop])
-    return visible_BNS[:, None, None]
+    visible_NS = (jnp.arange(stop) <= index_N1) & (index_N1 <= horizon_T[:stop])
+    return jnp.tile(visible_NS, (R, 1))
 
 
-def _product(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(formula, left, right, preferred_element_type=jnp.float32)
+def _product(left: jax.Array, left_axis: int, right: jax.Array, right_axis: int) -> jax.Array:
+    return jax.lax.dot_general(
+        left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
-def _by_group(x_BTHK: jax.Array, G: int) -> jax.Array:
+def _heads(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array) -> tuple[jax.Array, ...]:
+    """Scaled queries [B, G, R, T, K], keys and values [B, G, T, K]."""
+    q_BGRTK = _by_head(q_BTHK * q_BTHK.shape[3] ** -0.5, k_BTGK.shape[2])
+    return q_BGRTK, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
+
+
+def _by_head(x_BTHK: jax.Array, G: int) -> jax.Array:
     """[B, T, H, K] → [B, G, R, T, K]: matrices of one head lie in one piece."""
     B, T, H, K = x_BTHK.shape
     return x_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
 
 
-def _rows(x_BGRTK: jax.Array, start: int, stop: int) -> jax.Array:
-    """The queries of a block as rows of one matrix per key/value head, [B, G, R · N, K].
-
-    XLA:CPU transposes both sides of a product whose gradient contracts over two axes.
-    """
-    B, G, _, _, K = x_BGRTK.shape
-    return x_BGRTK[..., start:stop, :].reshape(B, G, -1, K)
+def _by_token(x_BGRTK: jax.Array) -> jax.Array:
+    """[B, G, R, T, K] → [B, T, H, K]."""
+    B, G, R, T, K = x_BGRTK.shape
+    return x_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)

@@ -13,6 +13,7 @@ import pytest
 from palr_jax.llm import attention as rooms
 from palr_jax.llm.attention import XLA, Attention, attend, attention_on
 
+CPU = Attention("cpu")
 SPLASH = Attention("splash", interpret=True)
 LENGTH, HEADS, GROUPS, SIZE = 150, 4, 2, 16
 
@@ -49,7 +50,7 @@ def horizons(*rows: list[int]) -> jnp.ndarray:
 PACKED = horizons([70, 50, 20], [1, 149])
 
 
-@pytest.mark.parametrize("attention", [XLA, SPLASH], ids=["xla", "splash"])
+@pytest.mark.parametrize("attention", [XLA, CPU, SPLASH], ids=["xla", "cpu", "splash"])
 def test_equals_the_definition(attention: Attention) -> None:
     q, k, v = draw(2, LENGTH)
     index = np.arange(LENGTH)
@@ -70,7 +71,7 @@ def test_tries_behind_a_prompt_are_seen_by_their_own_branch_alone() -> None:
     np.testing.assert_allclose(out, reference(q, k, v, visible[None]), atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", [XLA, SPLASH], ids=["xla", "splash"])
+@pytest.mark.parametrize("attention", [XLA, CPU, SPLASH], ids=["xla", "cpu", "splash"])
 def test_packed_rows_equal_rows_of_one_example(attention: Attention) -> None:
     """Outputs and gradients; padding has no part in them."""
     lengths = [70, 50, 20]
@@ -96,7 +97,8 @@ def test_packed_rows_equal_rows_of_one_example(attention: Attention) -> None:
         assert not np.asarray(leaf)[:, start:].any()
 
 
-def test_gradients_equal_those_of_plain_softmax() -> None:
+@pytest.mark.parametrize("attention", [XLA, CPU], ids=["xla", "cpu"])
+def test_gradients_equal_those_of_plain_softmax(attention: Attention) -> None:
     """Rows that take several blocks, against JAX's own attention and its own derivative."""
     q, k, v = draw(2, LENGTH)
     index = jnp.arange(LENGTH)
@@ -104,7 +106,7 @@ def test_gradients_equal_those_of_plain_softmax() -> None:
     weight = jnp.where(PACKED[..., None, None] >= 0, draw(2, LENGTH, 3)[0], 0)
 
     def ours(q, k, v):
-        return (attend(q, k, v, PACKED) * weight).sum()
+        return (attend(q, k, v, PACKED, attention) * weight).sum()
 
     def theirs(q, k, v):
         return (jax.nn.dot_product_attention(q, k, v, mask=visible[:, None]) * weight).sum()
@@ -132,8 +134,11 @@ def test_splash_splits_rows_and_heads_over_a_mesh() -> None:
 
 def test_every_platform_has_its_own() -> None:
     assert [attention_on(name).kind for name in ("cpu", "gpu", "cuda", "tpu")] == [
-        "xla", "cudnn", "cudnn", "splash",
+        "cpu", "cudnn", "cudnn", "splash",
     ]  # fmt: skip
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
+                         devices=jax.devices()[:2])  # fmt: skip
+    assert attention_on("cpu", mesh).kind == "xla"
 
 
 def test_without_cudnn_the_reason_is_said_once(capsys: pytest.CaptureFixture) -> None:
