@@ -65,10 +65,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     recommend = commands.add_parser(
         "recommend", help="recommend items to a user", allow_abbrev=False
     )
-    recommend.add_argument("--run", required=True, type=Path, help="a run directory")
+    recommend.add_argument(
+        "--run", required=True, type=Path, help="a run directory, or a checkpoint in it"
+    )
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", help="id of a user in the data")
     who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
+    who.add_argument("--users", choices=["all"], help="all users of the data, into --output")
+    recommend.add_argument("--output", type=Path, metavar="FILE.parquet", help="of --users all")
+    recommend.add_argument(
+        "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
+    )
+    recommend.add_argument(
+        "--exclude", nargs="+", default=[], metavar="TITLE", help="do not recommend these"
+    )
+    recommend.add_argument("--explain", action="store_true", help="say why")
     recommend.add_argument("--k", type=int, default=10, help="how many items (default 10)")
     recommend.add_argument("--json", action="store_true", help="JSON lines")
 
@@ -186,12 +197,31 @@ def _export(arguments: argparse.Namespace) -> None:
 def _recommend(arguments: argparse.Namespace) -> None:
     from palr_jax.recommender import Recommender  # noqa: PLC0415
 
+    if (arguments.users is None) != (arguments.output is None):
+        raise UserError("--users all and --output FILE.parquet go together: give both")
     recommender = Recommender.load(arguments.run)
+    if arguments.users:
+        from palr_jax.bulk import recommend_all  # noqa: PLC0415
+
+        recommend_all(recommender, arguments.k, arguments.output)
+        print(arguments.output)
+        return
     history = arguments.history or recommender.history_of(arguments.user)
-    (slate,) = recommender.recommend([history], arguments.k)
+    own = arguments.candidates
+    (slate,) = recommender.recommend(
+        [history],
+        arguments.k,
+        candidates=None if own is None else [own],
+        exclude=[arguments.exclude],
+        explain=arguments.explain,
+    )
     for place, item in enumerate(slate, 1):
         if arguments.json:
             values = {"rank": place, **dataclasses.asdict(item)}
             print(json.dumps(values, ensure_ascii=False))
-        else:
-            print(f"{place:2}. {item.title}  {item.score:.4f}")
+            continue
+        print(f"{place:2}. {item.title}  {item.score:.4f}")
+        if item.explanation:
+            named = [f"{title} ({lift:+.2f})" for title, lift in item.explanation.items]
+            profile = f"{item.explanation.profile} ({item.explanation.profile_lift:+.2f})"
+            print(f"    {'; '.join([*named, profile])}")

@@ -13,6 +13,7 @@ from palr_jax.config import Config
 from palr_jax.data import prepare as preparing
 from palr_jax.data.prepare import Prepared
 from palr_jax.data.split import Part
+from palr_jax.decoding.generate import Mode
 from palr_jax.evaluation import fusion
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
 from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
@@ -84,17 +85,26 @@ def _ranker_rows(config: Config, run: RunDirectory, prepared: Prepared) -> list[
     rows = []
     if "PALR_v1" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v1")
-        slate_UK = ranker.write_from_catalog(histories, profiles, SLATE, "evaluate PALR_v1")
+        slate_UK = ranker.write_from_catalog(
+            histories, profiles, SLATE, "evaluate PALR_v1", config.evaluate.width
+        )
         rows.append(Row("PALR_v1", slate_rank(slate_UK, target_U), slate_UK))
     if "PALR_v2" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v2")
         found = read_arrays(run.candidates(config.retriever.model))
         candidates_UC, retriever_UC = found["test_items"], found["test_scores"]
-        ranker_UC = ranker.score(histories, profiles, candidates_UC, "evaluate PALR_v2")
-        if config.evaluate.decoding == "generate":
-            slate_UK = ranker.write(histories, profiles, candidates_UC, SLATE, "write PALR_v2")
-        else:
-            slate_UK = fusion.slates(candidates_UC, ranker_UC)
+        orders, seed = config.evaluate.shuffles, config.seed
+        ranker_UC = ranker.score_in_orders(
+            histories, profiles, candidates_UC, "evaluate PALR_v2", orders, seed
+        )
+        match config.evaluate.decoding:
+            case "score":
+                slate_UK = fusion.slates(candidates_UC, ranker_UC)
+            case "generate" | "beam" as decoding:
+                mode: Mode = "greedy" if decoding == "generate" else "beam"
+                slate_UK = ranker.write(
+                    histories, profiles, candidates_UC, SLATE, "write PALR_v2", mode
+                )
         rows.append(Row("PALR_v2", slate_rank(slate_UK, target_U), slate_UK))
         weight = _tune_fusion(config, run, prepared, ranker)
         slate_UK = fusion.slates(candidates_UC, fusion.fuse(retriever_UC, ranker_UC, weight))
@@ -110,8 +120,10 @@ def _tune_fusion(config: Config, run: RunDirectory, prepared: Prepared, ranker: 
         return float(read_json(run.fusion)["weight"])
     found = read_arrays(run.candidates(config.retriever.model))
     candidates_UC, retriever_UC = found[f"{part}_items"], found[f"{part}_scores"]
-    ranker_UC = ranker.score(
-        prepared.split.histories(part), run.read_profiles(), candidates_UC, "tune the fusion"
+    histories, profiles = prepared.split.histories(part), run.read_profiles()
+    orders, seed = config.evaluate.shuffles, config.seed
+    ranker_UC = ranker.score_in_orders(
+        histories, profiles, candidates_UC, "tune the fusion", orders, seed
     )
     target_U = prepared.split.targets(part)
     weight = fusion.tune_weight(candidates_UC, retriever_UC, ranker_UC, target_U)
@@ -161,7 +173,8 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
         "PALR_v1": "writes its slate from the whole catalog, constrained by its trie",
         "PALR_v2": {
             "score": "ranks the candidates by P(candidate | prompt), one forward pass",
-            "generate": "writes its slate from the candidates, constrained by their trie",
+            "generate": "writes its slate from the candidates, the best token at every branch",
+            "beam": "writes its slate from the candidates, the best item each time",
         }[config.evaluate.decoding],
         "tuned on": f"training items of {config.instruct.user_share:.0%} of the users",
         "compared with": retriever,
@@ -169,6 +182,10 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
         f"{config.evaluate.bootstrap:,} resamples",
         "seed": str(config.seed),
     }
+    if config.evaluate.shuffles:
+        protocol["orders"] = (
+            f"mean probability over {config.evaluate.shuffles} random orders of the candidates"
+        )
     if config.profile.kind == "llm":
         protocol["profiles"] = run.profile_sources()
     if run.fusion.exists():

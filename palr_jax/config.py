@@ -94,12 +94,18 @@ class EvaluateConfig:
 
     Attributes:
         decoding: of PALR_v2: score ranks all candidates in one forward pass, generate writes
-            the slate item by item as the paper does. PALR_v1 always generates.
+            the slate item by item as the paper does, the best token first; beam writes the best
+            item. PALR_v1 always writes.
+        shuffles: in how many random orders of its candidates a user is ranked; probabilities are
+            the means, at as many times the cost. 0 is the retriever's order alone.
+        width: hypotheses of an item when PALR_v1 writes; 1 takes the best token at every branch.
         batch_size: users at a time.
         bootstrap: resamples of the users for the confidence intervals.
     """
 
-    decoding: Literal["score", "generate"] = "score"
+    decoding: Literal["score", "generate", "beam"] = "score"
+    shuffles: Annotated[int, Field(ge=0)] = 0
+    width: Positive = 1
     batch_size: Positive = 32
     bootstrap: Annotated[int, Field(ge=100)] = 10_000
 

@@ -5,6 +5,7 @@ prompt tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from flax import nnx
 from palr_jax.config import Config, RankerConfig, Variant
 from palr_jax.data.catalog import Catalog
 from palr_jax.decoding.generate import Mode, Slate, generate
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
 from palr_jax.decoding.search import search
-from palr_jax.decoding.trie import build
+from palr_jax.decoding.trie import build, round_up
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.prompts import PromptWriter
@@ -29,11 +30,14 @@ from palr_jax.llm.loading import load, shape_of_weights, tokenizer_of
 from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.llm.weights import draw
-from palr_jax.progress import progress
+from palr_jax.progress import Advance, progress, say
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import Shards, fetch, make_mesh
 from palr_jax.training.loop import load_trained
+
+# Tries of this many users are measured at a time.
+_TRIES_AT_ONCE = 512
 
 # Prompts are padded to a multiple of this, so that few programs serve all lengths.
 _PROMPT_BUCKET = 128
@@ -114,6 +118,9 @@ def make_model(
 class Ranker:
     """Ranks candidates of users, or writes slates from the whole catalog.
 
+    Whoever calls it says how finished users are shown: by the label of a progress bar, or with the
+    `Advance` of one that is there already.
+
     Attributes:
         model: the LLaMA.
         writer: of prompts.
@@ -129,7 +136,12 @@ class Ranker:
     shards: Shards
 
     def score(
-        self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray, label: str
+        self,
+        histories: Ragged,
+        profiles: Sequence[str],
+        candidates_UC: np.ndarray,
+        shown: str | Advance,
+        sizes: Sizes | None = None,
     ) -> np.ndarray:
         """log P(candidate | prompt), float32 [U, C]; the probabilities of a user sum to 1.
 
@@ -137,20 +149,54 @@ class Ranker:
             histories: items per user, oldest first.
             profiles: a sentence per user.
             candidates_UC: item indices, -1 where there is none (its result is -inf).
-            label: of the progress bar.
+            shown: where progress is shown.
+            sizes: with room for the candidates' tries, so that calls share programs.
 
         Raises:
             UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
+        sizes = sizes or self.sizes(candidates_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
-        for rows_B, tokens_BT, length_B in self._batches(prompts, label):
-            plan = plan_score(build(self.items, candidates_UC[rows_B]))
+        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
+            plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes)
             tokens_BT, length_B, plan = self.shards.spread((tokens_BT, length_B, plan))
             logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, self.shards))
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC
+
+    def score_in_orders(
+        self,
+        histories: Ragged,
+        profiles: Sequence[str],
+        candidates_UC: np.ndarray,
+        shown: str | Advance,
+        orders: int,
+        seed: int,
+        sizes: Sizes | None = None,
+    ) -> np.ndarray:
+        """As `score`, with the mean probability over random orders of the candidates in prompts.
+
+        A model prefers some places of the list to others; the mean forgets the places. It costs
+        as much as `orders` times `score`; 0 is the given order alone.
+        """
+        if not orders:
+            return self.score(histories, profiles, candidates_UC, shown, sizes)
+        sizes = sizes or self.sizes(candidates_UC)
+        rng = np.random.default_rng(seed)
+        total_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
+        for number in range(1, orders + 1):
+            order_UC = rng.permuted(np.indices(candidates_UC.shape)[1], axis=1)
+            shuffled_UC = np.take_along_axis(candidates_UC, order_UC, axis=1)
+            if isinstance(shown, str):
+                bar: str | Advance = f"{shown}, order {number} of {orders}"
+            else:  # a user is done with the last order
+                bar = shown if number == orders else _ignore
+            logp_UC = self.score(histories, profiles, shuffled_UC, bar, sizes)
+            back_UC = np.argsort(order_UC, axis=1)
+            total_UC = np.logaddexp(total_UC, np.take_along_axis(logp_UC, back_UC, axis=1))
+        return total_UC - np.float32(np.log(orders))
 
     def write(
         self,
@@ -158,7 +204,7 @@ class Ranker:
         profiles: Sequence[str],
         candidates_UC: np.ndarray,
         k: int,
-        label: str,
+        shown: str | Advance,
         mode: Mode = "greedy",
     ) -> np.ndarray:
         """Slates written item by item from the candidates, int32 [U, K]; -1 behind the last item.
@@ -168,40 +214,51 @@ class Ranker:
             profiles: a sentence per user.
             candidates_UC: item indices, -1 where there is none.
             k: items of a slate.
-            label: of the progress bar.
+            shown: where progress is shown.
             mode: how the next item is chosen.
 
         Raises:
             UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
+        sizes = self.sizes(candidates_UC)
         slate_UK = np.full((len(histories), k), -1, np.int32)
-        for rows_B, tokens_BT, length_B in self._batches(prompts, label):
+        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             items_BC, seen_BY = candidates_UC[rows_B], _seen(histories, rows_B)
             allowed_BC = (items_BC >= 0) & (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
             trie = build(self.items, items_BC)
             tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
-            written = generate(self.model, tokens_BT, length_B, trie, allowed_BC, k, mode)
+            written = generate(
+                self.model, tokens_BT, length_B, trie, allowed_BC, k, mode, sizes=sizes
+            )
             _check(fetch(written.logp_BK))
             slate_UK[rows_B] = _items_of(written, items_BC)
         return slate_UK
 
     def write_from_catalog(
-        self, histories: Ragged, profiles: Sequence[str], k: int, label: str, width: int = 1
+        self,
+        histories: Ragged,
+        profiles: Sequence[str],
+        k: int,
+        shown: str | Advance,
+        width: int = 1,
     ) -> np.ndarray:
         """Slates written item by item from all unseen items, int32 [U, K].
 
         Args:
-            width: hypotheses of an item; see `search`, and `write` for the others.
+            histories: items per user, oldest first; none of them is written.
+            profiles: a sentence per user.
+            k: items of a slate.
+            shown: where progress is shown.
+            width: hypotheses of an item; see `search`.
 
         Raises:
             UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, None)
         slate_UK = np.full((len(histories), k), -1, np.int32)
-        items_1I = np.arange(len(self.items))[None]
-        catalog = build(self.items, items_1I)
-        for rows_B, tokens_BT, length_B in self._batches(prompts, label):
+        catalog = build(self.items, np.arange(len(self.items))[None])
+        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             seen_BY = _seen(histories, rows_B)
             tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
             written = search(self.model, tokens_BT, length_B, catalog, seen_BY, k, width)
@@ -209,34 +266,61 @@ class Ranker:
             slate_UK[rows_B] = fetch(written.slot_BK)
         return slate_UK
 
+    def sizes(self, candidates_UC: np.ndarray) -> Sizes:
+        """Sizes with room for the tries of all these users."""
+        sizes = Sizes()
+        for start in range(0, len(candidates_UC), _TRIES_AT_ONCE):
+            chunk_RC = candidates_UC[start : start + _TRIES_AT_ONCE]
+            sizes = sizes.cover(sizes_of(build(self.items, chunk_RC)))
+        return sizes
+
     def prompts(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
     ) -> Ragged:
-        """The prompt of every user."""
+        """The prompt of every user; says how many histories were cut further than the config asks.
 
-        def candidates(user: int) -> np.ndarray | None:
-            return None if candidates_UC is None else candidates_UC[user][candidates_UC[user] >= 0]
-
-        return Ragged.from_rows(
-            self.writer.prompt(histories[user], profiles[user], candidates(user))
-            for user in range(len(histories))
-        )
+        Raises:
+            UserError: a prompt does not fit even without history.
+        """
+        rows, cut, room = [], 0, self.writer.config
+        for user, profile in enumerate(profiles):
+            candidates = None
+            if candidates_UC is not None:
+                candidates = candidates_UC[user][candidates_UC[user] >= 0]
+            kept_H = self.writer.kept(histories[user], profile, candidates)
+            cut += len(kept_H) < min(len(histories[user]), room.history)
+            rows.append(self.writer.prompt(kept_H, profile, candidates))
+        if cut:
+            say(
+                f"{cut:,} of {len(rows):,} histories were cut below {room.history} items, oldest "
+                f"first, to fit instruct.length ({room.length})"
+            )
+        return Ragged.from_rows(rows)
 
     def _batches(
-        self, prompts: Ragged, label: str
+        self, prompts: Ragged, shown: str | Advance
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Users by prompt length: row indices [B], padded prompts [B, T], lengths [B].
 
-        The last batch repeats users, so that every batch has the same number of rows.
+        The last batch repeats users, so that every batch has the same number of rows. Few users
+        make a small batch.
         """
+        size = min(self.batch_size, max(round_up(len(prompts), 1), self.shards.ways("batch")))
         order_U = np.argsort(prompts.lengths_R, kind="stable")
-        with progress(label, len(order_U), "users") as advance:
-            for start in range(0, len(order_U), self.batch_size):
-                rows_B = order_U[start : start + self.batch_size]
+        bar = (
+            progress(shown, len(order_U), "users") if isinstance(shown, str) else nullcontext(shown)
+        )
+        with bar as advance:
+            for start in range(0, len(order_U), size):
+                rows_B = order_U[start : start + size]
                 fresh = len(rows_B)
-                rows_B = np.resize(rows_B, self.batch_size)
+                rows_B = np.resize(rows_B, size)
                 yield rows_B, *padded(prompts.take(rows_B))
                 advance(fresh)
+
+
+def _ignore(amount: int = 1, note: str = "") -> None:
+    """Shows nothing."""
 
 
 def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
@@ -269,15 +353,28 @@ def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
     return tokens_BT, length_B
 
 
-def load_ranker(config: Config, run: RunDirectory, variant: Variant) -> Ranker:
-    """The tuned ranker of a run, from its newest checkpoint.
+def load_ranker(
+    config: Config,
+    run: RunDirectory,
+    variant: Variant,
+    step: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Ranker:
+    """The tuned ranker of a run, from its newest checkpoint or that of a step.
+
+    Args:
+        config: of the run; its mesh says how the devices are arranged.
+        run: where the checkpoints are.
+        variant: which ranker.
+        step: of its training.
+        devices: by default all devices of all processes.
 
     Raises:
         UserError: a file of the run is missing or damaged, or the model or a batch of users does
             not divide over the mesh.
     """
     tokenizer, items = run.read_tokens()
-    shards = Shards(make_mesh(config.mesh))
+    shards = Shards(make_mesh(config.mesh, devices))
     ways = shards.ways("batch")
     if config.evaluate.batch_size % ways:
         raise UserError(
@@ -287,7 +384,7 @@ def load_ranker(config: Config, run: RunDirectory, variant: Variant) -> Ranker:
     model = make_model(
         config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed, shards
     )
-    load_trained(model, run.ranker / variant)
+    load_trained(model, run.ranker / variant, step)
     writer = PromptWriter(tokenizer, items, config.instruct)
     return Ranker(model, writer, items, config.evaluate.batch_size, shards)
 

@@ -1,28 +1,55 @@
 """The inference API: `Recommender.load("runs/quickstart").recommend([["Heat (1995)"]])`.
 
-Shapes: U users, C candidates.
+Shapes: U users, C candidates, K items of a slate, H history items in a prompt.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
+import jax
 import numpy as np
 
-from palr_jax.config import Config
+from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
+from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
+from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
 from palr_jax.evaluation.metrics import SLATE
+from palr_jax.explaining import Lifts, lifts
 from palr_jax.files import read_json
+from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.progress import Advance
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import Ranker, load_ranker
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig
+from palr_jax.training.loop import newest_step
+
+# History items that an explanation names.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What speaks for an item: by how much log P(item | prompt) falls without a part of the prompt.
+
+    Attributes:
+        profile: the sentence about the user.
+        profile_lift: what it adds; 0 if there is none.
+        items: the history items that add most, with what each adds, largest first.
+    """
+
+    profile: str
+    profile_lift: float
+    items: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -32,58 +59,109 @@ class Recommendation:
     Attributes:
         item_id: id in the source.
         title: text of the item.
-        score: probability among the candidates by retriever and ranker together.
+        score: probability among the candidates, by retriever and ranker together; by the ranker
+            alone if the candidates were given.
+        explanation: why, if it was asked for.
     """
 
     item_id: str
     title: str
     score: float
+    explanation: Explanation | None = None
 
 
+@dataclass(frozen=True)
 class Recommender:
-    """Retriever, ranker and fusion weight of a finished run."""
+    """Retriever, ranker and fusion weight of a finished run.
 
-    def __init__(
-        self,
-        config: Config,
-        prepared: Prepared,
-        retriever: Retriever,
-        ranker: Ranker,
-        weight: float,
-    ) -> None:
-        self._config = config
-        self._prepared = prepared
-        self._retriever = retriever
-        self._ranker = ranker
-        self._weight = weight
-        self._categories = category_table(prepared.catalog)
+    Attributes:
+        config: of the run.
+        prepared: its data.
+        catalog: its items, and others that were added since.
+        retriever: proposes candidates among the items of the run.
+        ranker: knows the tokens of all items of `catalog`.
+        weight: of the ranker beside the retriever.
+        step: of the ranker's training.
+    """
+
+    config: Config
+    prepared: Prepared
+    catalog: Catalog
+    retriever: Retriever
+    ranker: Ranker
+    weight: float
+    step: int
 
     @classmethod
-    def load(cls, run: str | Path, mesh: MeshConfig | None = None) -> "Recommender":
+    def load(cls, path: str | Path, mesh: MeshConfig | None = None) -> "Recommender":
         """Restores a run from its directory.
 
         Args:
-            run: the directory.
-            mesh: the devices to rank on, whatever the run was made on; by default the first one.
+            path: a run directory, or one of the checkpoints in it
+                (`runs/NAME/ranker/PALR_v2/STEP`).
+            mesh: the devices of this process to rank on, whatever the run was made on; by default
+                its first one.
 
         Raises:
             UserError: it is no run directory, it is not evaluated yet, or a checkpoint in it
                 cannot be read.
         """
-        directory = RunDirectory(Path(run))
+        directory, step = _find(Path(path))
         config = replace(directory.read_config(), mesh=mesh or MeshConfig())
         if "PALR_v2" not in config.ranker.variants:
-            raise UserError(f"{run} has no PALR_v2: add it to ranker.variants and run again")
+            raise UserError(f"{path} has no PALR_v2: add it to ranker.variants and run again")
         if not directory.fusion.exists():
-            raise UserError(f"{run} is not evaluated: run `palr run` with its config first")
+            raise UserError(f"{path} is not evaluated: run `palr run` with its config first")
         prepared = preparing.load(directory.data)
         retriever = MODELS[config.retriever.model](
             config.retriever, prepared.split.num_items, config.seed
         )
         retriever.load(directory.retriever(config.retriever.model))
-        ranker = load_ranker(config, directory, "PALR_v2")
+        devices = jax.local_devices()[: config.mesh.devices]
+        if step is None:
+            step = newest_step(directory.ranker / "PALR_v2")
+        ranker = load_ranker(config, directory, "PALR_v2", step, devices)
         weight = float(read_json(directory.fusion)["weight"])
-        return cls(config, prepared, retriever, ranker, weight)
+        return cls(config, prepared, prepared.catalog, retriever, ranker, weight, step)
+
+    def with_items(
+        self, titles: Sequence[str], categories: Sequence[Sequence[str]] | None = None
+    ) -> "Recommender":
+        """The same with more items, which need no training: the ranker reads their titles.
+
+        They can stand in histories and in lists of candidates. The retriever neither proposes
+        them nor learns anything from them in a history.
+
+        Args:
+            titles: of the new items, whose ids are `new-1`, `new-2`, ….
+            categories: of each, for profiles; by default none.
+
+        Raises:
+            UserError: a title is in the catalog already, or empty, or too long.
+        """
+        catalog, known = self.catalog, set(self.catalog.titles)
+        for title in titles:
+            if not title.strip():
+                raise UserError("a new item has an empty title: give it a text")
+            if title in known:
+                raise UserError(f"there is an item titled {title!r} already: recommend that one")
+            known.add(title)
+        fresh = len(catalog) - self.prepared.split.num_items
+        ids = [f"new-{fresh + number}" for number in range(1, len(titles) + 1)]
+        longer = Catalog(
+            item_ids=np.array([*catalog.item_ids, *ids]),
+            titles=(*catalog.titles, *titles),
+            categories=(
+                *catalog.categories,
+                *(tuple(names) for names in categories or [()] * len(titles)),
+            ),
+        )
+        tokenizer = self.ranker.writer.tokenizer
+        items = tokenize_items(longer, tokenizer, self.config.instruct).tokens
+        writer = PromptWriter(tokenizer, items, self.config.instruct)
+        return replace(
+            self, catalog=longer, ranker=replace(self.ranker, writer=writer, items=items)
+        )
 
     def history_of(self, user_id: str) -> list[str]:
         """The titles of all items of a user of the data set, oldest first.
@@ -91,53 +169,217 @@ class Recommender:
         Raises:
             UserError: no such user.
         """
-        split = self._prepared.split
+        split = self.prepared.split
         found = np.flatnonzero(split.user_ids == user_id)
         if not len(found):
             some = ", ".join(map(str, split.user_ids[:3]))
             raise UserError(f"user {user_id!r} is not in the data; there are {some}, …")
         user = int(found[0])
         items = [*split.train[user], split.validation_U[user], split.test_U[user]]
-        return [self._prepared.catalog.titles[item] for item in items]
+        return [self.catalog.titles[item] for item in items]
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int = SLATE
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = SLATE,
+        candidates: Sequence[Sequence[str]] | None = None,
+        exclude: Sequence[Sequence[str]] | None = None,
+        explain: bool = False,
     ) -> list[list[Recommendation]]:
         """The k best unseen items for each history.
 
         Args:
             histories: titles per user, oldest first; they need not be users of the data set.
-            k: items of a slate, at most `retriever.candidates`.
+            k: items of a slate; a user with fewer candidates gets all of them.
+            candidates: titles per user from any retriever, best first; by default that of the run
+                proposes `retriever.candidates` of them.
+            exclude: titles per user that are not to be recommended, beside those of the history.
+            explain: say why, which costs about H more prompts per user.
 
         Raises:
-            UserError: a title is not in the catalog, or k is too large.
+            UserError: a title is not in the catalog, a user has no candidates or one of them
+                twice, the lists are not as many as the histories, or k is too large.
         """
-        if not 1 <= k <= self._config.retriever.candidates:
+        known = self._items(histories)
+        banned = known if exclude is None else _joined(known, self._items(exclude, known))
+        if candidates is None:
+            candidates_UC, retriever_UC = self.propose(known, banned, k)
+        else:
+            candidates_UC = self._own(self._items(candidates, known), banned)
+            retriever_UC = None
+        fused_UC = self.fused(known, candidates_UC, retriever_UC, "rank")
+        slates = self._slates(candidates_UC, fused_UC, k)
+        return self._explained(known, candidates_UC, slates) if explain else slates
+
+    def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[tuple[str, float]]:
+        """The candidates, best first, with log P(candidate | history) by the ranker alone.
+
+        The probabilities sum to 1.
+
+        Args:
+            history: titles, oldest first.
+            candidates: titles from any retriever; here also such that the history holds.
+
+        Raises:
+            UserError: a title is not in the catalog, there are no candidates, or one is there
+                twice.
+        """
+        known = self._items([history])
+        candidates_UC = self._own(self._items([candidates]), Ragged.from_rows([[]]))
+        logp_C = self._score(known, candidates_UC, "rank")[0]
+        order_C = np.argsort(-logp_C, kind="stable")
+        titles = [self.catalog.titles[item] for item in candidates_UC[0]]
+        return [(titles[place], float(logp_C[place])) for place in order_C]
+
+    def profiles(self, known: Ragged) -> list[str]:
+        """The profile sentence of each history, from the categories of its items."""
+        return keyword_profiles(
+            known, category_table(self.catalog), self.config.profile, self.config.instruct
+        )
+
+    def propose(self, known: Ragged, banned: Ragged, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The retriever's candidates outside `banned`, [U, C], and their scores, [U, C].
+
+        Raises:
+            UserError: k is more than there are candidates, or a history leaves too few items.
+        """
+        count = self.config.retriever.candidates
+        if not 1 <= k <= count:
             raise UserError(
                 f"{k} items cannot be recommended: k goes from 1 to the number of candidates, "
-                f"{self._config.retriever.candidates}"
+                f"{count}"
             )
-        catalog = self._prepared.catalog
-        known = Ragged.from_rows([[catalog.index_of(title) for title in row] for row in histories])
-        top = self._retriever.recommend(known, self._config.retriever.candidates)
-        candidates_UC, retriever_UC = np.asarray(top.item_UK), np.asarray(top.score_UK)
-        profiles = keyword_profiles(
-            known, self._categories, self._config.profile, self._config.instruct
+        of_run = Ragged.from_rows(row[row < self.prepared.split.num_items] for row in _rows(known))
+        extra = int((banned.lengths_R - known.lengths_R).max(initial=0))
+        top = self.retriever.recommend(of_run, count + extra)
+        item_UK, score_UK = np.asarray(top.item_UK), np.asarray(top.score_UK)
+        if not extra:
+            return item_UK, score_UK
+        is_free_UK = np.array([~np.isin(item_K, banned[row]) for row, item_K in enumerate(item_UK)])
+        order_UC = np.argsort(~is_free_UK, axis=1, kind="stable")[:, :count]
+        items_UC = np.take_along_axis(item_UK, order_UC, axis=1)
+        return items_UC, np.take_along_axis(score_UK, order_UC, axis=1)
+
+    def fused(
+        self,
+        known: Ragged,
+        candidates_UC: np.ndarray,
+        retriever_UC: np.ndarray | None,
+        shown: str | Advance,
+        sizes: Sizes | None = None,
+    ) -> np.ndarray:
+        """Log-probability of each candidate by retriever and ranker, [U, C]; -inf where is none.
+
+        Args:
+            known: histories.
+            candidates_UC: item indices, -1 where there is none.
+            retriever_UC: scores of the candidates; without them the ranker's word is the last.
+            shown: where progress is shown.
+            sizes: as of `Ranker.score`.
+        """
+        ranker_UC = self._score(known, candidates_UC, shown, sizes)
+        if retriever_UC is None:
+            return ranker_UC
+        fused_UC = fusion.fuse(retriever_UC, ranker_UC, self.weight)
+        return fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
+
+    def _score(
+        self,
+        known: Ragged,
+        candidates_UC: np.ndarray,
+        shown: str | Advance,
+        sizes: Sizes | None = None,
+    ) -> np.ndarray:
+        evaluate, profiles = self.config.evaluate, self.profiles(known)
+        return self.ranker.score_in_orders(
+            known, profiles, candidates_UC, shown, evaluate.shuffles, self.config.seed, sizes
         )
-        ranker_UC = self._ranker.score(known, profiles, candidates_UC, "rank")
-        fused_UC = fusion.fuse(retriever_UC, ranker_UC, self._weight)
-        probability_UC = np.exp(fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True))
-        order_UC = np.argsort(-fused_UC, axis=1, kind="stable")
+
+    def _items(self, lists: Sequence[Sequence[str]], like: Ragged | None = None) -> Ragged:
+        """The items with the given titles, one row per user."""
+        if like is not None and len(lists) != len(like):
+            raise UserError(f"{len(lists)} lists for {len(like)} histories: give one for each")
+        return Ragged.from_rows([self.catalog.index_of(title) for title in row] for row in lists)
+
+    def _own(self, given: Ragged, banned: Ragged) -> np.ndarray:
+        """Given candidates that are not banned, padded with -1, [U, C]."""
+        rows = []
+        for user, row in enumerate(_rows(given)):
+            unique, counts = np.unique(row, return_counts=True)
+            if (counts > 1).any():
+                title = self.catalog.titles[unique[counts.argmax()]]
+                raise UserError(f"list {user + 1}: the candidate {title!r} is there twice")
+            row = row[~np.isin(row, banned[user])]
+            if not len(row):
+                raise UserError(
+                    f"list {user + 1}: no candidates are left: name some that are neither in the "
+                    "history nor excluded"
+                )
+            rows.append(row)
+        candidates_UC = np.full((len(rows), max(map(len, rows), default=1)), -1, np.int32)
+        for user, row in enumerate(rows):
+            candidates_UC[user, : len(row)] = row
+        return candidates_UC
+
+    def _explained(
+        self, known: Ragged, candidates_UC: np.ndarray, slates: list[list[Recommendation]]
+    ) -> list[list[Recommendation]]:
+        profiles = self.profiles(known)
+        found = lifts(self.ranker, known, profiles, candidates_UC)
+        places = [
+            {self.catalog.titles[item]: place for place, item in enumerate(row) if item >= 0}
+            for row in candidates_UC
+        ]
+        return [
+            [
+                replace(entry, explanation=self._explanation(found[user], profiles[user], place))
+                for entry in slate
+                for place in [places[user][entry.title]]
+            ]
+            for user, slate in enumerate(slates)
+        ]
+
+    def _explanation(self, found: Lifts, profile: str, place: int) -> Explanation:
+        lift_H = found.lift_HC[:, place]
+        order_H = [number for number in np.argsort(-lift_H)[:_NAMED] if lift_H[number] > 0]
+        titles = [self.catalog.titles[found.item_H[number]] for number in order_H]
+        named = zip(titles, map(float, lift_H[order_H]), strict=True)
+        return Explanation(profile, float(found.profile_C[place]), tuple(named))
+
+    def _slates(
+        self, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int
+    ) -> list[list[Recommendation]]:
+        order_UK = np.argsort(-fused_UC, axis=1, kind="stable")[:, :k]
         return [
             [
                 Recommendation(
-                    item_id=str(catalog.item_ids[items_C[place]]),
-                    title=catalog.titles[items_C[place]],
-                    score=float(probability_C[place]),
+                    item_id=str(self.catalog.item_ids[items_C[place]]),
+                    title=self.catalog.titles[items_C[place]],
+                    score=float(np.exp(logp_C[place])),
                 )
-                for place in order_C[:k]
+                for place in order_K
+                if items_C[place] >= 0
             ]
-            for items_C, probability_C, order_C in zip(
-                candidates_UC, probability_UC, order_UC, strict=True
-            )
+            for items_C, logp_C, order_K in zip(candidates_UC, fused_UC, order_UK, strict=True)
         ]
+
+
+def _find(path: Path) -> tuple[RunDirectory, int | None]:
+    """The run that a path names, and the step of its ranker if it names a checkpoint."""
+    if path.name.isdigit() and path.parent.name in get_args(Variant):
+        if path.parent.name != "PALR_v2":
+            raise UserError(f"{path} is no checkpoint of PALR_v2, which ranks candidates")
+        if not path.exists():
+            raise UserError(f"{path} is missing: name a step that is there")
+        return RunDirectory(path.parents[2]), int(path.name)
+    return RunDirectory(path), None
+
+
+def _rows(ragged: Ragged) -> list[np.ndarray]:
+    return [ragged[row] for row in range(len(ragged))]
+
+
+def _joined(first: Ragged, second: Ragged) -> Ragged:
+    """Each row of the first with the rest of that of the second behind it."""
+    pairs = zip(_rows(first), _rows(second), strict=True)
+    return Ragged.from_rows(np.concatenate([one, np.setdiff1d(other, one)]) for one, other in pairs)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from palr_jax.cli import main
 from palr_jax.data.catalog import Catalog
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.item_tokens import tokenize_items
@@ -25,6 +26,7 @@ from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking
+from tests.world import write_world
 
 KINDS = ("Comedy", "Drama", "Horror")
 
@@ -75,3 +77,17 @@ def writer(
     tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
 ) -> PromptWriter:
     return PromptWriter(tokenizer, item_tokens, instruct_config)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, runs/tiny."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["run", "--config", "tiny.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder

@@ -21,11 +21,13 @@ from flax import nnx
 from palr_jax.decoding.score import (
     DEAD,
     ScorePlan,
+    Sizes,
     above,
     edge_logits,
     path_logps,
     plan_score,
     siblings,
+    sizes_of,
     tree_layout,
 )
 from palr_jax.decoding.trie import Array, Trie
@@ -107,6 +109,7 @@ def generate(
     mode: Mode = "greedy",
     temperature: float = 1.0,
     key_B: jax.Array | None = None,
+    sizes: Sizes | None = None,
 ) -> Slate:
     """Writes the slate of every row.
 
@@ -122,6 +125,7 @@ def generate(
             beam takes the best item, so that its first is the best of `score`; sample draws.
         temperature: of sample, above 0; logits are divided by it.
         key_B: of sample, a random key for each row.
+        sizes: as of `plan_score`.
 
     Raises:
         ValueError: there is not one trie per prompt, or `sample` without keys.
@@ -132,9 +136,10 @@ def generate(
     if mode == "sample" and key_B is None:
         raise ValueError("sampling needs a key for each row: give key_B")
     allowed_BS = np.asarray(allowed_BS) & (np.asarray(trie.leaf_RS) >= 0)
+    sizes = sizes or sizes_of(trie)
     plan = _Plan(
-        plan_score(trie),
-        *_texts(trie),
+        plan_score(trie, sizes),
+        *_texts(trie, sizes.depth),
         goal_B=np.minimum(allowed_BS.sum(axis=1, dtype=np.int32), k),
         temperature=np.array(temperature, np.float32),
         key_B=jax.random.split(jax.random.key(0), B) if key_B is None else key_B,
@@ -143,8 +148,11 @@ def generate(
     return _generate(graph, weights, prompt_tokens_BT, prompt_length_B, plan, allowed_BS, k, mode)
 
 
-def _texts(trie: Trie) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of each slot, int32 [B, S, C], and how many they are, [B, S]; 0 in empty slots."""
+def _texts(trie: Trie, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of each slot, int32 [B, S, C], and how many they are, [B, S]; 0 in empty slots.
+
+    C is `width`.
+    """
     depth_BN, parent_BN = np.asarray(trie.depth_RN), np.asarray(trie.parent_RN)
     leaf_BS, is_leaf_BN = np.asarray(trie.leaf_RS), np.asarray(trie.num_children_RN) == 0
     node_BS = np.zeros_like(leaf_BS)
@@ -153,7 +161,7 @@ def _texts(trie: Trie) -> tuple[np.ndarray, np.ndarray]:
     node_BS = np.where(leaf_BS >= 0, np.take_along_axis(node_BS, np.maximum(leaf_BS, 0), 1), 0)
 
     count_BS = np.take_along_axis(depth_BN, node_BS, axis=1)
-    text_BSC = np.zeros((*node_BS.shape, trie.max_depth), np.int32)
+    text_BSC = np.zeros((*node_BS.shape, width), np.int32)
     for _ in range(int(count_BS.max(initial=0))):
         depth_BS = np.take_along_axis(depth_BN, node_BS, axis=1)
         token_BS = np.take_along_axis(np.asarray(trie.token_RN), node_BS, axis=1)

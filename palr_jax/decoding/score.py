@@ -53,18 +53,66 @@ class ScorePlan:
     leaf_BS: Array
 
 
-def plan_score(trie: Trie) -> ScorePlan:
-    """Plans on the host, in numpy, how to score the tries of a batch of rows."""
+@dataclass(frozen=True)
+class Sizes:
+    """Axes of plans; batches of the same sizes share a compiled program.
+
+    Attributes:
+        fed: M, nodes to feed.
+        edges: E.
+        depth: C, tokens of an item.
+    """
+
+    fed: int = 8
+    edges: int = 8
+    depth: int = 8
+
+    def cover(self, other: "Sizes") -> "Sizes":
+        """Sizes with room for both."""
+        return Sizes(
+            max(self.fed, other.fed), max(self.edges, other.edges), max(self.depth, other.depth)
+        )
+
+
+def sizes_of(trie: Trie) -> Sizes:
+    """The least sizes that all rows of a trie have room in; a pass costs what is fed in it."""
+    is_fed_RN, is_edge_RN = _fed(trie), _edges(trie)
+    return Sizes(
+        fed=max(8, -(-int(is_fed_RN.sum(axis=1).max()) // 8) * 8),
+        edges=round_up(max(1, int(is_edge_RN.sum(axis=1).max()))),
+        depth=trie.max_depth,
+    )
+
+
+def _fed(trie: Trie) -> np.ndarray:
+    """The nodes to feed, bool [R, N]: with two leaves below, one branches or leads to another."""
+    has_two_RN = np.asarray(trie.last_leaf_RN) > np.asarray(trie.first_leaf_RN)
+    return (np.asarray(trie.depth_RN) > 0) & has_two_RN
+
+
+def _edges(trie: Trie) -> np.ndarray:
+    """The children of nodes that branch, bool [R, N]."""
+    num_children_RN = np.asarray(trie.num_children_RN)
+    siblings_RN = np.take_along_axis(num_children_RN, np.asarray(trie.parent_RN), axis=1)
+    return (np.asarray(trie.depth_RN) > 0) & (siblings_RN > 1)
+
+
+def plan_score(trie: Trie, sizes: Sizes | None = None) -> ScorePlan:
+    """Plans on the host, in numpy, how to score the tries of a batch of rows.
+
+    Args:
+        trie: one per row.
+        sizes: of the plan, which must have room for the trie; by default as small as can be.
+    """
+    sizes = sizes or sizes_of(trie)
     first_BN, last_BN = np.asarray(trie.first_leaf_RN), np.asarray(trie.last_leaf_RN)
     depth_BN, parent_BN = np.asarray(trie.depth_RN), np.asarray(trie.parent_RN)
     token_BN = np.asarray(trie.token_RN)
 
-    # With two leaves below, a node branches or leads to one that does.
-    is_fed_BN = (depth_BN > 0) & (last_BN > first_BN)
+    is_fed_BN = _fed(trie)
     source_BN = np.where(is_fed_BN, np.cumsum(is_fed_BN, axis=1), 0)
-    siblings_BN = np.take_along_axis(np.asarray(trie.num_children_RN), parent_BN, axis=1)
-    fed_BM = _indices(is_fed_BN)
-    edge_BE = _indices((depth_BN > 0) & (siblings_BN > 1))
+    fed_BM = _indices(is_fed_BN, sizes.fed)
+    edge_BE = _indices(_edges(trie), sizes.edges)
 
     # Subtrees are ranges of leaves: a later fed node is below this one if its first leaf is.
     start_BM = _pick(first_BN, fed_BM, fill=np.iinfo(np.int32).max)
@@ -83,11 +131,11 @@ def plan_score(trie: Trie) -> ScorePlan:
     )
 
 
-def _indices(mask_BN: np.ndarray) -> np.ndarray:
-    """The indices under a mask, [B, X], moved to the left; -1 behind them."""
+def _indices(mask_BN: np.ndarray, width: int) -> np.ndarray:
+    """The indices under a mask, [B, width], moved to the left; -1 behind them."""
     row, node = np.nonzero(mask_BN)
     place = np.cumsum(mask_BN, axis=1)[row, node] - 1
-    index_BX = np.full((len(mask_BN), round_up(int(place.max(initial=0)) + 1)), -1)
+    index_BX = np.full((len(mask_BN), width), -1)
     index_BX[row, place] = node
     return index_BX
 

@@ -19,8 +19,8 @@ class PromptWriter:
 
     def __init__(self, tokenizer: Tokenizer, items: Ragged, config: InstructConfig) -> None:
         parts = template(config)
-        self._config = config
-        self._tokenizer = tokenizer
+        self.config = config
+        self.tokenizer = tokenizer
         self._items = items
         self._profiles: dict[str, np.ndarray] = {"": np.zeros(0, np.int32)}
         begin = np.array(tokenizer.begin_ids, np.int32)
@@ -46,32 +46,52 @@ class PromptWriter:
         Raises:
             UserError: the prompt does not fit even without history.
         """
-        instruction = self._retrieval if candidates is not None else self._recommend
-        parts = [instruction, self._profile(profile), self._history, self._answer]
-        if candidates is not None:
-            parts[3:3] = [self._candidates, self._items.join(candidates)]
-        taken = sum(map(len, parts)) + label_tokens
-        room = self._config.length - taken
-        if room < 0:
-            raise UserError(
-                f"a prompt needs {taken} tokens without any history item: "
-                f"raise instruct.length ({self._config.length}) or lower instruct.candidates"
-            )
-        parts.insert(3, self._items.join(self._newest(np.asarray(history, np.int64), room)))
-        return np.concatenate(parts)
+        parts, room = self._fixed(profile, candidates, label_tokens)
+        items_H = self._newest(np.asarray(history, np.int64), room)
+        return np.concatenate([*parts[:3], self._items.join(items_H), *parts[3:]])
+
+    def kept(
+        self,
+        history: Sequence[int] | np.ndarray,
+        profile: str,
+        candidates: Sequence[int] | np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The items of a history that a prompt holds, oldest first.
+
+        Raises:
+            UserError: as `prompt`.
+        """
+        _, room = self._fixed(profile, candidates, 0)
+        return self._newest(np.asarray(history, np.int64), room)
 
     def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
         """The answer that a prompt is tuned to give, int32 [M], with its end token."""
         return np.concatenate([self._items.join(items), self._end])
 
+    def _fixed(
+        self, profile: str, candidates: Sequence[int] | np.ndarray | None, label_tokens: int
+    ) -> tuple[list[np.ndarray], int]:
+        """All parts of a prompt but the history, which is the fourth, and the room for that."""
+        instruction = self._retrieval if candidates is not None else self._recommend
+        parts = [instruction, self._profile(profile), self._history, self._answer]
+        if candidates is not None:
+            parts[3:3] = [self._candidates, self._items.join(candidates)]
+        taken = sum(map(len, parts)) + label_tokens
+        if taken > self.config.length:
+            raise UserError(
+                f"a prompt needs {taken} tokens without any history item: "
+                f"raise instruct.length ({self.config.length}) or lower instruct.candidates"
+            )
+        return parts, self.config.length - taken
+
     def _newest(self, history_H: np.ndarray, room: int) -> np.ndarray:
         """The newest items whose tokens fit in `room`, `config.history` of them at most."""
-        newest_H = history_H[::-1][: self._config.history]
+        newest_H = history_H[::-1][: self.config.history]
         offsets_I1 = self._items.offsets_R1
         tokens_H = np.cumsum(offsets_I1[newest_H + 1] - offsets_I1[newest_H])
         return newest_H[: np.searchsorted(tokens_H, room, side="right")][::-1]
 
     def _profile(self, text: str) -> np.ndarray:
         if text not in self._profiles:
-            self._profiles[text] = self._tokenizer.encode(f"{text}\n")
+            self._profiles[text] = self.tokenizer.encode(f"{text}\n")
         return self._profiles[text]

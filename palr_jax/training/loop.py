@@ -86,19 +86,30 @@ def finetune(
     nnx.update(model, state.params)
 
 
-def load_trained(model: Llama, directory: Path) -> None:
-    """Puts the newest checkpoint of `directory` into `model`.
+def load_trained(model: Llama, directory: Path, step: int | None = None) -> None:
+    """Puts a checkpoint of `directory` into `model`, by default the newest.
 
     Raises:
         UserError: there is no checkpoint, or it cannot be read.
     """
+    step = newest_step(directory) if step is None else step
     params = nnx.state(model, trainable(model))
     with Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
         trees, _ = checkpoints.load(step, {"params": params})
     nnx.update(model, trees["params"])
+
+
+def newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    with Checkpoints(directory) as checkpoints:
+        step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
+    return step
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Slates for all users of a run: in parts that survive a kill, divided among processes.
+
+Shapes: U users, C candidates, K items of a slate.
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import polars as pl
+from jax.experimental import multihost_utils
+
+from palr_jax.config import to_dict
+from palr_jax.decoding.score import Sizes
+from palr_jax.errors import UserError
+from palr_jax.evaluation import fusion
+from palr_jax.files import fingerprint, read_json, replacing, write_json
+from palr_jax.progress import Advance, progress, say
+from palr_jax.ragged import Ragged
+from palr_jax.recommender import Recommender
+from palr_jax.training.feed import gather_json
+
+# Users of a part: what a kill can cost.
+PART = 512
+
+# What the parts of one job have in common: config, k and step of the ranker.
+Job = dict[str, str | int]
+
+
+def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
+    """Writes the slates of all users of the data set as a Parquet table.
+
+    Its columns are user, rank, item_id, title and score; users stand in the order of the data.
+    The history of a user is all of their items. Every process makes its share of the parts, on
+    its own devices; those that an attempt before has finished are kept.
+
+    Args:
+        recommender: of the run.
+        k: items of a slate.
+        output: the file, which is replaced.
+
+    Raises:
+        UserError: processes disagree about the run, its config or k, or there are parts of
+            another job; or as `Recommender.recommend`.
+    """
+    job = _job(recommender, k)
+    jobs = gather_json(job)
+    if any(other != job for other in jobs):
+        raise UserError(f"processes differ in {_difference(jobs[0], jobs)}: start them all alike")
+    make_parts(recommender, k, output, jax.process_index(), jax.process_count())
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all parts are made")
+    if jax.process_index() == 0:
+        join_parts(recommender, output)
+
+
+def make_parts(recommender: Recommender, k: int, output: Path, index: int, count: int) -> None:
+    """Writes every `count`-th part, from number `index` on, unless it is there.
+
+    Parts stand in a folder that is named as the output with `.parts` behind it.
+    """
+    folder, users = _folder(output), recommender.prepared.split.num_users
+    _claim(folder, _job(recommender, k))
+    mine = list(_starts(recommender))[index::count]
+    left = [start for start in mine if not _part(folder, start).exists()]
+    sizes = {start: min(PART, users - start) for start in mine}
+    total, todo = sum(sizes.values()), sum(sizes[start] for start in left)
+    if todo < total:
+        say(f"recommend: {total - todo:,} of {total:,} users are done already")
+    with progress("recommend", total, "users", done=total - todo) as advance:
+        _make(recommender, k, folder, left, advance)
+
+
+def join_parts(recommender: Recommender, output: Path) -> None:
+    """Makes one table of all parts, which are deleted."""
+    folder = _folder(output)
+    with replacing(output) as temporary:
+        parts = [pl.scan_parquet(_part(folder, start)) for start in _starts(recommender)]
+        pl.concat(parts).sink_parquet(temporary)
+    shutil.rmtree(folder)
+
+
+def _make(
+    recommender: Recommender, k: int, folder: Path, starts: list[int], advance: Advance
+) -> None:
+    """Makes parts with one set of programs: their sizes have room for all users' candidates."""
+    parts = []
+    for start in starts:
+        known = _histories(recommender, start)
+        parts.append((start, known, *recommender.propose(known, known, k)))
+    sizes = Sizes()
+    for _, _, candidates_UC, _ in parts:
+        sizes = sizes.cover(recommender.ranker.sizes(candidates_UC))
+    for start, known, candidates_UC, retriever_UC in parts:
+        fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance, sizes)
+        table = _table(recommender, start, candidates_UC, fused_UC, k)
+        with replacing(_part(folder, start)) as temporary:
+            table.write_parquet(temporary)
+
+
+def _histories(recommender: Recommender, start: int) -> Ragged:
+    """All items of the users of a part, oldest first."""
+    split = recommender.prepared.split
+    users = range(start, min(start + PART, split.num_users))
+    return Ragged.from_rows(
+        np.concatenate([split.train[user], [split.validation_U[user], split.test_U[user]]])
+        for user in users
+    )
+
+
+def _table(
+    recommender: Recommender, start: int, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int
+) -> pl.DataFrame:
+    catalog = recommender.catalog
+    slate_UK = fusion.slates(candidates_UC, fused_UC, k)
+    users, places = slate_UK.shape
+    items = slate_UK.reshape(-1)
+    user_ids = recommender.prepared.split.user_ids[start : start + users]
+    return pl.DataFrame(
+        {
+            "user": np.repeat(user_ids.astype(str), places),
+            "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), users),
+            "item_id": catalog.item_ids[items].astype(str),
+            "title": np.array(catalog.titles, dtype=object)[items],
+            "score": np.exp(-np.sort(-fused_UC, axis=1)[:, :places]).reshape(-1).astype(np.float32),
+        },
+        schema_overrides={"title": pl.String},
+    )
+
+
+def _job(recommender: Recommender, k: int) -> Job:
+    """What the parts of one job have in common."""
+    values = to_dict(recommender.config)
+    del values["mesh"]
+    values["weight"] = recommender.weight
+    return {"config": fingerprint(values), "step": recommender.step, "k": k}
+
+
+def _claim(folder: Path, job: Job) -> None:
+    """Checks that the parts which are there belong to this job."""
+    file = folder / "job.json"
+    if not file.exists():
+        write_json(file, job)
+    if (there := read_json(file)) != job:
+        raise UserError(
+            f"{folder} holds parts of a job with another {_difference(job, [there])}: delete it or "
+            "choose another --output"
+        )
+
+
+def _difference(job: Job, others: list[Job]) -> str:
+    return ", ".join(name for name in job if any(other.get(name) != job[name] for other in others))
+
+
+def _starts(recommender: Recommender) -> range:
+    """The first user of each part."""
+    return range(0, recommender.prepared.split.num_users, PART)
+
+
+def _folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"users-{start:09}.parquet"

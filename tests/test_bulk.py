@@ -1,0 +1,124 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from palr_jax import Recommender, UserError, bulk
+from palr_jax.cli import main
+from palr_jax.decoding import score as score_module
+from palr_jax.ragged import Ragged
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setattr(bulk, "PART", 8)
+    return tmp_path / "w"
+
+
+@pytest.fixture
+def recommender(here: Path) -> Recommender:
+    return Recommender.load("runs/tiny")
+
+
+def test_a_table_of_all_users_equals_one_by_one(here: Path, recommender: Recommender) -> None:
+    arguments = ["--run", "runs/tiny", "--users", "all", "--output", "out/recs.parquet"]
+    assert main(["recommend", *arguments]) == 0
+    assert os.listdir("out") == ["recs.parquet"]
+    table = pl.read_parquet("out/recs.parquet")
+    users = recommender.prepared.split.user_ids
+    assert table["user"].to_list() == [user for user in users for _ in range(10)]
+    assert table["rank"].to_list() == list(range(1, 11)) * len(users)
+    for user in users[::7]:
+        (slate,) = recommender.recommend([recommender.history_of(user)])
+        mine = table.filter(pl.col("user") == user)
+        assert mine["title"].to_list() == [item.title for item in slate]
+        assert mine["item_id"].to_list() == [item.item_id for item in slate]
+        np.testing.assert_allclose(mine["score"], [item.score for item in slate], atol=1e-5)
+    for (user,), group in table.group_by("user"):
+        assert group["title"].n_unique() == 10
+        assert not set(group["title"]) & set(recommender.history_of(str(user)))
+
+
+def test_shares_of_processes_make_the_same_table(recommender: Recommender) -> None:
+    bulk.recommend_all(recommender, 5, Path("one.parquet"))
+    for index in (1, 0, 2):
+        bulk.make_parts(recommender, 5, Path("three.parquet"), index, 3)
+        assert not Path("three.parquet").exists()
+    bulk.join_parts(recommender, Path("three.parquet"))
+    one, three = pl.read_parquet("one.parquet"), pl.read_parquet("three.parquet")
+    assert one.drop("score").equals(three.drop("score"))
+    np.testing.assert_allclose(one["score"], three["score"], atol=1e-5)
+
+
+def test_what_a_kill_left_is_kept(here: Path, recommender: Recommender) -> None:
+    script = (
+        "from palr_jax import bulk, cli; bulk.PART = 2; "
+        "cli.main('recommend --run runs/tiny --users all --output recs.parquet'.split())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    folder = here / "recs.parquet.parts"
+    while len(list(folder.glob("users-*"))) < 3 and process.poll() is None:
+        time.sleep(0.01)  # polls: there is no other sign from the process
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Path("recs.parquet").exists()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("users-*")}
+    assert kept
+    bulk.PART = 2
+    bulk.make_parts(recommender, 10, Path("recs.parquet"), 0, 1)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    bulk.join_parts(recommender, Path("recs.parquet"))
+    bulk.recommend_all(recommender, 10, Path("again.parquet"))
+    first, again = pl.read_parquet("recs.parquet"), pl.read_parquet("again.parquet")
+    assert first.drop("score").equals(again.drop("score"))
+
+
+def test_parts_of_another_job_are_refused(recommender: Recommender) -> None:
+    bulk.make_parts(recommender, 10, Path("recs.parquet"), 0, 4)
+    with pytest.raises(UserError, match=r"holds parts of a job with another k: delete it"):
+        bulk.make_parts(recommender, 5, Path("recs.parquet"), 0, 4)
+
+
+def test_processes_that_differ_are_refused(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "gather_json", lambda job: [job, {**job, "step": 1}])
+    with pytest.raises(UserError, match="processes differ in step"):
+        bulk.recommend_all(recommender, 10, Path("recs.parquet"))
+
+
+def test_a_thousand_batches_share_a_program_for_each_width(recommender: Recommender) -> None:
+    """Histories and candidates of all kinds: no batch but the first of a width compiles."""
+    rng = np.random.default_rng(0)
+    ranker = recommender.ranker
+    users = 16 * 1000
+    histories = Ragged.from_rows(rng.permutation(69)[: rng.integers(0, 6)] for _ in range(users))
+    candidates = np.array([rng.permutation(69)[:20] for _ in range(users)])
+    profiles = [""] * users
+    sizes = ranker.sizes(candidates)
+    widths = {
+        -(-len(prompt) // 128) for prompt in _rows(ranker.prompts(histories, profiles, candidates))
+    }
+    before = score_module.score_step._cache_size()
+    for start in range(0, users, 16):
+        few = slice(start, start + 16)
+        ranker.score(histories.take(range(users)[few]), profiles[few], candidates[few], "", sizes)
+    assert score_module.score_step._cache_size() - before <= len(widths)
+
+
+def _rows(ragged: Ragged) -> list[np.ndarray]:
+    return [ragged[row] for row in range(len(ragged))]
+
+
+def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--run", "runs/tiny", "--users", "all"]) == 2
+    assert "--users all and --output FILE.parquet go together" in capsys.readouterr().err
