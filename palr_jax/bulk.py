@@ -3,6 +3,7 @@
 Shapes: U users, C candidates, K items of a slate.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,15 +12,15 @@ import numpy as np
 import polars as pl
 from jax.experimental import multihost_utils
 
+from palr_jax import processes
 from palr_jax.config import to_dict
 from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
-from palr_jax.files import fingerprint, read_json, replacing, write_json
+from palr_jax.files import fingerprint, read_json, replacing
 from palr_jax.progress import Advance, progress, say
 from palr_jax.ragged import Ragged
 from palr_jax.recommender import Recommender
-from palr_jax.training.feed import gather_json
 
 # Users of a part: what a kill can cost.
 PART = 512
@@ -45,7 +46,7 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
             another job; or as `Recommender.recommend`.
     """
     job = _job(recommender, k)
-    jobs = gather_json(job)
+    jobs = processes.gather(job)
     if any(other != job for other in jobs):
         raise UserError(f"processes differ in {_difference(jobs[0], jobs)}: start them all alike")
     make_parts(recommender, k, output, jax.process_index(), jax.process_count())
@@ -95,7 +96,7 @@ def _make(
     for start, known, candidates_UC, retriever_UC in parts:
         fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance, sizes)
         table = _table(recommender, start, candidates_UC, fused_UC, k)
-        with replacing(_part(folder, start)) as temporary:
+        with replacing(_part(folder, start), by_all=True) as temporary:
             table.write_parquet(temporary)
 
 
@@ -141,7 +142,8 @@ def _claim(folder: Path, job: Job) -> None:
     """Checks that the parts which are there belong to this job."""
     file = folder / "job.json"
     if not file.exists():
-        write_json(file, job)
+        with replacing(file, by_all=True) as temporary:
+            temporary.write_text(json.dumps(job))
     if (there := read_json(file)) != job:
         raise UserError(
             f"{folder} holds parts of a job with another {_difference(job, [there])}: delete it or "

@@ -7,6 +7,7 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+from palr_jax import processes
 from palr_jax.errors import UserError
 from palr_jax.progress import say
 
@@ -15,7 +16,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The checkpoints of one training run: `directory/<step>/`, the newest `keep` of them.
+    """The checkpoints of one training run: `directory/<step>/`, the newest `keep` and the best.
 
     A step holds named pytrees of arrays (for example `params` and `optimizer`) and a small JSON
     value `notes` (for example the state of the data iterator). Steps appear by rename, so a
@@ -24,7 +25,13 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory = directory.absolute()
-        policy = ocp.training.preservation_policies.LatestN(keep)
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: -metrics["loss"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
         self._steps = ocp.training.Checkpointer(
             self.directory, preservation_policy=policy, cleanup_tmp_directories=True
         )
@@ -38,16 +45,47 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._steps.close()
+        try:
+            self._steps.close()
+        except Exception as failure:  # of a save in the background
+            if error is None:
+                raise self._unwritten(failure) from failure
+            say(f"warning: {self._unwritten(failure)}")
 
-    def save(self, step: int, trees: dict[str, Any], notes: Any) -> None:
+    def save(self, step: int, trees: dict[str, Any], notes: Any, loss: float | None = None) -> None:
         """Starts to save `trees` and `notes` as `step`; returns once their values are copied.
+
+        The step with the lowest `loss` of those that have one is kept however old it gets.
 
         Waits for an earlier save, which Orbax would otherwise prefer to this one, and replaces a
         damaged step of the same number.
+
+        Raises:
+            UserError: it cannot be written, or the one before it could not; as the others.
         """
-        self._steps.save_checkpointables_async(
-            step, trees, custom_metadata={"notes": notes}, force=True, overwrite=True
+        try:
+            self._steps.save_checkpointables_async(
+                step,
+                trees,
+                custom_metadata={"notes": notes},
+                force=True,
+                overwrite=True,
+                metrics=None if loss is None else {"loss": loss},
+            )
+        except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+            raise self._unwritten(error) from error
+
+    def finish(self) -> None:
+        """Waits until the newest step is on disk."""
+        try:
+            self._steps.wait()
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: BaseException) -> UserError:
+        return UserError(
+            f"a checkpoint cannot be written to {self.directory} ({_reason(error)}): see to it and "
+            "run again; the run goes on from the newest one that is whole"
         )
 
     def latest(self) -> int | None:
@@ -84,13 +122,22 @@ class Checkpoints:
         """
         steps = sorted((entry.step for entry in self._steps.checkpoints), reverse=True)
         for step in steps:
-            try:
-                return step, *self.load(step, like)
-            except UserError as error:
-                if step == steps[-1]:
-                    raise
-                say(f"warning: {error}; going on from an earlier one")
+            found, error = self._try(step, like)
+            # One process may read its part where another cannot.
+            errors = [one for one in processes.gather(error) if one is not None]
+            if found is not None and not errors:
+                return step, *found
+            if step == steps[-1]:
+                raise UserError(errors[0])
+            say(f"warning: {errors[0]}; going on from an earlier one")
         return None
+
+    def _try(self, step: int, like: dict[str, Any]) -> tuple[Any, str | None]:
+        """What `load` gives, or what it complains about."""
+        try:
+            return self.load(step, like), None
+        except UserError as error:
+            return None, str(error)
 
 
 def _reason(error: BaseException) -> str:

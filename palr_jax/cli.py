@@ -4,11 +4,13 @@ import argparse
 import dataclasses
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from palr_jax.config import Variant, load_config, nearest, option_keys
+from palr_jax import processes
+from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
 from palr_jax.progress import say
 
@@ -21,14 +23,27 @@ _STAGES = {
     "finetune": "tune the ranker on instructions",
     "evaluate": "compare all models and write results.json and report.html",
 }
+_PLAN = "compile for chips that are not here: memory, traffic, time, what would be better"
 _SHOW = "print some of the ranker's instructions, and statistics of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Runs the command line.
+
+    Returns the exit code: 0, 2 for a user's mistake, 1 if another process is gone, 130 for Ctrl-C,
+    143 for SIGTERM once everything is saved.
+    """
+    code = _guarded(sys.argv[1:] if argv is None else argv)
+    if code and processes.are_many():
+        processes.leave(code)
+    return code
+
+
+def _guarded(argv: Sequence[str]) -> int:
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        arguments = _parse(argv)
         commands = {
+            "plan": _plan,
             "recommend": _recommend,
             "import-weights": _import_weights,
             "export": _export,
@@ -40,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped: the same command goes on where it was")
         return 130
+    except processes.Terminated as told:
+        say(f"{told}: the same command goes on from there")
+        return 143
+    except Exception as error:
+        if not processes.are_many():
+            raise
+        traceback.print_exc()
+        print(f"palr: {processes.failure(error)}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -53,10 +77,15 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="palr", description="PALR: retrieve candidates, rank them with a LLaMA.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {**_STAGES, "show-examples": _SHOW}.items():
+    for name, text in {**_STAGES, "show-examples": _SHOW, "plan": _PLAN}.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == "show-examples":
             command.add_argument("--n", type=int, default=5, help="how many (default 5)")
+        if name == "plan":
+            command.add_argument("--topology", help="chips, as v5e:16x16, 2xv5p:4x4x8 or h100:8")
+            command.add_argument("--json", action="store_true", help="one JSON object")
+        if name in ("finetune", "evaluate"):
+            _add_processes(command)
         command.add_argument("--config", required=True, type=Path, help="a YAML file")
         command.add_argument("--name", help="the run directory is runs/NAME")
         group = command.add_argument_group("values over those of the config, as YAML")
@@ -88,10 +117,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [f"--{key}" for key, _ in option_keys()]
-        flags += ["--config", "--name", "--run", "--from", "--to", "--weights", "--adapter"]
+        flags += [
+            "--config",
+            "--name",
+            "--run",
+            "--from",
+            "--to",
+            "--topology",
+            "--weights",
+            "--adapter",
+        ]
         flag = unknown[0].split("=")[0]
         raise UserError(f"unknown argument {flag}; {nearest(flag, flags)}")
     return arguments
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "several processes, where Slurm, GKE, Open MPI or a TPU pod does not say it"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def _add_weight_commands(commands: Any) -> None:
@@ -115,12 +162,30 @@ def _add_weight_commands(commands: Any) -> None:
     )
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _config(arguments: argparse.Namespace) -> Config:
     values = vars(arguments)
     overrides = {key: values[key] for key, _ in option_keys() if values[key] is not None}
     if arguments.name is not None:
         overrides["name"] = arguments.name
-    config = load_config(arguments.config, overrides)
+    return load_config(arguments.config, overrides)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    from palr_jax import plan_report  # noqa: PLC0415
+    from palr_jax.planning import plan  # noqa: PLC0415
+
+    made = plan(config, arguments.topology)
+    if arguments.json:
+        print(json.dumps(plan_report.as_dict(made)))
+    else:
+        print(plan_report.describe(made))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    if arguments.command in ("finetune", "evaluate"):
+        processes.join(arguments.coordinator, arguments.processes, arguments.process)
     # JAX takes seconds to import: help and mistakes in a config should not wait for it.
     from palr_jax import stages  # noqa: PLC0415
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415

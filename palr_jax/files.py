@@ -7,16 +7,26 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from palr_jax.errors import UserError
+from palr_jax.processes import is_leader
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, renamed to `path` once the block has succeeded."""
+def replacing(path: Path, by_all: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, renamed to `path` once the block has succeeded.
+
+    Of several processes, which all come here, the leader alone writes; with `by_all` every one
+    does, each a file of its own.
+    """
+    if not (by_all or is_leader()):
+        with TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

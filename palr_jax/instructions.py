@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from palr_jax import processes
 from palr_jax.config import Config, Variant, to_dict
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
@@ -150,6 +151,11 @@ def _retrieved(config: Config, run: RunDirectory, split: Split, users: np.ndarra
     directory = run.negatives / _mark(config)
     file = directory / "negatives.npz"
     if not file.exists():
+        if processes.are_many():
+            raise UserError(
+                "instruct.retriever_negatives: their retriever is trained in one process: run "
+                "`palr show-examples` with this config on one machine first"
+            )
         others = np.setdiff1d(np.flatnonzero(split.train.lengths_R >= 2), users)
         if not len(others):
             raise UserError(

@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from palr_jax.processes import is_leader
+
 _LINE_EVERY_SECONDS = 10.0
 
 
@@ -19,8 +21,12 @@ class Advance(Protocol):
 
 
 def say(line: str) -> None:
-    """Prints one plain line to standard error, where it does not mix with results."""
-    print(line, file=sys.stderr, flush=True)
+    """Prints one plain line to standard error, where it does not mix with results.
+
+    Of several processes the leader alone speaks.
+    """
+    if is_leader():
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -30,7 +36,7 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
     On a terminal this is a bar with the rate and the remaining time; elsewhere a line with the
     same figures at most every ten seconds, and one at the end.
     """
-    show = _bar if Console(stderr=True).is_terminal else _lines
+    show = _bar if is_leader() and Console(stderr=True).is_terminal else _lines
     with show(label, total, unit, done) as advance:
         yield advance
 

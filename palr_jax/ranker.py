@@ -40,7 +40,7 @@ from palr_jax.training.loop import load_trained
 _TRIES_AT_ONCE = 512
 
 # Prompts are padded to a multiple of this, so that few programs serve all lengths.
-_PROMPT_BUCKET = 128
+PROMPT_BUCKET = 128
 
 
 def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Catalog) -> Tokenizer:
@@ -74,6 +74,21 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
     return train_tokenizer([line for line in lines if line], config.size.vocab_size)
 
 
+def scratch_shape(config: RankerConfig, vocab_size: int, max_length: int) -> LlamaConfig:
+    """The shape of a ranker that is trained from nothing."""
+    size = config.size
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        dim=size.dim,
+        num_layers=size.num_layers,
+        num_heads=size.num_heads,
+        num_kv_heads=size.num_kv_heads,
+        head_dim=size.dim // size.num_heads,
+        ffn_dim=size.ffn_dim,
+        max_length=max_length,
+    )
+
+
 def make_model(
     config: RankerConfig, vocab_size: int, max_length: int, seed: int, shards: Shards
 ) -> Llama:
@@ -86,17 +101,7 @@ def make_model(
             divide over the mesh.
     """
     if not config.weights:
-        size = config.size
-        shape = LlamaConfig(
-            vocab_size=vocab_size,
-            dim=size.dim,
-            num_layers=size.num_layers,
-            num_heads=size.num_heads,
-            num_kv_heads=size.num_kv_heads,
-            head_dim=size.dim // size.num_heads,
-            ffn_dim=size.ffn_dim,
-            max_length=max_length,
-        )
+        shape = scratch_shape(config, vocab_size, max_length)
         check_divides(shape, shards)
         return draw(shape, config.lora, seed, placement(shards))
     check_divides(shape_of_weights(Path(config.weights)), shards)
@@ -347,7 +352,7 @@ def _check(logp: np.ndarray) -> None:
 def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as rows of one width, int32 [B, T], and their lengths, int32 [B]."""
     length_B = prompts.lengths_R.astype(np.int32)
-    width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
+    width = -(-int(length_B.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
     tokens_BT = np.zeros((len(prompts), width), np.int32)
     tokens_BT[np.arange(width) < length_B[:, None]] = prompts.values_N
     return tokens_BT, length_B

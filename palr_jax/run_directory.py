@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from palr_jax import processes
 from palr_jax.config import Config, parse_config, to_dict
 from palr_jax.errors import UserError
 from palr_jax.files import (
@@ -183,22 +184,29 @@ class RunDirectory:
         on; what other inputs left is deleted first.
         """
         mark = fingerprint(made_from)
-        stages = self._read_stages()
-        entry = stages.get(stage, {})
+        if not processes.led(lambda: self._begin(stage, mark, outputs)):
+            say(f"{stage}: done before, skipped")
+            return
+        start = time.monotonic()
+        work()
+        seconds = round(time.monotonic() - start, 1)
+        # The others wait, so that none of them finds the stage undone.
+        processes.led(lambda: self._note(stage, mark, done=True, seconds=seconds))
+        say(f"{stage}: done in {seconds:.0f} s")
+
+    def _begin(self, stage: str, mark: str, outputs: list[Path]) -> bool:
+        """Whether a stage is to be run; clears what is not of these inputs."""
+        entry = self._read_stages().get(stage, {})
         if entry.get("fingerprint") != mark:
             for output in outputs:
                 _delete(output)
         elif entry.get("done"):
-            say(f"{stage}: done before, skipped")
-            return
-        stages[stage] = {"fingerprint": mark, "done": False}
-        write_json(self._stages, stages)
-        start = time.monotonic()
-        work()
-        seconds = round(time.monotonic() - start, 1)
-        stages[stage] = {"fingerprint": mark, "done": True, "seconds": seconds}
-        write_json(self._stages, stages)
-        say(f"{stage}: done in {seconds:.0f} s")
+            return False
+        self._note(stage, mark, done=False)
+        return True
+
+    def _note(self, stage: str, mark: str, **state: Any) -> None:
+        write_json(self._stages, self._read_stages() | {stage: {"fingerprint": mark, **state}})
 
     def _read_stages(self) -> dict[str, Any]:
         return dict(read_json(self._stages)) if self._stages.exists() else {}

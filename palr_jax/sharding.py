@@ -34,12 +34,14 @@ class MeshConfig:
         tensor: heads, feed-forward and vocabulary are divided, and so is their work.
         slices: parts of the machine that the data-centre network joins: TPU slices, or machines
             with GPUs. They divide `data`, since only gradients should go over that network.
+        topology: the chips that the mesh is meant for, which `palr plan` compiles for.
     """
 
     data: Positive = 1
     fsdp: Positive = 1
     tensor: Positive = 1
     slices: Positive = 1
+    topology: str | None = None
 
     def __post_init__(self) -> None:
         if self.data % self.slices:
@@ -172,14 +174,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Arranges devices so that neighbours in the mesh are neighbours on the interconnect.
 
     Args:
-        config: the shape of the mesh. Without any division it takes the first device, whatever
-            else is there.
+        config: the shape of the mesh. Without any division it takes the first device, of each
+            process its own, whatever else is there.
         devices: by default all devices of all processes.
 
     Raises:
         UserError: there are more or fewer devices than the mesh has places.
     """
-    there = list(jax.devices() if devices is None else devices)
+    if devices is None:
+        devices = jax.local_devices() if config.devices == 1 else jax.devices()
+    there = list(devices)
     if config.devices == 1 and len({device.process_index for device in there}) == 1:
         there = there[:1]
     if config.devices != len(there):
@@ -196,10 +200,14 @@ def _arranged(config: MeshConfig, devices: list[jax.Device]) -> np.ndarray:
     if devices[0].platform == "cpu":  # they have no interconnect
         return np.array(devices, dtype=object).reshape(config.shape)
     if config.slices == 1:
-        return mesh_utils.create_device_mesh(config.shape, devices)
+        return mesh_utils.create_device_mesh(config.shape, devices, allow_split_physical_axes=True)
     within = (config.data // config.slices, config.fsdp, config.tensor)
     # GPUs do not say which machine they are in, but each process belongs to one.
     by_process = getattr(devices[0], "slice_index", None) is None
     return mesh_utils.create_hybrid_device_mesh(
-        within, (config.slices, 1, 1), devices, process_is_granule=by_process
+        within,
+        (config.slices, 1, 1),
+        devices,
+        process_is_granule=by_process,
+        allow_split_physical_axes=True,
     )

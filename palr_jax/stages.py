@@ -8,9 +8,12 @@ Shapes: U users, C candidates.
 
 from typing import Any
 
-from palr_jax import comparison
+import jax
+
+from palr_jax import comparison, processes
 from palr_jax.config import Config, to_dict
 from palr_jax.data import prepare as preparing
+from palr_jax.errors import UserError
 from palr_jax.files import write_text
 from palr_jax.instruct.pipeline import batches
 from palr_jax.instructions import (
@@ -44,6 +47,8 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
         "data", "seed", "retriever", "profile", "instruct", "ranker", "finetune", "evaluate",
     ),
 }  # fmt: skip
+# What several processes can do together.
+_SHARED = ("finetune", "evaluate")
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "retrieve": ("prepare",),
@@ -57,8 +62,16 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
     """Runs one stage of a config in its run directory, unless it is done.
 
     Raises:
-        UserError: a stage that it builds on is not done, or anything the stage itself refuses.
+        UserError: a stage that it builds on is not done, several processes run what one can, or
+            anything the stage itself refuses.
     """
+    if processes.are_many() and stage not in _SHARED:
+        raise UserError(
+            f"palr {stage} runs in one process: run it on one machine first, then palr finetune "
+            "and palr evaluate on all, where they read the same run directory"
+        )
+    if processes.are_many():
+        make_mesh(config.mesh, jax.devices())  # refuses one that leaves some of them out
     run.write_config(config)
     for needed in _NEEDS[stage]:
         run.require(needed, made_from(needed, config))
@@ -120,7 +133,7 @@ def finetune(config: Config, run: RunDirectory) -> None:
     tokenizer, items, users = instructions.tokenizer, instructions.items, instructions.users
     run.write_tokens(tokenizer, items.tokens)
     # This also meets most examples that do not fit, before any time goes into training.
-    figures = statistics(config, instructions)
+    figures = processes.led(lambda: statistics(config, instructions))
     say(f"tuning on {len(users):,} users\n{figures}")
     write_text(run.instructions, "\n\n".join([figures, *example_texts(instructions, _SHOWN)]))
     shards, tuning = Shards(make_mesh(config.mesh)), config.finetune

@@ -91,7 +91,7 @@ def test_parts_of_another_job_are_refused(recommender: Recommender) -> None:
 def test_processes_that_differ_are_refused(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk, "gather_json", lambda job: [job, {**job, "step": 1}])
+    monkeypatch.setattr(bulk.processes, "gather", lambda job: [job, {**job, "step": 1}])
     with pytest.raises(UserError, match="processes differ in step"):
         bulk.recommend_all(recommender, 10, Path("recs.parquet"))
 

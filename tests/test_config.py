@@ -6,7 +6,8 @@ import yaml
 from palr_jax.config import Config, load_config, option_keys, parse_config, to_dict
 from palr_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -16,9 +17,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_every_config_of_the_repository_is_valid(path: Path) -> None:
-    assert load_config(path, {}).name == path.stem
+    assert load_config(path, {}).name == "-".join(path.relative_to(FOLDER).with_suffix("").parts)
 
 
 def test_values_come_from_the_command_line_then_the_file_then_defaults(file: Path) -> None:

@@ -32,6 +32,8 @@ class FinetuneConfig:
         weight_decay: of AdamW.
         clip_norm: gradients are scaled down to this global norm.
         save_every: steps between two checkpoints.
+        keep: newest checkpoints that are kept, beside the one with the lowest mean loss since the
+            checkpoint before it.
         log_every: steps between two lines in metrics.jsonl.
     """
 
@@ -47,6 +49,7 @@ class FinetuneConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     save_every: Positive = 50
+    keep: Positive = 2
     log_every: Positive = 10
 
     def __post_init__(self) -> None:

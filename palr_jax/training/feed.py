@@ -4,15 +4,14 @@ A batch is put together from streams of rows, each a pure function of the seed a
 the same batches come from any number of processes.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from palr_jax import processes
 from palr_jax.errors import UserError
 from palr_jax.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
@@ -64,7 +63,7 @@ class Feed:
         """Where every stream stands, those of other processes too; all processes must call it."""
         mine = {number: stream.get_state() for number, stream in self._streams.items()}
         states: dict[int, Any] = {}
-        for theirs in gather_json(mine):
+        for theirs in processes.gather(mine):
             states |= {int(number): state for number, state in theirs.items()}
         return [states[number] for number in range(self._count)]
 
@@ -87,18 +86,3 @@ class Feed:
             return np.concatenate(pieces)
 
         return jax.make_array_from_callback((self._rows, width), self._sharding, rows)
-
-
-def gather_json(value: Any) -> list[Any]:
-    """The JSON values of all processes, in all of them."""
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(text)]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(text)] = text
-    texts = multihost_utils.process_allgather(padded)
-    return [
-        json.loads(bytes(row[: int(size)]))
-        for row, size in zip(texts, sizes.reshape(-1), strict=True)
-    ]

@@ -16,6 +16,7 @@ from palr_jax.errors import UserError
 from palr_jax.files import write_text
 from palr_jax.llm.axes import attention_over
 from palr_jax.llm.llama import Llama
+from palr_jax.processes import Stop, Terminated, is_leader
 from palr_jax.progress import progress, say
 from palr_jax.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
@@ -54,12 +55,13 @@ def finetune(
     Raises:
         UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
             can be read, or a batch does not divide over the mesh.
+        Terminated: SIGTERM came, and the step after it is saved.
     """
     check_rows(config, shards)
     graph, params, frozen = nnx.split(model, trainable(model), ...)
     state = initial_state(params, config, shards)
     batches, attention = Feed(streams, config.batch_size, shards), attention_over(shards)
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, config.keep) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
         if restored:
             _, trees, notes = restored
@@ -69,20 +71,24 @@ def finetune(
         first = int(state.step)
         _drop_metrics(metrics_file, name, after=first)
         pending: tuple[int, dict[str, jax.Array]] | None = None
+        told_to_stop: Any = False
         log = _MetricsLog(metrics_file, name, config.log_every)
-        with progress(name, config.steps, "steps", done=first) as advance:
+        with progress(name, config.steps, "steps", done=first) as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
                 batch = next(batches)
                 state, metrics = train_step(graph, config, state, frozen, batch, attention, shards)
-                # Reading the metrics of the step before lets the device run ahead of the host.
+                # Reading the answers of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))
-                pending = step, metrics
-                if step % config.save_every == 0 or step == config.steps:
+                pending, stopping, told_to_stop = (step, metrics), bool(told_to_stop), stop.poll()
+                if stopping or step % config.save_every == 0 or step == config.steps:
                     # Logged before it is saved: a resumed run does not come back to this step.
                     advance(note=log.write(*pending))
                     pending = None
-                    checkpoints.save(step, _trees(state), batches.get_state())
+                    checkpoints.save(step, _trees(state), batches.get_state(), log.mean_loss())
+                if stopping and step < config.steps:
+                    checkpoints.finish()
+                    raise Terminated(f"{name}: told to stop, saved at step {step}")
     nnx.update(model, state.params)
 
 
@@ -132,25 +138,33 @@ class _MetricsLog:
     def __init__(self, path: Path, name: str, every: int) -> None:
         self._path, self._name, self._every = path, name, every
         self._since, self._tokens = time.monotonic(), 0
+        self._losses: list[float] = []
+
+    def mean_loss(self) -> float:
+        """The mean loss since the last call."""
+        losses, self._losses = self._losses, []
+        return sum(losses) / len(losses)
 
     def write(self, step: int, metrics: dict[str, jax.Array]) -> str:
         """Takes the metrics of a step and returns a note for the progress bar."""
         loss = _finite(step, metrics)
+        self._losses.append(loss)
         self._tokens += int(metrics["tokens"])
         if step % self._every == 0:
             seconds = time.monotonic() - self._since
             values = {key: float(value) for key, value in metrics.items() if key != "tokens"}
             rate = self._tokens / max(seconds, 1e-9)
             line = {"model": self._name, "step": step, **values, "tokens/s": rate}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            if is_leader():
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
             self._since, self._tokens = time.monotonic(), 0
         return f"loss {loss:.3f}"
 
 
 def _drop_metrics(path: Path, name: str, after: int) -> None:
     """Removes lines of steps that will be done again."""
-    if not path.exists():
+    if not is_leader() or not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = []

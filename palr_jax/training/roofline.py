@@ -35,6 +35,7 @@ class Work:
         length: tokens of a row.
         label_length: label tokens of a row.
         flash: attention keeps its scores on the chip.
+        accumulate: parts that the batch is run in, one after the other.
     """
 
     config: LlamaConfig
@@ -44,6 +45,12 @@ class Work:
     length: int
     label_length: int
     flash: bool
+    accumulate: int = 1
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows of a part."""
+        return self.rows // self.accumulate
 
     @property
     def tokens(self) -> int:
@@ -146,7 +153,7 @@ def hbm_bytes(work: Work, mesh: Mapping[str, int]) -> float:
     config, tensor = work.config, mesh["tensor"]
     share = mesh["data"] * mesh["fsdp"]
     tokens, pairs = work.tokens / share, work.pairs / share
-    weights = linear_parameters(config) / tensor * _BF16 * (work.passes() + 2)
+    weights = linear_parameters(config) / tensor * _BF16 * (work.passes() + 2) * work.accumulate
     streams = sum(sum(shape) for shape in linear_shapes(config).values()) / tensor
     activations = tokens * config.num_layers * streams * _BF16 * work.passes()
     heads = config.num_layers * config.num_heads / tensor
@@ -165,8 +172,8 @@ def traffic_bytes(work: Work, mesh: Mapping[str, int]) -> dict[str, float]:
     weights = linear_parameters(config)
     trained = weights if work.lora is None else adapter_parameters(config, work.lora)
     head = 2 * config.vocab_size * config.dim * _BF16
-    gathered = weights / tensor * _BF16 * 2 + head
-    scattered = weights / tensor * _BF16 if work.lora is None else 0.0
+    gathered = (weights / tensor * _BF16 * 2 + head) * work.accumulate
+    scattered = weights / tensor * _BF16 * work.accumulate if work.lora is None else 0.0
     residual = work.tokens / mesh["data"] / fsdp * config.dim * _BF16
     sums = 2 * residual * config.num_layers * work.passes()
     return {

@@ -41,7 +41,8 @@ def largest_batch(work: Work, mesh: Mesh, memory: Memory, hbm_bytes: int) -> int
     fixed, row = (part * _scale(work, mesh, memory) for part in temporary_bytes(work, mesh))
     held = memory.parameters + memory.optimizer + memory.code
     room = hbm_bytes * _USABLE - held - fixed
-    return max(int(room / (row + memory.inputs / (work.rows / chips))), 0) * chips
+    at_a_time = max(int(room / (row + memory.inputs / (work.rows / chips))), 0) * chips
+    return at_a_time * work.accumulate
 
 
 def fastest_mesh(
@@ -66,13 +67,13 @@ def fastest_mesh(
     sharded = (memory.parameters + memory.optimizer) * compiled["fsdp"] * compiled["tensor"]
     best: Choice | None = None
     for mesh in meshes(work, topology):
-        rows = work.rows / (mesh["data"] * mesh["fsdp"])
+        rows = work.rows_at_a_time / (mesh["data"] * mesh["fsdp"])
         fixed, row = temporary_bytes(work, mesh)
         held = sharded / mesh["fsdp"] / mesh["tensor"] + memory.code
         peak = held + scale * (fixed + row * rows)
         if peak > topology.chip.hbm_bytes * _USABLE:
             continue
-        traffic = _traffic_seconds(work, mesh, topology, places_of(mesh))
+        traffic = traffic_seconds(work, mesh, topology, places_of(mesh))
         choice = Choice(mesh, peak, seconds(work, topology, mesh, traffic))
         if best is None or choice.seconds.step < best.seconds.step:
             best = choice
@@ -86,7 +87,7 @@ def meshes(work: Work, topology: Topology) -> Iterator[Mesh]:
         if chips % tensor or work.config.num_kv_heads % tensor or work.config.ffn_dim % tensor:
             continue
         share = chips // tensor
-        if work.rows % share:
+        if work.rows_at_a_time % share:
             continue
         for fsdp in range(1, share + 1):
             # A slice holds the weights as a whole: only gradients go by the network.
@@ -98,11 +99,12 @@ def meshes(work: Work, topology: Topology) -> Iterator[Mesh]:
 def _scale(work: Work, mesh: Mesh, memory: Memory) -> float:
     """What the compiled program takes beside its arguments, over what the formula says."""
     fixed, row = temporary_bytes(work, mesh)
-    rows = work.rows / (mesh["data"] * mesh["fsdp"])
+    rows = work.rows_at_a_time / (mesh["data"] * mesh["fsdp"])
     return memory.temporaries / (fixed + row * rows)
 
 
-def _traffic_seconds(work: Work, mesh: Mesh, topology: Topology, places: np.ndarray) -> float:
+def traffic_seconds(work: Work, mesh: Mesh, topology: Topology, places: np.ndarray) -> float:
+    """Seconds of the collectives, by formula."""
     first: dict[str, list[Place]] = {
         "data": list(places[:, 0, 0]),
         "fsdp": list(places[0, :, 0]),

@@ -1,0 +1,202 @@
+"""Several processes that run one command together, each with devices of its own.
+
+All run the same program on the same files, which lie where all of them can read. The first one, the
+leader, alone writes and speaks.
+"""
+
+import glob
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from palr_jax.errors import UserError
+
+_Value = TypeVar("_Value")
+
+# A process that has not been heard of for so long is taken for dead, and the others stop.
+_HEARTBEAT_SECONDS = 30
+# Where the chips of a TPU VM show.
+_TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Which process this is.
+
+    Attributes:
+        index: from 0, the leader.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+
+_group = Group()
+
+
+def is_leader() -> bool:
+    """Whether this process writes and speaks."""
+    return _group.index == 0
+
+
+def are_many() -> bool:
+    """Whether there is more than one process."""
+    return _group.count > 1
+
+
+def join(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Joins the other processes, if there are any; to be called before JAX is used.
+
+    They find each other by the arguments or, without them, by what Slurm, GKE, Open MPI or a Cloud
+    TPU says in the environment.
+
+    Args:
+        coordinator: host and port of the leader, the same for all.
+        count: how many processes there are.
+        index: which one this is, from 0.
+
+    Raises:
+        UserError: some of the arguments are missing, or the others cannot be found.
+    """
+    global _group
+    given = (coordinator, count, index)
+    if all(value is None for value in given):
+        if not is_shared(os.environ, any(glob.glob(pattern) for pattern in _TPU_FILES)):
+            return
+    elif any(value is None for value in given):
+        raise UserError("--coordinator, --processes and --process belong together: name all three")
+    import jax  # noqa: PLC0415
+
+    try:
+        jax.distributed.initialize(
+            coordinator, count, index, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the other processes cannot be found ({reason})") from error
+    _group = Group(jax.process_index(), jax.process_count())
+
+
+def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
+    """Whether whoever started this process started others with it, or may have.
+
+    Args:
+        environment: of the process.
+        has_tpu: chips of a TPU are there. Of those in a pod only their network knows, so JAX is
+            asked; a host alone is a group of one.
+    """
+    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    if any(int(environment.get(name) or 1) > 1 for name in sizes):
+        return True
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    return has_tpu and "TPU_SKIP_MDS_QUERY" not in environment
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes in their order, in all of them."""
+    if not are_many():
+        return [value]
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([len(text)]))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = text
+    texts = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(bytes(row[:size])) for row, size in zip(texts, sizes, strict=True)]
+
+
+def led(work: Callable[[], _Value]) -> _Value:
+    """What `work` gives in the leader, a JSON value, in all processes; they wait for it.
+
+    Raises:
+        UserError: the leader's, in all of them.
+    """
+    if not are_many():
+        return work()
+    answer: dict[str, Any] = {}
+    if is_leader():
+        try:
+            answer = {"value": work()}
+        except UserError as error:
+            answer = {"error": str(error)}
+    answer = gather(answer)[0]
+    if "error" in answer:
+        raise UserError(answer["error"])
+    value: _Value = answer["value"]
+    return value
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process without waiting for the others, who may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Terminated(Exception):  # noqa: N818 it is no error
+    """The run was told to stop (SIGTERM), and is saved."""
+
+
+def failure(error: Exception) -> str:
+    """What to say of an error that is not a user's mistake, in a line."""
+    text = str(error)
+    if any(sign in text for sign in ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")):
+        return (
+            "another process has stopped, and so this one stops: see what that one said; the same "
+            "command on all machines goes on from the newest checkpoint"
+        )
+    return f"process {_group.index} of {_group.count} fails, and so the others will stop"
+
+
+class Stop:
+    """Notes SIGTERM, which a machine gets before it is taken away.
+
+    All processes must stop at the same step, and the signal reaches each at another moment. So
+    they ask each other with every step, and read the answer a step later: nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def poll(self) -> Any:
+        """Starts to ask whether any process was told to stop; the answer is true or false."""
+        if not are_many():
+            return self._asked
+        import jax  # noqa: PLC0415
+        import jax.numpy as jnp  # noqa: PLC0415
+
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
+        each = jax.sharding.NamedSharding(mesh, jax.P("all"))
+        asked = np.array([self._asked])
+        told = jax.make_array_from_callback((mesh.size,), each, lambda index: asked)
+        whole = jax.sharding.NamedSharding(mesh, jax.P())
+        return jax.jit(jnp.any, out_shardings=whole)(told)
