@@ -196,7 +196,10 @@ def test_the_api_gives_probabilities_over_the_candidates(world: Path) -> None:
         ),
         (["recommend", "--run", "runs/none", "--user", "u1"], "is not a run directory"),
         (["recommend", "--run", "runs/tiny", "--user", "9"], "user '9' is not in the data"),
-        (["recommend", "--run", "runs/tiny"], "one of the arguments --user --history is required"),
+        (
+            ["recommend", "--run", "runs/tiny"],
+            "one of the arguments --user --history --users is required",
+        ),
         (
             ["recommend", "--run", "runs/tiny", "--history", "Storry, 3"],
             "the nearest titles are 'Story, 3 (1953)'",
