@@ -155,7 +155,7 @@ class Llama(nnx.Module):
     """A LLaMA language model; `layers` is one Block whose parameters have a leading axis L."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> None:
-        self.config = config
+        self.config, self.lora = config, lora
         shape = (config.vocab_size, config.dim)
         self.embedding_VD = nnx.Param(jax.random.normal(rngs.params(), shape) * config.dim**-0.5)
         self.layers = _stack(config, lora, rngs)

@@ -1,9 +1,7 @@
 """The fine-tuning loop: restore or start, step, log, save."""
 
-import json
-import math
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,14 @@ from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints
 from palr_jax.errors import UserError
-from palr_jax.files import write_text
 from palr_jax.llm.axes import attention_over
 from palr_jax.llm.llama import Llama
-from palr_jax.processes import Stop, Terminated, is_leader
+from palr_jax.processes import Stop, Terminated
 from palr_jax.progress import progress, say
 from palr_jax.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.feed import Feed, check_rows
+from palr_jax.training.metrics import MetricsLog
 from palr_jax.training.step import TrainState, initial_state, train_step
 
 
@@ -69,11 +67,11 @@ def finetune(
             batches.set_state(notes)
             say(f"{name}: going on from step {int(state.step)} of {config.steps}")
         first = int(state.step)
-        _drop_metrics(metrics_file, name, after=first)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         told_to_stop: Any = False
-        log = _MetricsLog(metrics_file, name, config.log_every)
-        with progress(name, config.steps, "steps", done=first) as advance, Stop() as stop:
+        log = MetricsLog(metrics_file, name, config.log_every, model, after=first)
+        bar = progress(name, config.steps, "steps", done=first)
+        with closing(log), bar as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
                 batch = next(batches)
                 state, metrics = train_step(graph, config, state, frozen, batch, attention, shards)
@@ -120,59 +118,3 @@ def newest_step(directory: Path) -> int:
 
 def _trees(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
-
-
-def _finite(step: int, metrics: dict[str, jax.Array]) -> float:
-    loss = float(metrics["loss"])
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step}: lower finetune.learning_rate and run again "
-            "(the last good checkpoint is kept)"
-        )
-    return loss
-
-
-class _MetricsLog:
-    """Appends metrics as JSON lines."""
-
-    def __init__(self, path: Path, name: str, every: int) -> None:
-        self._path, self._name, self._every = path, name, every
-        self._since, self._tokens = time.monotonic(), 0
-        self._losses: list[float] = []
-
-    def mean_loss(self) -> float:
-        """The mean loss since the last call."""
-        losses, self._losses = self._losses, []
-        return sum(losses) / len(losses)
-
-    def write(self, step: int, metrics: dict[str, jax.Array]) -> str:
-        """Takes the metrics of a step and returns a note for the progress bar."""
-        loss = _finite(step, metrics)
-        self._losses.append(loss)
-        self._tokens += int(metrics["tokens"])
-        if step % self._every == 0:
-            seconds = time.monotonic() - self._since
-            values = {key: float(value) for key, value in metrics.items() if key != "tokens"}
-            rate = self._tokens / max(seconds, 1e-9)
-            line = {"model": self._name, "step": step, **values, "tokens/s": rate}
-            if is_leader():
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            self._since, self._tokens = time.monotonic(), 0
-        return f"loss {loss:.3f}"
-
-
-def _drop_metrics(path: Path, name: str, after: int) -> None:
-    """Removes lines of steps that will be done again."""
-    if not is_leader() or not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = []
-    for line in lines:
-        if not line.endswith("\n"):
-            continue  # a kill in the middle of a line
-        entry = json.loads(line)
-        if entry["model"] != name or entry["step"] <= after:
-            kept.append(line)
-    if kept != lines:
-        write_text(path, "".join(kept))

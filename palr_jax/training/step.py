@@ -100,7 +100,8 @@ def label_loss(
         shards: over which mesh rows and weights are divided, if at all.
 
     Returns:
-        The loss and the metrics `loss`, `accuracy` (of label tokens) and `tokens` (not padding).
+        The loss and the metrics `loss`, `accuracy` (of label tokens), `tokens` (not padding),
+        `label tokens`, and `pairs`: the sum over the tokens of how many tokens each sees.
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
     tokens_BT = jnp.asarray(batch.tokens_BT)
@@ -111,10 +112,14 @@ def label_loss(
     count = jnp.maximum(batch.weight_BM.sum() if label_count is None else label_count, 1)
     correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
     loss = (nll_BM * batch.weight_BM).sum() / count
+    real_BT = batch.segment_BT > 0
     metrics = {
         "loss": loss,
         "accuracy": correct_BM.sum() / count,
-        "tokens": (batch.segment_BT > 0).sum(),
+        "tokens": real_BT.sum(),
+        "label tokens": batch.weight_BM.sum(),
+        # Of a large batch there are more than an int32 holds.
+        "pairs": jnp.where(real_BT, batch.position_BT + 1, 0).sum(dtype=jnp.float32),
     }
     return loss, metrics
 

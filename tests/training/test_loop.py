@@ -1,12 +1,16 @@
 import json
 import os
 import shutil
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from tensorboardX.proto.event_pb2 import Event
 
 from palr_jax.errors import UserError
 from palr_jax.instruct.packing import Packing
@@ -14,8 +18,10 @@ from palr_jax.instruct.pipeline import batches
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.sharding import MeshConfig, Shards, make_mesh
-from palr_jax.training import loop
+from palr_jax.training import loop, metrics
+from palr_jax.training.chips import CHIPS
 from palr_jax.training.config import FinetuneConfig
+from palr_jax.training.flops import train_flops
 from tests.instruct.test_examples import make_maker
 
 CONFIG = FinetuneConfig(
@@ -52,14 +58,14 @@ class DiesError(Exception):
 
 def die_at(monkeypatch, step: int) -> None:
     """Raises when the loop logs `step`, which is after it has started the step behind it."""
-    write = loop._MetricsLog.write
+    write = loop.MetricsLog.write
 
     def dying(self, at, metrics):
         if at == step:
             raise DiesError
         return write(self, at, metrics)
 
-    monkeypatch.setattr(loop._MetricsLog, "write", dying)
+    monkeypatch.setattr(loop.MetricsLog, "write", dying)
 
 
 def test_the_loss_falls_and_is_logged(data, tokenizer, tmp_path: Path) -> None:
@@ -67,7 +73,41 @@ def test_the_loss_falls_and_is_logged(data, tokenizer, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
-    assert {"model", "accuracy", "gradient norm", "tokens/s"} <= set(lines[0])
+    assert {"model", "accuracy", "gradient norm", "tokens/s", "model TFLOP/s"} <= set(lines[0])
+    (events,) = (tmp_path / "tensorboard" / "tiny").iterdir()
+    logged = [
+        (value.tag, event.step, value.simple_value)
+        for event in read_events(events)
+        for value in event.summary.value
+    ]
+    losses = [(step, value) for tag, step, value in logged if tag == "loss"]
+    assert losses == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert {tag for tag, _, _ in logged} >= {"accuracy", "tokens/s", "model_TFLOP/s"}
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The records of a TensorBoard file: length, its checksum, the event, its checksum."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_rates_follow_the_formula(tmp_path: Path, monkeypatch) -> None:
+    model, clock = new_model(512), iter([0.0, 2.0, 2.0])
+    peak = CHIPS["v5e"].flops * len(jax.devices())
+    monkeypatch.setattr(metrics, "chip_of", lambda kind: CHIPS["v5e"])
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", "tiny", 2, model, after=0)
+    sums = {"tokens": 100, "label tokens": 10, "pairs": 2000.0}
+    for step in (1, 2):
+        log.write(step, {"loss": np.float32(1), **{k: np.asarray(v) for k, v in sums.items()}})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    done = train_flops(model.config, None, 200, 20, 4000)
+    assert line["tokens/s"] == 100
+    assert line["model TFLOP/s"] == pytest.approx(done / 2 / 1e12)
+    assert line["MFU"] == pytest.approx(done / 2 / peak)
 
 
 @pytest.mark.parametrize("step", [1, 5, 8])

@@ -7,6 +7,7 @@ from flax import nnx
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
+from palr_jax.training.flops import causal_pairs
 from palr_jax.training.loop import trainable
 from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
 
@@ -57,7 +58,10 @@ def test_loss_is_the_mean_over_label_tokens_whatever_the_packing(model: Llama) -
     for batch in (one_row, three_rows):
         loss, metrics = label_loss(model, batch)
         assert float(loss) == pytest.approx(total / count, abs=1e-5)
-        assert int(metrics["tokens"]) == sum(len(p) + len(t) - 1 for p, t in (A, B, C))
+        lengths = [len(p) + len(t) - 1 for p, t in (A, B, C)]
+        assert int(metrics["tokens"]) == sum(lengths)
+        assert int(metrics["label tokens"]) == count
+        assert int(metrics["pairs"]) == causal_pairs(lengths)
 
 
 def test_gradients_equal_finite_differences(model: Llama) -> None:
@@ -185,3 +189,64 @@ def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: 
 def test_parts_must_divide_the_batch() -> None:
     with pytest.raises(ValueError, match=r"accumulate \(3\) must divide batch_size \(8\)"):
         FinetuneConfig(batch_size=8, accumulate=3)
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine_to_a_tenth() -> None:
+    config = FinetuneConfig(steps=100, warmup_steps=10, learning_rate=0.2)
+    rule = optimizer(config)
+    params = {"x": jnp.zeros(1)}
+    state, rates = rule.init(params), []
+    for _ in range(101):
+        updates, state = rule.update({"x": jnp.full(1, 0.5)}, state, params)
+        rates.append(-float(updates["x"][0]))  # AdamW moves by the rate when the slope stays
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.1, rel=1e-3)
+    assert rates[10] == pytest.approx(0.2, rel=1e-3)
+    assert rates[55] == pytest.approx(0.02 + 0.18 / 2, rel=1e-3)
+    assert rates[100] == pytest.approx(0.02, rel=1e-3)
+
+
+def test_large_gradients_are_clipped_to_the_norm() -> None:
+    rule = optimizer(FinetuneConfig(clip_norm=1.0))
+    params = {"x": jnp.zeros(2)}
+
+    def moments(gradient: list[float]) -> np.ndarray:
+        _, state = rule.update({"x": jnp.array(gradient)}, rule.init(params), params)
+        return np.concatenate([x for x in jax.tree.leaves(state) if x.ndim])
+
+    np.testing.assert_allclose(moments([30.0, 40.0]), moments([0.6, 0.8]), rtol=1e-6)
+    assert np.abs(moments([0.3, 0.4]) - moments([0.6, 0.8])).max() > 0.01
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_frozen_bfloat16_gives_nearly_the_step_of_float32(remat: str) -> None:
+    model = Llama(TINY, nnx.Rngs(params=1), LoRAConfig(rank=2))
+    for target in ("q", "down"):
+        getattr(model.layers, target).lora_b_RO[...] += 0.1
+    graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    batch = packed([[A, B], [C]], 16, 8)
+
+    def gradients(frozen: nnx.State, remat: str) -> np.ndarray:
+        def loss(params: nnx.State) -> jax.Array:
+            return label_loss(nnx.merge(graph, params, frozen), batch, None, remat)[0]
+
+        leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+        return np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
+
+    expected = gradients(frozen, "none")
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
+    error = np.linalg.norm(gradients(half, remat) - expected) / np.linalg.norm(expected)
+    assert error < 0.03
+
+
+def test_the_step_is_lowered_for_cuda() -> None:
+    """Without attention by cuDNN, which cannot even be lowered where it is not installed."""
+    model = Llama(TINY, nnx.Rngs(params=1), LoRAConfig(rank=2, dropout=0.1))
+    config = FinetuneConfig(steps=5, batch_size=2, accumulate=2, remat="dots")
+    graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    state = TrainState(jnp.int32(0), params, optimizer(config).init(params))
+    exported = jax.export.export(train_step, platforms=["cuda"])(
+        graph, config, state, frozen, packed([[A, B], [C]], 16, 8)
+    )
+    assert exported.platforms == ("cuda",)
+    assert "dot_general" in exported.mlir_module()

@@ -1,0 +1,120 @@
+"""What is written down of a training run: JSON lines, and events for TensorBoard."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+from palr_jax.errors import UserError
+from palr_jax.files import write_text
+from palr_jax.llm.llama import Llama
+from palr_jax.processes import is_leader
+from palr_jax.training.chips import chip_of
+from palr_jax.training.flops import train_flops
+
+# Of a batch: added up between two lines, and not written themselves.
+_SUMMED = ("tokens", "label tokens", "pairs")
+
+
+class MetricsLog:
+    """Writes a line every so many steps: loss, accuracy of label tokens, gradient norm, rates.
+
+    The rates are over the time since the last line: `tokens/s` without padding; `model TFLOP/s`,
+    what `palr_jax.training.flops.train_flops` counts (4 operations a token and frozen parameter,
+    6 a token and trained one, and attention over the tokens that are seen); and `MFU`, the share
+    that this is of the peak of all chips, where `palr_jax.training.chips` knows them.
+    """
+
+    def __init__(self, path: Path, name: str, every: int, model: Llama, after: int) -> None:
+        """Opens the files; lines of steps behind `after`, which will be done again, are removed.
+
+        Args:
+            path: of the JSON lines; events go to tensorboard/`name` beside it.
+            name: stands in every line.
+            every: steps between two lines.
+            model: whose operations are counted.
+            after: steps done.
+        """
+        _drop_lines(path, name, after)
+        self._path, self._name, self._every = path, name, every
+        self._config, self._lora = model.config, model.lora
+        devices = jax.devices()
+        chip = chip_of(devices[0].device_kind)
+        self._peak = chip.flops * len(devices) if chip else None
+        folder = str(path.parent / "tensorboard" / name)
+        purge = after + 1 if after else None
+        # One process writes; every one of them adds up.
+        self._events = SummaryWriter(folder, purge_step=purge) if is_leader() else None
+        self._losses: list[float] = []
+        self._start()
+
+    def mean_loss(self) -> float:
+        """The mean loss since the last call."""
+        losses, self._losses = self._losses, []
+        return sum(losses) / len(losses)
+
+    def write(self, step: int, metrics: dict[str, jax.Array]) -> str:
+        """Takes the metrics of a step and returns a note for the progress bar.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        values = {key: float(value) for key, value in metrics.items()}
+        loss = values["loss"]
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {step}: lower finetune.learning_rate and run again "
+                "(the last good checkpoint is kept)"
+            )
+        self._losses.append(loss)
+        for key in _SUMMED:
+            self._sums[key] += values.pop(key)
+        if step % self._every == 0:
+            self._write_line(step, values | self._rates())
+            self._start()
+        return f"loss {loss:.3f}"
+
+    def close(self) -> None:
+        """Writes out what is still in memory."""
+        if self._events:
+            self._events.close()
+
+    def _start(self) -> None:
+        self._since = time.monotonic()
+        self._sums = dict.fromkeys(_SUMMED, 0.0)
+
+    def _rates(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        tokens, labels, pairs = (self._sums[key] for key in _SUMMED)
+        rate = train_flops(self._config, self._lora, tokens, labels, pairs) / seconds
+        rates = {"tokens/s": tokens / seconds, "model TFLOP/s": rate / 1e12}
+        return rates | ({"MFU": rate / self._peak} if self._peak else {})
+
+    def _write_line(self, step: int, values: dict[str, float]) -> None:
+        if not self._events:
+            return
+        line = {"model": self._name, "step": step, **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for key, value in values.items():
+            self._events.add_scalar(key.replace(" ", "_"), value, step)
+        self._events.flush()
+
+
+def _drop_lines(path: Path, name: str, after: int) -> None:
+    """Removes lines of steps that will be done again."""
+    if not is_leader() or not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        if not line.endswith("\n"):
+            continue  # a kill in the middle of a line
+        entry = json.loads(line)
+        if entry["model"] != name or entry["step"] <= after:
+            kept.append(line)
+    if kept != lines:
+        write_text(path, "".join(kept))
