@@ -5,14 +5,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from palr_jax import processes
 from palr_jax.errors import UserError
 from palr_jax.progress import say
 
-# Orbax announces every file it writes; only its complaints concern a user.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax announces every file it writes, and tells every error several times at length; errors reach
+# a user once, as `UserError`.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -67,7 +70,7 @@ class Checkpoints:
             self._steps.save_checkpointables_async(
                 step,
                 trees,
-                custom_metadata={"notes": notes},
+                custom_metadata={"notes": notes, "digests": _digests(trees)},
                 force=True,
                 overwrite=True,
                 metrics=None if loss is None else {"loss": loss},
@@ -104,7 +107,12 @@ class Checkpoints:
         """
         try:
             trees = self._steps.load_checkpointables(step, like)
-            notes = self._steps.metadata(step).custom_metadata["notes"]
+            beside = self._steps.metadata(step).custom_metadata
+            # Damaged values may well be read: what is stored has no checksum of its own.
+            wrong = _differing(_digests(dict(trees)), beside.get("digests", {}))
+            if wrong:
+                raise ValueError(f"the values of {', '.join(wrong)} are not those that were saved")
+            notes = beside["notes"]
         except Exception as error:  # Orbax, TensorStore and the file system each raise their own
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): "
@@ -140,8 +148,39 @@ class Checkpoints:
             return None, str(error)
 
 
+def _digests(trees: dict[str, Any]) -> dict[str, int]:
+    """A checksum of every tree."""
+    return {name: int(_digest(tree)) for name, tree in trees.items()}
+
+
+def _differing(found: dict[str, int], saved: dict[str, int]) -> list[str]:
+    return [name for name in found if found[name] != saved.get(name, found[name])]
+
+
+@jax.jit
+def _digest(tree: Any) -> jax.Array:
+    """The sum of all bits, each element times an odd number of its own, uint32.
+
+    A single element that changes always changes it, and sums of integers are the same however the
+    arrays are divided over devices.
+    """
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        array = jnp.asarray(leaf)
+        bits = array.view(f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.full(array.shape, number, jnp.uint32)
+        for axis, size in enumerate(array.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+                jnp.uint32, array.shape, axis
+            )
+        total += jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+    return total
+
+
 def _reason(error: BaseException) -> str:
     """The first line of the error at the bottom: Orbax wraps what the file system said."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [repr(error)])[0][:160]
+    line = (str(error).strip().splitlines() or [repr(error)])[0]
+    # TensorStore names files at length, and says what is wrong behind them.
+    return line if len(line) <= 160 else f"{line[:60]} … {line[-97:]}"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Tunes a ranker on a GPU cluster under Slurm: one process a GPU, the same command in all of them.
+#
+#   sbatch --nodes=1 --gpus-per-node=8 tools/launch/slurm.sh configs/llama-7b/8xh100.yaml
+#
+# Slurm sends SIGTERM two minutes before the time is up: the run saves, and the job, which may be
+# requeued, goes on from there.
+#SBATCH --job-name=palr
+#SBATCH --ntasks-per-node=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --output=palr-%j.log
+set -euo pipefail
+
+config=${1:?name a config, for example configs/llama-7b/8xh100.yaml}
+# The virtual environment with palr-jax[cuda], on a disk that all nodes see.
+source "${VENV:-venv}/bin/activate"
+# The first node that ends with an error ends the others.
+exec srun --kill-on-bad-exit=1 palr finetune --config "$config"
