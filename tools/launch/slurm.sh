@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tunes a ranker on a GPU cluster under Slurm: one process a GPU, the same command in all of them.
 #
-#   sbatch --nodes=1 --gpus-per-node=8 tools/launch/slurm.sh configs/llama-7b/8xh100.yaml
+#   sbatch --nodes=1 --gpus-per-node=8 tools/launch/slurm.sh CONFIG
 #
 # Slurm sends SIGTERM two minutes before the time is up: the run saves, and the job, which may be
 # requeued, goes on from there.
@@ -13,7 +13,7 @@
 #SBATCH --output=palr-%j.log
 set -euo pipefail
 
-config=${1:?name a config, for example configs/llama-7b/8xh100.yaml}
+config=${1:?name a config whose mesh is the GPUs}
 # The virtual environment with palr-jax[cuda], on a disk that all nodes see.
 source "${VENV:-venv}/bin/activate"
 # The first node that ends with an error ends the others.
