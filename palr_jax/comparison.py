@@ -100,11 +100,12 @@ def _ranker_rows(config: Config, run: RunDirectory, prepared: Prepared) -> list[
         match config.evaluate.decoding:
             case "score":
                 slate_UK = fusion.slates(candidates_UC, ranker_UC)
-            case "generate" | "beam" as decoding:
-                mode: Mode = "greedy" if decoding == "generate" else "beam"
+            case "generate" | "beam" | "sample" as decoding:
+                mode: Mode = "greedy" if decoding == "generate" else decoding
                 slate_UK = ranker.write(
-                    histories, profiles, candidates_UC, SLATE, "write PALR_v2", mode
-                )
+                    histories, profiles, candidates_UC, SLATE, "write PALR_v2", mode,
+                    config.evaluate.temperature, seed,
+                )  # fmt: skip
         rows.append(Row("PALR_v2", slate_rank(slate_UK, target_U), slate_UK))
         weight = _tune_fusion(config, run, prepared, ranker)
         slate_UK = fusion.slates(candidates_UC, fusion.fuse(retriever_UC, ranker_UC, weight))
@@ -175,6 +176,8 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
             "score": "ranks the candidates by P(candidate | prompt), one forward pass",
             "generate": "writes its slate from the candidates, the best token at every branch",
             "beam": "writes its slate from the candidates, the best item each time",
+            "sample": "draws its slate from the candidates, token by token, at temperature "
+            f"{config.evaluate.temperature}",
         }[config.evaluate.decoding],
         "tuned on": f"training items of {config.instruct.user_share:.0%} of the users",
         "compared with": retriever,

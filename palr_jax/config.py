@@ -95,7 +95,8 @@ class EvaluateConfig:
     Attributes:
         decoding: of PALR_v2: score ranks all candidates in one forward pass, generate writes
             the slate item by item as the paper does, the best token first; beam writes the best
-            item. PALR_v1 always writes.
+            item, sample draws tokens. PALR_v1 always writes.
+        temperature: of sample: logits are divided by it.
         shuffles: in how many random orders of its candidates a user is ranked; probabilities are
             the means, at as many times the cost. 0 is the retriever's order alone.
         width: hypotheses of an item when PALR_v1 writes; 1 takes the best token at every branch.
@@ -103,7 +104,8 @@ class EvaluateConfig:
         bootstrap: resamples of the users for the confidence intervals.
     """
 
-    decoding: Literal["score", "generate", "beam"] = "score"
+    decoding: Literal["score", "generate", "beam", "sample"] = "score"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     shuffles: Annotated[int, Field(ge=0)] = 0
     width: Positive = 1
     batch_size: Positive = 32

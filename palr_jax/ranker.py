@@ -211,6 +211,8 @@ class Ranker:
         k: int,
         shown: str | Advance,
         mode: Mode = "greedy",
+        temperature: float = 1.0,
+        seed: int = 0,
     ) -> np.ndarray:
         """Slates written item by item from the candidates, int32 [U, K]; -1 behind the last item.
 
@@ -221,6 +223,8 @@ class Ranker:
             k: items of a slate.
             shown: where progress is shown.
             mode: how the next item is chosen.
+            temperature: of sample.
+            seed: of sample; what a user gets does not depend on the other users.
 
         Raises:
             UserError: the model's numbers are none.
@@ -228,14 +232,16 @@ class Ranker:
         prompts = self.prompts(histories, profiles, candidates_UC)
         sizes = self.sizes(candidates_UC)
         slate_UK = np.full((len(histories), k), -1, np.int32)
+        key_U = jax.random.split(jax.random.key(seed), len(histories))
         for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             items_BC, seen_BY = candidates_UC[rows_B], _seen(histories, rows_B)
             allowed_BC = (items_BC >= 0) & (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
             trie = build(self.items, items_BC)
             tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
             written = generate(
-                self.model, tokens_BT, length_B, trie, allowed_BC, k, mode, sizes=sizes
-            )
+                self.model, tokens_BT, length_B, trie, allowed_BC, k, mode, temperature,
+                key_U[rows_B], sizes,
+            )  # fmt: skip
             _check(fetch(written.logp_BK))
             slate_UK[rows_B] = _items_of(written, items_BC)
         return slate_UK

@@ -3,6 +3,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,8 +11,10 @@ from palr_jax.decoding import generate as generate_module
 from palr_jax.decoding.generate import Slate, generate
 from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.trie import build
+from palr_jax.llm.axes import shardings
 from palr_jax.llm.llama import Llama
 from palr_jax.ragged import Ragged
+from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from tests.decoding.slow import (
     END,
     Logits,
@@ -169,3 +172,41 @@ def test_as_many_tries_as_prompts_and_keys_for_samples(tiny: Llama) -> None:
         generate(tiny, *prompts_of(0, 3), trie, np.ones((3, 1), bool), 1)
     with pytest.raises(ValueError, match="needs a key for each row"):
         generate(tiny, *prompts_of(0, 2), trie, np.ones((2, 1), bool), 1, "sample")
+
+
+def test_a_divided_model_writes_the_same(tiny: Llama) -> None:
+    """Rows over data, heads over tensor, weights over fsdp."""
+    rng = np.random.default_rng(17)
+    items = catalog(rng, 60)
+    trie = build(items, np.array([rng.permutation(len(items))[:12] for _ in range(4)]))
+    prompts, lengths = prompts_of(18, 4)
+    allowed = np.ones((4, 12), bool)
+    shards = Shards(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    graph, params = nnx.split(tiny)
+    divided = nnx.merge(graph, jax.device_put(params, shardings(shards, params)))
+    rows = shards.spread((prompts, lengths.astype(np.int32)))
+    mine, other = (
+        generate(model, *inputs, trie, allowed, K)
+        for model, inputs in ((tiny, (prompts, lengths)), (divided, rows))
+    )
+    assert (mine.slot_BK == other.slot_BK).all()
+    np.testing.assert_allclose(mine.logp_BK, other.logp_BK, atol=1e-4)
+
+
+def test_the_loop_never_asks_the_host(tiny: Llama) -> None:
+    items = catalog(np.random.default_rng(19), 40)
+    trie = build(items, np.array([np.arange(12)] * 2))
+    traced: list[str] = []
+    step = generate_module._generate
+
+    def compiled(*arguments: Any) -> Slate:
+        traced.append(step.lower(*arguments).compile().as_text())
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate_module, "_generate", compiled)
+        generate(tiny, *prompts_of(20, 2), trie, np.ones((2, 12), bool), K)
+    (program,) = traced
+    assert " while(" in program
+    for word in ("infeed", "outfeed", "callback", " send(", " recv("):
+        assert word not in program
