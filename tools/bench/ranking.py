@@ -3,7 +3,7 @@
     pip install -e '.[bench]'
     palr import-weights --from smollm2 --to weights/smollm2
     palr export --weights weights/smollm2 --to weights/smollm2-hf
-    palr prepare --config configs/ml-latest-small-smollm2.yaml
+    palr prepare --config configs/quickstart.yaml
     python tools/bench/ranking.py floor --batch 8 --dtype bfloat16
     python tools/bench/ranking.py compare --batch 8 --dtype bfloat16
     python tools/bench/ranking.py memory --batch 1 --dtype bfloat16
@@ -50,7 +50,7 @@ from palr_jax.ragged import Ragged
 from palr_jax.ranker import make_tokenizer, padded
 from palr_jax.retrieval.models import MODELS
 
-CONFIG = Path("configs/ml-latest-small-smollm2.yaml")
+CONFIG = Path("configs/quickstart.yaml")
 FOLDER = Path("weights/smollm2-hf")
 ITEMS = 10
 
