@@ -63,12 +63,7 @@ class MetricsLog:
             UserError: the loss is no longer finite.
         """
         values = {key: float(value) for key, value in metrics.items()}
-        loss = values["loss"]
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}: lower finetune.learning_rate and run again "
-                "(the last good checkpoint is kept)"
-            )
+        loss = _finite(step, metrics)
         self._losses.append(loss)
         for key in _SUMMED:
             self._sums[key] += values.pop(key)
@@ -102,6 +97,16 @@ class MetricsLog:
         for key, value in values.items():
             self._events.add_scalar(key.replace(" ", "_"), value, step)
         self._events.flush()
+
+
+def _finite(step: int, metrics: dict[str, jax.Array]) -> float:
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}: lower finetune.learning_rate and run again "
+            "(the last good checkpoint is kept)"
+        )
+    return loss
 
 
 def _drop_lines(path: Path, name: str, after: int) -> None:

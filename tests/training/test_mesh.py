@@ -15,7 +15,7 @@ from palr_jax.llm.axes import check_divides, placement
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.weights import draw
 from palr_jax.sharding import MeshConfig, Rules, Shards, make_mesh
-from palr_jax.training import loop
+from palr_jax.training import loop, metrics
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.feed import check_rows
 from tests.instruct.test_examples import make_maker
@@ -83,7 +83,7 @@ def test_a_run_goes_on_on_a_mesh_of_another_shape(streams, alone, tmp_path, monk
     half = FinetuneConfig(**{**vars(CONFIG), "save_every": 10})
     monkeypatch.setattr("tests.training.test_mesh.CONFIG", half)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_finite", _stop_after_12)
+        patch.setattr(metrics, "_finite", _stop_after_12)
         with pytest.raises(KeyboardInterrupt):
             losses(streams, MESHES["1x8"], LORA, tmp_path)
     found = losses(streams, MESHES["4x2"], LORA, tmp_path)
