@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,6 +157,11 @@ class Config:
                 f"finetune.length ({self.finetune.length}) must be at least "
                 f"instruct.length ({self.instruct.length})"
             )
+        if self.finetune.mode == "lora" and self.ranker.lora is None:
+            raise ValueError("finetune.mode lora trains adapters: set ranker.lora")
+        if self.finetune.mode == "full":
+            # So that a config with adapters can be tuned without them by this one key.
+            object.__setattr__(self, "ranker", replace(self.ranker, lora=None))
 
 
 def load_config(path: Path, overrides: dict[str, str]) -> Config:

@@ -37,6 +37,19 @@ def test_values_come_from_the_command_line_then_the_file_then_defaults(file: Pat
     assert targets.targets == ("q", "v")
 
 
+def test_one_key_turns_adapters_off(file: Path) -> None:
+    assert load_config(file, {"finetune.mode": "lora"}).ranker.lora is not None
+    full = load_config(file, {"finetune.mode": "full"})
+    assert full.ranker.lora is None
+    with pytest.raises(UserError, match=r"finetune\.mode lora trains adapters: set ranker.lora"):
+        load_config(file, {"finetune.mode": "lora", "ranker.lora": "null"})
+    with pytest.raises(UserError, match="dtype bfloat16 is for weights that stay as they are"):
+        load_config(
+            file,
+            {"finetune.mode": "full", "ranker.dtype": "bfloat16", "ranker.weights": "w"},
+        )
+
+
 def test_a_config_survives_yaml(file: Path) -> None:
     config = load_config(file, {"data.columns.user": "who"})
     again = parse_config(yaml.safe_load(yaml.safe_dump(to_dict(config))), "here")

@@ -1,7 +1,7 @@
 """How long and how fast a ranker is tuned."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ class FinetuneConfig:
     """Fine-tuning of the ranker.
 
     Attributes:
+        mode: lora trains the adapters of ranker.lora on frozen weights, full trains all weights
+            and makes no adapters; by default lora if ranker.lora is set.
         steps: optimizer steps.
         batch_size: packed rows in a step.
         streams: of rows that a batch is put together from. A process makes the streams whose rows
@@ -37,6 +39,7 @@ class FinetuneConfig:
         log_every: steps between two lines in metrics.jsonl.
     """
 
+    mode: Literal["lora", "full"] | None = None
     steps: Positive = 200
     batch_size: Positive = 8
     streams: Positive = 1
