@@ -14,7 +14,7 @@ from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.ranker import load_ranker
 from palr_jax.run_directory import RunDirectory
 from tests.llm.variants import VARIANTS, write_checkpoint
-from tests.test_run import ITEMS, write_world
+from tests.world import ITEMS, write_world
 
 TUNING = [
     "--config", "tiny.yaml", "--name", "tuned", "--ranker.weights", "weights",

@@ -22,7 +22,8 @@ from palr_jax.instructions import load_instructions
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
 from tests.llm.test_tokenizer import byte_level
-from tests.test_run import CONFIG, palr, write_world
+from tests.test_run import palr
+from tests.world import CONFIG, write_world
 
 MARK = "Xyzzy"
 PAPER = {"enrich_history": 4, "enrich_label": 3, "swap": 0.3, "retriever_negatives": 0.5}

@@ -15,7 +15,7 @@ import yaml
 
 from palr_jax.cli import main
 from palr_jax.processes import is_shared
-from tests.test_run import CONFIG, write_world
+from tests.world import CONFIG, write_world
 
 TINY = {
     **CONFIG,

@@ -16,7 +16,8 @@ from palr_jax.llm.export import export_model
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.run_directory import RunDirectory
-from tests.test_run import CONFIG, USERS, palr, write_world
+from tests.test_run import palr
+from tests.world import CONFIG, USERS, write_world
 
 LINES = Path("runs/tiny/profiles.jsonl")
 
