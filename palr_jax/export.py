@@ -7,10 +7,10 @@ from palr_jax.errors import UserError
 from palr_jax.files import require_new
 from palr_jax.llm.export import export_adapter, export_model
 from palr_jax.llm.loading import load
-from palr_jax.ranker import make_model
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from palr_jax.training.loop import load_trained
+from palr_jax.untuned import make_model
 
 
 def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path) -> str:

@@ -26,9 +26,9 @@ from palr_jax.instruct.statistics import marked_text, measure
 from palr_jax.llm.tokenizer import Tokenizer
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
-from palr_jax.ranker import make_tokenizer
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
+from palr_jax.untuned import make_tokenizer
 
 # From how many items of its 3-hop affinity a user's short lists are filled.
 _NEARBY = 50

@@ -22,7 +22,7 @@ from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.loading import shape_of_weights
 from palr_jax.llm.shapes import SHAPES, shape_of
-from palr_jax.ranker import PROMPT_BUCKET, scratch_shape
+from palr_jax.ranker import PROMPT_BUCKET
 from palr_jax.sharding import AXES, Shards, make_mesh
 from palr_jax.training.chips import Topology, parse_topology
 from palr_jax.training.feed import check_rows
@@ -40,6 +40,7 @@ from palr_jax.training.plan import (
 from palr_jax.training.roofline import Seconds, Work, collective_seconds, mfu_bound, seconds
 from palr_jax.training.step import Batch, abstract_state, train_step
 from palr_jax.training.suggest import Choice, fastest_mesh, largest_batch, traffic_seconds
+from palr_jax.untuned import scratch_shape
 
 # Trie nodes that are fed and edges that are decided for 50 candidates, rounded up.
 _FED, _EDGES = 32, 128

@@ -25,11 +25,11 @@ from palr_jax.instructions import (
 )
 from palr_jax.profiling import profile
 from palr_jax.progress import say
-from palr_jax.ranker import count_parameters, make_model
 from palr_jax.retrievers import compare, propose
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import Shards, make_mesh
 from palr_jax.training.loop import finetune as tune
+from palr_jax.untuned import count_parameters, make_model
 
 # Instructions that stand in the report.
 _SHOWN = 3

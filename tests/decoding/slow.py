@@ -184,3 +184,9 @@ def slot_rows(draw: st.DrawFn, rows: int, slots: int, items: int) -> np.ndarray:
     """Candidates of each row, no item twice, in any order, with gaps."""
     row = st.permutations([*range(items), *[-1] * slots]).map(lambda order: order[:slots])
     return np.array([draw(row) for _ in range(rows)])
+
+
+def prompts_of(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random prompts in rows of 16 places, and how many of these each fills."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(2, 61, (rows, 16)), rng.integers(1, 17, rows)

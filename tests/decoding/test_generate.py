@@ -23,6 +23,7 @@ from tests.decoding.slow import (
     SlowSlate,
     item_texts,
     of_one_size,
+    prompts_of,
     slot_rows,
     slow_generate,
     slow_items,
@@ -30,11 +31,6 @@ from tests.decoding.slow import (
 )
 
 K = 4
-
-
-def prompts_of(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(2, 61, (rows, 16)), rng.integers(1, 17, rows)
 
 
 def check(slate: Slate, slow: list[SlowSlate]) -> None:

@@ -16,17 +16,13 @@ from tests.decoding.slow import (
     SlowSlate,
     item_texts,
     of_one_size,
+    prompts_of,
     slow_beam_slate,
     slow_generate,
     slow_score,
 )
 
 K = 3
-
-
-def prompts_of(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(2, 61, (rows, 16)), rng.integers(1, 17, rows)
 
 
 def check(slate: Slate, slow: list[SlowSlate]) -> None:

@@ -159,10 +159,10 @@ def ours(
     from palr_jax.instruct.packing import Packing, pack  # noqa: PLC0415
     from palr_jax.llm.axes import attention_over  # noqa: PLC0415
     from palr_jax.llm.config import LoRAConfig  # noqa: PLC0415
-    from palr_jax.ranker import make_model  # noqa: PLC0415
     from palr_jax.sharding import MeshConfig, Shards, make_mesh  # noqa: PLC0415
     from palr_jax.training.config import FinetuneConfig  # noqa: PLC0415
     from palr_jax.training.step import Batch, initial_state, train_step  # noqa: PLC0415
+    from palr_jax.untuned import make_model  # noqa: PLC0415
 
     examples = [
         [Example(np.array(prompt), np.array(label), False, False) for prompt, label in batch]

@@ -47,8 +47,9 @@ from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.loading import load
 from palr_jax.ragged import Ragged
-from palr_jax.ranker import make_tokenizer, padded
+from palr_jax.ranker import padded
 from palr_jax.retrieval.models import MODELS
+from palr_jax.untuned import make_tokenizer
 
 CONFIG = Path("configs/quickstart.yaml")
 FOLDER = Path("weights/smollm2-hf")
