@@ -17,7 +17,7 @@ from flax import nnx
 from palr_jax.config import Config
 from palr_jax.decoding.score import ScorePlan, score_step
 from palr_jax.errors import UserError
-from palr_jax.llm.axes import attention_over, check_divides, shardings
+from palr_jax.llm.axes import check_divides, compute_over, shardings
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.loading import shape_of_weights
@@ -139,6 +139,7 @@ def plan(config: Config, topology_name: str | None) -> Plan:
         flash=True, accumulate=tuning.accumulate,
     )  # fmt: skip
     model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora))
+    model.compute = compute_over(shards)
     train = _compile_train(config, model, shards)
     if train.collectives is None:
         traffic = traffic_seconds(work, mesh, topology, _places(shards.mesh.devices, topology))
@@ -196,7 +197,7 @@ def _compile_train(config: Config, model: Llama, shards: Shards) -> Program:
     tokens_BT = _rows(shards, tuning.batch_size, tuning.length)
     label_BM = _rows(shards, tuning.batch_size, tuning.label_length)
     batch = Batch(tokens_BT, tokens_BT, tokens_BT, label_BM, label_BM, label_BM)
-    lowered = train_step.lower(graph, tuning, state, frozen, batch, attention_over(shards), shards)
+    lowered = train_step.lower(graph, tuning, state, frozen, batch, shards)
     held = (state.step, state.params, frozen)
     return compile_program(lowered, shards.mesh.size, held, state.optimizer, batch)
 

@@ -209,6 +209,7 @@ def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan
     return Layout(
         position_BT=jnp.concatenate([start_B1 + index_T, position_BM], axis=1),
         horizon_BT=jnp.concatenate([horizon_BT, horizon_BM], axis=1),
+        branches=True,
     )
 
 

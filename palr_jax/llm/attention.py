@@ -49,6 +49,10 @@ class Attention:
     head_axis: str | None = None
     interpret: bool = False
 
+    def of_tries(self) -> "Attention":
+        """What can be had where rows hold tries as well."""
+        return self if self.kind in ("xla", "cpu") else XLA
+
 
 XLA = Attention()
 

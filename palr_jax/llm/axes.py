@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from palr_jax.errors import UserError
-from palr_jax.llm.attention import Attention, attention_on
+from palr_jax.llm.compute import Compute, compute_on
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.sharding import FSDP, TENSOR, Shards
 
@@ -98,10 +98,10 @@ def _place(keys: Any) -> Place:
     return tuple(str(key.key) for key in keys if hasattr(key, "key"))
 
 
-def attention_over(shards: Shards) -> Attention:
-    """The attention of sequences over the devices of a mesh."""
+def compute_over(shards: Shards) -> Compute:
+    """How layers are computed on the devices of a mesh."""
     platform = shards.mesh.devices.flat[0].platform
-    return attention_on(
+    return compute_on(
         platform,
         None if shards.is_one_device else shards.mesh,
         shards.rules.batch,

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, N = B · T flat tokens, S cache slots, D width, H que
 key/value heads, K head size, F feed-forward width, L layers, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from palr_jax.llm.attention import XLA, Attention, attend, attend_cached
+from palr_jax.llm.attention import attend, attend_cached
 from palr_jax.llm.axes import by_rows, gathered, gathered_table
 from palr_jax.llm.bits import from_bits, kept, to_bits
+from palr_jax.llm.compute import compute_on
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 from palr_jax.llm.kv_cache import KVCache, New, View, append, to_slots, view_in_order
 from palr_jax.llm.lora import Linear, drop_out
@@ -43,10 +44,12 @@ class Layout:
         position_BT: int32, the place that RoPE turns each token to.
         horizon_BT: int32, the index of the last token of the row that sees this one (-1 for
             padding): token i sees token j if and only if j <= i <= horizon[j].
+        branches: whether rows hold tries, and not only whole sequences.
     """
 
     position_BT: jax.Array
     horizon_BT: jax.Array
+    branches: bool = field(default=False, metadata={"static": True})
 
 
 def causal_layout(length_B: jax.Array, width: int) -> Layout:
@@ -79,17 +82,17 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        """[N, D] → [N, D] in float32."""
-        x_ND = x_ND.astype(jnp.float32)
-        scale_N1 = jax.lax.rsqrt(jnp.mean(x_ND**2, axis=-1, keepdims=True) + self.eps)
-        return x_ND * scale_N1 * self.weight_D[...]
+        """[N, D] → [N, D] in the same type."""
+        wide_ND = x_ND.astype(jnp.float32)
+        scale_N1 = jax.lax.rsqrt(jnp.mean(wide_ND**2, axis=-1, keepdims=True) + self.eps)
+        return (wide_ND * scale_N1 * self.weight_D[...]).astype(x_ND.dtype)
 
 
 class Block(nnx.Module):
     """One layer: attention and a SwiGLU feed-forward, each behind a norm and a residual.
 
-    Between products everything is float32; keys, values and what the backward pass finds have the
-    type of the weights.
+    Between products everything has the type of the residual stream (see `Compute`); keys, values
+    and what the backward pass finds have the type of the weights.
     """
 
     def __init__(self, config: LlamaConfig, lora: LoRAConfig | None, rngs: nnx.Rngs) -> None:
@@ -131,14 +134,14 @@ class Block(nnx.Module):
         self, x_ND: jax.Array, attended_BTHK: jax.Array, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Adds what attention brought, then the feed-forward."""
-        h_ND = attended_BTHK.reshape(len(x_ND), -1)
+        h_ND = attended_BTHK.reshape(len(x_ND), -1).astype(x_ND.dtype)
         x_ND = x_ND + self.o(h_ND, self._dropped(h_ND, "o", dropout_key))
         x_ND = checkpoint_name(x_ND, "product")
         h_ND = self.ffn_norm(x_ND)
         dropped_ND = self._dropped(h_ND, "gate and up", dropout_key)
         gate_NF = self._kept(self.gate(h_ND, dropped_ND)).astype(jnp.float32)
         up_NF = self._kept(self.up(h_ND, dropped_ND)).astype(jnp.float32)
-        h_NF = jax.nn.silu(gate_NF) * up_NF
+        h_NF = (jax.nn.silu(gate_NF) * up_NF).astype(x_ND.dtype)
         return x_ND + self.down(h_NF, self._dropped(h_NF, "down", dropout_key))
 
     def _kept(self, x: jax.Array) -> jax.Array:
@@ -152,10 +155,15 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """A LLaMA language model; `layers` is one Block whose parameters have a leading axis L."""
+    """A LLaMA language model; `layers` is one Block whose parameters have a leading axis L.
+
+    `compute` says how layers are computed: for one device of the default backend, unless whoever
+    makes the model for others sets it.
+    """
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> None:
         self.config, self.lora = config, lora
+        self.compute = compute_on(jax.default_backend())
         shape = (config.vocab_size, config.dim)
         self.embedding_VD = nnx.Param(jax.random.normal(rngs.params(), shape) * config.dim**-0.5)
         self.layers = _stack(config, lora, rngs)
@@ -176,16 +184,15 @@ class Llama(nnx.Module):
         layout: Layout | None = None,
         dropout_key: jax.Array | None = None,
         remat: Remat = "none",
-        attention: Attention = XLA,
         shards: Shards | None = None,
     ) -> jax.Array:
         """The normed output of the last layer, [B, T, D].
 
         With a key the inputs of the adapters are dropped out, as training wants it. `remat` says
-        what a backward pass computes once more instead of keeping it, `attention` who computes it,
-        `shards` over which mesh rows and weights are divided.
+        what a backward pass computes once more instead of keeping it, `shards` over which mesh rows
+        and weights are divided.
         """
-        return self._run(tokens_BT, layout, dropout_key, None, remat, attention, shards)[0]
+        return self._run(tokens_BT, layout, dropout_key, None, remat, shards)[0]
 
     def prefill(
         self,
@@ -258,16 +265,16 @@ class Llama(nnx.Module):
             attended_BTHK = attend_cached(
                 q_BTHK, (k_BGSK, k_BGTK), (v_BGSK, v_BGTK), (view.visible_BUS, view.among_BTT)
             )
-            return block.finish(x_ND, attended_BTHK), to_bits((k_BGTK, v_BGTK))
+            return block.finish(x_ND, attended_BTHK), self._moved((k_BGTK, v_BGTK))
 
-        layers = to_bits((stacked, cache.k_LBGSK, cache.v_LBGSK))
+        layers = self._moved((stacked, cache.k_LBGSK, cache.v_LBGSK))
         x_ND, new = jax.lax.scan(layer, self._embed(tokens_BT), layers)
         return self.norm(x_ND).reshape(B, T, -1), from_bits(new)
 
     def logits(self, hidden_D: jax.Array, shards: Shards | None = None) -> jax.Array:
         """Logits over the vocabulary for hidden states [..., D], [..., V] in float32."""
         hidden_ND = hidden_D.reshape(-1, hidden_D.shape[-1])
-        logits_NV = product(hidden_ND, self.head_weights(shards).T)
+        logits_NV = product(hidden_ND.astype(jnp.float32), self.head_weights(shards).T)
         return logits_NV.reshape(*hidden_D.shape[:-1], -1)
 
     def head_weights(self, shards: Shards | None = None) -> jax.Array:
@@ -276,9 +283,13 @@ class Llama(nnx.Module):
         return gathered_table(shards, head[...])
 
     def _embed(self, tokens_BT: jax.Array, shards: Shards | None = None) -> jax.Array:
-        table_VD = to_bits(gathered_table(shards, self.embedding_VD[...]))
+        table_VD = self._moved(gathered_table(shards, self.embedding_VD[...]))
         x_ND = from_bits(by_rows(shards, table_VD[tokens_BT.reshape(-1)]))
-        return x_ND.astype(jnp.float32)
+        return x_ND if self.compute.has_bfloat16 else x_ND.astype(jnp.float32)
+
+    def _moved(self, tree: Any) -> Any:
+        """Arrays as they are moved without being converted, to be read with `from_bits`."""
+        return tree if self.compute.has_bfloat16 else to_bits(tree)
 
     def _run(
         self,
@@ -287,7 +298,6 @@ class Llama(nnx.Module):
         dropout_key: jax.Array | None,
         room: tuple[int, int] | None,
         remat: Remat = "none",
-        attention: Attention = XLA,
         shards: Shards | None = None,
     ) -> tuple[jax.Array, Any]:
         """Hidden states and the keys and values of all layers, if there is room for them.
@@ -297,6 +307,9 @@ class Llama(nnx.Module):
         B, T = tokens_BT.shape
         layout = layout or causal_layout(jnp.full(B, T), T)
         turns_BTK = rope_turns(layout.position_BT, self.config)
+        attention = self.compute.attention
+        if layout.branches:
+            attention = attention.of_tries()
         graph, stacked = nnx.split(self.layers)
 
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
@@ -305,7 +318,7 @@ class Llama(nnx.Module):
             q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key)
             attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT, attention)
             kept = None if room is None else tuple(to_slots(x, *room) for x in (k_BTGK, v_BTGK))
-            return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), to_bits(kept)
+            return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), self._moved(kept)
 
         keys = (
             None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
@@ -316,7 +329,7 @@ class Llama(nnx.Module):
             # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
             layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
         start = self._embed(tokens_BT, shards)
-        x_ND, kept = jax.lax.scan(layer, start, (to_bits(stacked), keys))
+        x_ND, kept = jax.lax.scan(layer, start, (self._moved(stacked), keys))
         return self.norm(x_ND).reshape(B, T, -1), from_bits(kept)
 
 

@@ -34,7 +34,7 @@ class Linear(nnx.Module):
             self.lora_b_RO = nnx.LoRAParam(jnp.zeros((lora.rank, outputs)))
 
     def __call__(self, x_NI: jax.Array, dropped_NI: jax.Array | None = None) -> jax.Array:
-        """[N, I] → [N, O] in float32.
+        """[N, I] → [N, O] in the same type.
 
         Rows are flat: XLA:CPU copies the gradient of [B, T, I] otherwise. The adapter reads
         `dropped_NI` if it is given: the same input after dropout.

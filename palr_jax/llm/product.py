@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 
 
 def product(x_NI: jax.Array, weight_IO: jax.Array) -> jax.Array:
-    """x W, summed and returned in float32, [N, O].
+    """x W, summed in float32 and returned in the type of x, [N, O].
 
     Inputs, and gradients on their way back, are rounded to the type of the weights. Products of
     bfloat16 that are summed in float32 are what matrix units are made for; on CPUs with AVX-512
     they are twice as fast as products of float32, and those that return bfloat16 are no faster
-    than these. JAX's own derivative would multiply float32 gradients with bfloat16 weights, which
-    no hardware does: the weights are widened first.
+    than those that return float32. JAX's own derivative would multiply float32 gradients with
+    bfloat16 weights, which no hardware does: the weights are widened first.
     """
     return _product(x_NI, weight_IO, x_NI.dtype)
 
@@ -31,7 +31,7 @@ def _forward(
     x_NI: jax.Array, weight_IO: jax.Array, dtype: DTypeLike
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     x_NI = x_NI.astype(weight_IO.dtype)
-    return _dot(x_NI, 1, weight_IO, 0), (x_NI, weight_IO)
+    return _dot(x_NI, 1, weight_IO, 0, dtype), (x_NI, weight_IO)
 
 
 def _backward(
@@ -44,14 +44,19 @@ def _backward(
         grad_IO = _dot(x_NI, 0, grad_NO, 0)
     else:
         grad_IO = _dot(grad_NO, 0, x_NI, 0).T
-    grad_NI = _dot(grad_NO, 1, weight_IO, 1)
-    return grad_NI.astype(dtype), grad_IO.astype(weight_IO.dtype)
+    grad_NI = _dot(grad_NO, 1, weight_IO, 1, dtype)
+    return grad_NI, grad_IO.astype(weight_IO.dtype)
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _dot(left: jax.Array, left_axis: int, right: jax.Array, right_axis: int) -> jax.Array:
-    return jax.lax.dot_general(
-        left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=jnp.float32
-    )
+def _dot(
+    left: jax.Array,
+    left_axis: int,
+    right: jax.Array,
+    right_axis: int,
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    axes = (((left_axis,), (right_axis,)), ((), ()))
+    return jax.lax.dot_general(left, right, axes, preferred_element_type=dtype)

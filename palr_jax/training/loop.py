@@ -11,7 +11,6 @@ from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints
 from palr_jax.errors import UserError
-from palr_jax.llm.axes import attention_over
 from palr_jax.llm.llama import Llama
 from palr_jax.processes import Stop, Terminated
 from palr_jax.progress import progress, say
@@ -58,7 +57,7 @@ def finetune(
     check_rows(config, shards)
     graph, params, frozen = nnx.split(model, trainable(model), ...)
     state = initial_state(params, config, shards)
-    batches, attention = Feed(streams, config.batch_size, shards), attention_over(shards)
+    batches = Feed(streams, config.batch_size, shards)
     with Checkpoints(directory, config.keep) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
         if restored:
@@ -74,7 +73,7 @@ def finetune(
         with closing(log), bar as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
                 batch = next(batches)
-                state, metrics = train_step(graph, config, state, frozen, batch, attention, shards)
+                state, metrics = train_step(graph, config, state, frozen, batch, shards)
                 # Reading the answers of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))

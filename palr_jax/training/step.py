@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from palr_jax.llm.attention import XLA, Attention
 from palr_jax.llm.axes import shardings
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
@@ -82,7 +81,6 @@ def label_loss(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     label_count: jax.Array | None = None,
-    attention: Attention = XLA,
     shards: Shards | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
@@ -96,7 +94,6 @@ def label_loss(
         dropout_key: of the adapters' dropout; None for none.
         remat: see `FinetuneConfig`.
         label_count: what sums are divided by, if the batch is a part of a larger one.
-        attention: who computes it.
         shards: over which mesh rows and weights are divided, if at all.
 
     Returns:
@@ -105,7 +102,7 @@ def label_loss(
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
     tokens_BT = jnp.asarray(batch.tokens_BT)
-    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat, attention, shards)
+    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat, shards)
     index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
     logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1), shards)
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
@@ -124,14 +121,13 @@ def label_loss(
     return loss, metrics
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
 def train_step(
     graph: Any,
     config: FinetuneConfig,
     state: TrainState,
     frozen: nnx.State,
     batch: Batch,
-    attention: Attention = XLA,
     shards: Shards | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
@@ -148,7 +144,7 @@ def train_step(
         params: nnx.State, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
-        return label_loss(model, part, key, config.remat, label_count, attention, shards)
+        return label_loss(model, part, key, config.remat, label_count, shards)
 
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)

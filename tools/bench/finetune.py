@@ -157,7 +157,6 @@ def ours(
     from palr_jax.config import RankerConfig  # noqa: PLC0415
     from palr_jax.instruct.examples import Example  # noqa: PLC0415
     from palr_jax.instruct.packing import Packing, pack  # noqa: PLC0415
-    from palr_jax.llm.axes import attention_over  # noqa: PLC0415
     from palr_jax.llm.config import LoRAConfig  # noqa: PLC0415
     from palr_jax.sharding import MeshConfig, Shards, make_mesh  # noqa: PLC0415
     from palr_jax.training.config import FinetuneConfig  # noqa: PLC0415
@@ -188,13 +187,10 @@ def ours(
     graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
     del model
     state = [initial_state(params, tuning, shards)]
-    attention = attention_over(shards)
     made = [rows(batch) for batch in examples]
 
     def step(number: int) -> float:
-        state[0], metrics = train_step(
-            graph, tuning, state[0], frozen, made[number], attention, shards
-        )
+        state[0], metrics = train_step(graph, tuning, state[0], frozen, made[number], shards)
         jax.block_until_ready(state[0])
         return float(metrics["loss"])
 

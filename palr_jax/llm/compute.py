@@ -1,0 +1,34 @@
+"""How the layers of a LLaMA are computed on a platform; what they compute is the same."""
+
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from palr_jax.llm.attention import XLA, Attention, attention_on
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How layers are computed.
+
+    Attributes:
+        attention: who computes the attention of rows over themselves.
+        has_bfloat16: whether the platform computes in bfloat16. Then the residual stream and what
+            is computed between products have the type of the weights, which halves what a layer
+            leaves in memory and moves. XLA:CPU would only convert back and forth: there they are
+            float32, and bfloat16 is moved as bits (see `palr_jax.llm.bits`).
+    """
+
+    attention: Attention = XLA
+    has_bfloat16: bool = False
+
+
+def compute_on(
+    platform: str,
+    mesh: Mesh | None = None,
+    batch_axes: tuple[str, ...] = (),
+    head_axis: str | None = None,
+) -> Compute:
+    """How layers are computed on a platform; the arguments are those of `attention_on`."""
+    attention = attention_on(platform, mesh, batch_axes, head_axis)
+    return Compute(attention, has_bfloat16=platform != "cpu")
