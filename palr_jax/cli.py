@@ -24,6 +24,11 @@ _STAGES = {
     "evaluate": "compare all models and write results.json and report.html",
 }
 _PLAN = "compile for chips that are not here: memory, traffic, time, what would be better"
+_MESH = {
+    "data": "divide users, repeat weights",
+    "fsdp": "divide users and weights",
+    "tensor": "divide heads and the feed-forward",
+}
 _SHOW = "print some of the ranker's instructions, and statistics of them"
 
 
@@ -111,6 +116,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     recommend.add_argument("--explain", action="store_true", help="say why")
     recommend.add_argument("--k", type=int, default=10, help="how many items (default 10)")
     recommend.add_argument("--json", action="store_true", help="JSON lines")
+    devices = recommend.add_argument_group("devices of a process (default: its first)")
+    for axis, text in _MESH.items():
+        devices.add_argument(f"--mesh.{axis}", type=int, metavar="N", default=1, help=text)
+    _add_processes(recommend)
 
     _add_weight_commands(commands)
 
@@ -261,10 +270,16 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _recommend(arguments: argparse.Namespace) -> None:
     from palr_jax.recommender import Recommender  # noqa: PLC0415
+    from palr_jax.sharding import MeshConfig  # noqa: PLC0415
 
     if (arguments.users is None) != (arguments.output is None):
         raise UserError("--users all and --output FILE.parquet go together: give both")
-    recommender = Recommender.load(arguments.run)
+    if arguments.users:
+        processes.join(arguments.coordinator, arguments.processes, arguments.process)
+    sizes = {axis: getattr(arguments, f"mesh.{axis}") for axis in _MESH}
+    if min(sizes.values()) < 1:
+        raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")
+    recommender = Recommender.load(arguments.run, MeshConfig(**sizes))
     if arguments.users:
         from palr_jax.bulk import recommend_all  # noqa: PLC0415
 

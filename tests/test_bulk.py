@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,58 @@ def test_shares_of_processes_make_the_same_table(recommender: Recommender) -> No
     np.testing.assert_allclose(one["score"], three["score"], atol=1e-5)
 
 
+def together(here: Path, port: int, *options: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Exit codes and last words of processes that make one table on two devices each."""
+    script = (
+        "import sys; from palr_jax import bulk, cli; bulk.PART = 8\n"
+        "sys.exit(cli.main(['recommend', *sys.argv[1:]]))"
+    )
+    group = ["--coordinator", f"localhost:{port}", "--processes", str(len(options))]
+    common = ["--run", "runs/tiny", "--users", "all", "--output", "both.parquet", *group]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *common, "--process", str(index), *more],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]),
+                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, more in enumerate(options)
+    ]  # fmt: skip
+    try:
+        return [(process.returncode, said) for process in started
+                for said in [process.communicate(timeout=200)[1]]]  # fmt: skip
+    finally:
+        for process in started:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def test_two_processes_of_two_devices_make_the_same_table(
+    here: Path, recommender: Recommender
+) -> None:
+    mesh = ("--mesh.data", "2")
+    ended = together(here, free_port(), mesh, mesh)
+    assert [code for code, _ in ended] == [0, 0], ended
+    bulk.recommend_all(recommender, 10, Path("one.parquet"))
+    one, both = pl.read_parquet("one.parquet"), pl.read_parquet("both.parquet")
+    assert one.drop("score").equals(both.drop("score"))
+    np.testing.assert_allclose(one["score"], both["score"], atol=1e-5)
+
+
+def test_processes_that_differ_are_refused(here: Path) -> None:
+    ended = together(here, free_port(), ("--k", "10"), ("--k", "5"))
+    assert [code for code, _ in ended] == [2, 2], ended
+    assert "processes differ in k: start them all alike" in ended[0][1]
+    assert not Path("both.parquet").exists()
+
+
 def test_what_a_kill_left_is_kept(here: Path, recommender: Recommender) -> None:
     script = (
         "from palr_jax import bulk, cli; bulk.PART = 2; "
@@ -86,14 +139,6 @@ def test_parts_of_another_job_are_refused(recommender: Recommender) -> None:
     bulk.make_parts(recommender, 10, Path("recs.parquet"), 0, 4)
     with pytest.raises(UserError, match=r"holds parts of a job with another k: delete it"):
         bulk.make_parts(recommender, 5, Path("recs.parquet"), 0, 4)
-
-
-def test_processes_that_differ_are_refused(
-    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk.processes, "gather", lambda job: [job, {**job, "step": 1}])
-    with pytest.raises(UserError, match="processes differ in step"):
-        bulk.recommend_all(recommender, 10, Path("recs.parquet"))
 
 
 def test_a_thousand_batches_share_a_program_for_each_width(recommender: Recommender) -> None:
