@@ -10,7 +10,7 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.templates import item_text, profile_text, template
-from palr_jax.llm.axes import check_divides, compute_over, placement
+from palr_jax.llm.axes import check_divides
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.loading import load, shape_of_weights, tokenizer_of
@@ -80,12 +80,9 @@ def make_model(
     if not config.weights:
         shape = scratch_shape(config, vocab_size, max_length)
         check_divides(shape, shards)
-        model = draw(shape, config.lora, seed, placement(shards))
-        model.compute = compute_over(shards)
-        return model
+        return draw(shape, config.lora, seed, shards)
     check_divides(shape_of_weights(Path(config.weights)), shards)
-    model, _ = load(config.weights, config.dtype, config.lora, seed, placement=placement(shards))
-    model.compute = compute_over(shards)
+    model, _ = load(config.weights, config.dtype, config.lora, seed, shards=shards)
     if model.config.vocab_size < vocab_size:
         raise UserError(
             f"{config.weights} knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}: "

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from palr_jax.llm.axes import placement
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.weights import draw
 from palr_jax.ragged import Ragged
@@ -21,9 +20,7 @@ def rankers(writer, item_tokens) -> list[Ranker]:
     found = []
     for mesh in (MeshConfig(), MeshConfig(data=1, fsdp=2, tensor=2)):
         shards = Shards(make_mesh(mesh, jax.devices()[: mesh.devices]))
-        found.append(
-            Ranker(draw(shape, None, 0, placement(shards)), writer, item_tokens, 4, shards)
-        )
+        found.append(Ranker(draw(shape, None, 0, shards), writer, item_tokens, 4, shards))
     return found
 
 

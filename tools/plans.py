@@ -1,7 +1,7 @@
 """Compiles configs for the chips they are meant for; keeps their line `# compiled on …` true.
 
-    python tools/plans.py --write configs/llama-7b/*.yaml    # writes the line anew
-    python tools/plans.py --check configs/llama-7b/*.yaml    # exits with 1 if one is not true
+    python tools/plans.py --write configs/llama-*/*.yaml    # writes the line anew
+    python tools/plans.py --check configs/llama-*/*.yaml    # exits with 1 if one is not true
     python tools/plans.py --table configs/llama-7b/v5e-16.yaml   # the rows of docs/pods.md
 
 It needs the TPU compiler (palr-jax[tpu]) and no TPU, and takes a minute or two a config.

@@ -55,7 +55,7 @@ def shardings(shards: Shards, params: Any) -> Any:
 
 
 def placement(shards: Shards) -> Callable[[Place, tuple[int, ...]], NamedSharding]:
-    """What `palr_jax.llm.load` asks for: where each parameter goes, by its place and its shape."""
+    """Where each parameter goes, by its place in the model and its shape."""
     return lambda place, shape: shards.of(*axes_of(place))
 
 

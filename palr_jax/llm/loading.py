@@ -10,10 +10,12 @@ from jax.typing import DTypeLike
 from palr_jax.errors import UserError
 from palr_jax.files import require_new
 from palr_jax.llm import huggingface, imported, peft, smollm2, weights
+from palr_jax.llm.axes import compute_over, placement
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.hf_config import read_config
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.sharding import Shards
 
 _LEAST_SHARE = 0.9
 
@@ -39,7 +41,7 @@ def load(
     lora: LoRAConfig | None = None,
     seed: int = 0,
     adapter: str | Path | None = None,
-    placement: weights.Placement = weights.one_device,
+    shards: Shards | None = None,
 ) -> tuple[Llama, Tokenizer | None]:
     """Loads a Hugging Face folder, a GGUF file or what `palr import-weights` has written.
 
@@ -49,8 +51,7 @@ def load(
         lora: adapters to put on the weights; they are float32, and change nothing at first.
         seed: the adapters are drawn from it.
         adapter: a PEFT folder, whose adapters are put on the weights instead of fresh ones.
-        placement: which device holds which part of each parameter, from its place in the model
-            and its shape; the axis of the layers is never divided.
+        shards: over which mesh the parameters are divided; by default all are on one device.
 
     Returns:
         The model and its tokenizer, None where there is none.
@@ -62,21 +63,24 @@ def load(
     """
     if adapter is not None:
         lora = peft.read_lora(Path(adapter))
-    checkpoint = read(Path(path), dtype, placement)
-    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, placement)
+    places = weights.one_device if shards is None else placement(shards)
+    checkpoint = read(Path(path), dtype, places)
+    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, places)
+    if shards is not None:
+        model.compute = compute_over(shards)
     if adapter is not None and lora is not None:
         peft.load_adapter(model, lora, Path(adapter))
     return model, checkpoint.tokenizer
 
 
 def read(
-    path: Path, dtype: DTypeLike | None = None, placement: weights.Placement = weights.one_device
+    path: Path, dtype: DTypeLike | None = None, places: weights.Placement = weights.one_device
 ) -> Checkpoint:
     """As `load`, without making a model of the parameters."""
     kind = None if dtype is None else jnp.dtype(dtype)
     _check_kind(path)
     if imported.is_imported(path):
-        config, arrays = imported.read(path, kind, placement)
+        config, arrays = imported.read(path, kind, places)
         return Checkpoint(config, arrays, huggingface.find_tokenizer(path))
     if path.is_dir():
         config, tensors = huggingface.open_folder(path)
@@ -89,7 +93,7 @@ def read(
         tokenizer = gguf_tokenizer.tokenizer_of(metadata, path)
     # Before the weights are read, which may take minutes.
     check_tokenizer(config, tokenizer, path)
-    arrays = weights.assemble(config, tensors, str(path), kind, placement)
+    arrays = weights.assemble(config, tensors, str(path), kind, places)
     return Checkpoint(config, arrays, tokenizer)
 
 

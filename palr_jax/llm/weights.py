@@ -14,10 +14,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from palr_jax.errors import UserError
-from palr_jax.llm.axes import Place
+from palr_jax.llm.axes import Place, compute_over, placement
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.stored import Stored
+from palr_jax.sharding import Shards
 
 # Which devices hold which part of a parameter, by its place and its shape.
 Placement = Callable[[Place, tuple[int, ...]], Sharding]
@@ -148,19 +149,17 @@ def build(
     return nnx.merge(graph, drawn, filled)
 
 
-def draw(
-    config: LlamaConfig,
-    lora: LoRAConfig | None,
-    seed: int,
-    placement: Placement = one_device,
-) -> Llama:
+def draw(config: LlamaConfig, lora: LoRAConfig | None, seed: int, shards: Shards) -> Llama:
     """A Llama of random parameters, each drawn in its place on the devices."""
 
     def fresh() -> nnx.State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora))
 
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora)))
-    return nnx.merge(graph, jax.jit(fresh, out_shardings=_placed(abstract, placement))())
+    places = _placed(abstract, placement(shards))
+    model = nnx.merge(graph, jax.jit(fresh, out_shardings=places)())
+    model.compute = compute_over(shards)
+    return model
 
 
 def _placed(abstract: nnx.State, placement: Placement) -> Any:

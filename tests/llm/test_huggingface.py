@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from palr_jax import llm
 from palr_jax.errors import UserError
+from palr_jax.llm.axes import compute_over
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.llm.loading import import_weights
 from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from tests.llm.variants import VARIANTS, tensors, write_checkpoint
 
 LLAMA3, MISTRAL = VARIANTS["llama3"], VARIANTS["mistral"]
@@ -62,25 +64,17 @@ def test_every_tensor_lands_in_its_place(folder: Path) -> None:
 def test_parameters_come_to_the_devices_that_they_belong_to(
     imported: bool, folder: Path, tmp_path: Path
 ) -> None:
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-
-    def placement(place: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-        spec: tuple[str | None, ...] = (None,) * len(shape)
-        if place[-1] == "kernel_IO":
-            spec = (None, "fsdp", "tensor")
-        elif place[-1] == "embedding_VD":
-            spec = ("tensor", "fsdp")
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
+    shards = Shards(make_mesh(MeshConfig(fsdp=4, tensor=2), jax.devices()[:8]))
     lora = LoRAConfig(rank=2, targets=("v",))
     alone, _ = llm.load(folder, lora=lora, seed=3)
     if imported:
         import_weights(str(folder), tmp_path / "imported")
         folder = tmp_path / "imported"
-    model, _ = llm.load(folder, lora=lora, seed=3, placement=placement)
+    model, _ = llm.load(folder, lora=lora, seed=3, shards=shards)
     kernel = model.layers.down.kernel_IO[...]
-    assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 6, 8)}
+    assert kernel.sharding.spec == PartitionSpec(None, ("tensor",), ("fsdp",))
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 12, 4)}
+    assert model.compute == compute_over(shards)
     for mine, other in zip(jax.tree.leaves(model), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(mine, other)
         assert len(mine.sharding.device_set) == 8

@@ -26,7 +26,6 @@ import sys
 from pathlib import Path
 import grain, jax, numpy as np
 from flax import nnx
-from palr_jax.llm.axes import placement
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.weights import draw
 from palr_jax.sharding import MeshConfig, Shards, make_mesh
@@ -49,7 +48,7 @@ def row(seed):
             "target_index_BM": np.arange(24, 32, dtype=np.int32), "weight_BM": one}
 
 streams = [grain.MapDataset.range(10**6)[n::2].map(row).to_iter_dataset().batch(2) for n in (0, 1)]
-model = draw(shape, LoRAConfig(rank=2, dropout=0.1), 0, placement(shards))
+model = draw(shape, LoRAConfig(rank=2, dropout=0.1), 0, shards)
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "ready").touch()
 loop.finetune(model, streams, config, shards, folder / "steps", folder / "m.jsonl", "killed")

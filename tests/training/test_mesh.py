@@ -11,7 +11,7 @@ from flax import nnx
 from palr_jax.errors import UserError
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches
-from palr_jax.llm.axes import check_divides, placement
+from palr_jax.llm.axes import check_divides
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.weights import draw
 from palr_jax.sharding import MeshConfig, Rules, Shards, make_mesh
@@ -47,7 +47,7 @@ def streams(catalog, train, writer, instruct_config):
 
 def losses(streams, mesh: MeshConfig, lora: LoRAConfig | None, folder: Path) -> list[float]:
     shards = Shards(make_mesh(mesh, jax.devices()[: mesh.devices]))
-    model = draw(SHAPE, lora, 0, placement(shards))
+    model = draw(SHAPE, lora, 0, shards)
     metrics = folder / "metrics.jsonl"
     loop.finetune(model, streams, CONFIG, shards, folder / "steps", metrics, "tiny")
     for leaf in jax.tree.leaves(nnx.state(model.layers, nnx.Param)):
