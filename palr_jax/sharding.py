@@ -67,14 +67,13 @@ class Rules:
         length: tokens of a row.
         layer: of stacked parameters.
         width: the residual stream of activations.
-        embed: the residual stream's side of a parameter.
+        embed: the residual stream's side of a parameter; the width of a retriever's items.
         vocab: rows of the embedding and of the LM head, and logits.
         heads: query heads.
         kv_heads: key and value heads.
         mlp: the feed-forward.
         adapter: the side of a low-rank adapter that lies along heads or the feed-forward.
         lora_rank: the inner side of an adapter.
-        items: rows of a retriever's table of items.
     """
 
     batch: MeshAxes = (DATA, FSDP)
@@ -88,7 +87,6 @@ class Rules:
     mlp: MeshAxes = (TENSOR,)
     adapter: MeshAxes = (TENSOR, FSDP)
     lora_rank: MeshAxes = ()
-    items: MeshAxes = (FSDP, TENSOR)
 
     def spec(self, *axes: str | None, whole_along: str | None = None) -> PartitionSpec:
         """How an array with these logical axes is divided; None is an axis that never is.

@@ -8,6 +8,8 @@ from pydantic import Field
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
 ]
+# Those that read histories in order.
+SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec")
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
 
 
@@ -32,6 +34,9 @@ class RetrieverConfig:
         averaging: share of the running average of the parameters that outlives a step; 0 for none.
         batch_size: rows of `length` interactions a step, or single interactions for the models that
             do not read histories in order.
+        devices: of this process, over which the rows of a batch and the items' vectors are divided;
+            for the models that read histories in order. It divides `batch_size` and `dim`. Each
+            draws dropout of its own.
         max_epochs: passes over the training interactions at most.
         patience: epochs without a better validation NDCG@10 before training stops.
     """
@@ -49,9 +54,15 @@ class RetrieverConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
     batch_size: Annotated[int, Field(ge=1)] = 32
+    devices: Annotated[int, Field(ge=1)] = 1
     max_epochs: Annotated[int, Field(ge=1)] = 20
     patience: Annotated[int, Field(ge=1)] = 5
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim})")
+        if self.devices > 1 and self.model not in SEQUENTIAL:
+            raise ValueError(f"devices: {self.model} is trained on one ({self.devices} are named)")
+        for name, size in (("batch_size", self.batch_size), ("dim", self.dim)):
+            if size % self.devices:
+                raise ValueError(f"devices ({self.devices}) must divide {name} ({size})")

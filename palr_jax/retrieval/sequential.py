@@ -19,7 +19,8 @@ from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import Layout, Rows
-from palr_jax.retrieval.step import Params, Rates, train_step
+from palr_jax.retrieval.step import Params, Rates, TrainState, places, train_step
+from palr_jax.sharding import MeshConfig, Shards, make_mesh
 
 
 class Sequential:
@@ -59,10 +60,15 @@ class Sequential:
 
         loss = Loss(config.loss or "cross_entropy", config.negatives)
         rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
-        step = functools.partial(train_step, self._graph, loss, rates)
+        step: loop.Step = functools.partial(train_step, self._graph, loss, rates)
+        if config.devices > 1:
+            mesh = make_mesh(MeshConfig(fsdp=config.devices), jax.local_devices()[: config.devices])
+            step = _divided(step, Shards(mesh))
         self._params = loop.train(
             self._params, step, batches, config, split, self._seed, directory, validation_ranks
         )
+        # As `load` gives them, so that what is recommended is the same to the bit.
+        self._params = jax.device_put(self._params, jax.local_devices()[0])
 
     def load(self, directory: Path) -> None:
         """Takes over the parameters with the best validation NDCG@10."""
@@ -96,6 +102,17 @@ class Sequential:
 
         items_ID = _items(self._graph, params)
         return Scorer(queries, items_ID, full_ranking.inner_product)
+
+
+def _divided(step: Callable[..., tuple[TrainState, jax.Array]], shards: Shards) -> loop.Step:
+    """The same step over the devices of a mesh."""
+
+    def divided(state: TrainState, rows: Rows, key: jax.Array) -> tuple[TrainState, jax.Array]:
+        # At first, and when training goes on, all of the state is on one device.
+        state = jax.device_put(state, places(state, shards))
+        return step(state, shards.spread(rows), key, shards=shards)
+
+    return divided
 
 
 @functools.partial(jax.jit, static_argnums=0)

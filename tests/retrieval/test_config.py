@@ -9,6 +9,8 @@ from palr_jax.retrieval.config import RetrieverConfig
     [
         {"dim": 0}, {"dropout": 1.0}, {"learning_rate": 0.0}, {"model": "sas"}, {"patience": 0},
         {"dim": 10, "num_heads": 3}, {"candidates": 0},
+        {"devices": 0}, {"devices": 3, "batch_size": 32}, {"devices": 8, "dim": 20, "num_heads": 1},
+        {"devices": 2, "model": "bpr_mf"},
     ],
 )  # fmt: skip
 def test_refuses_what_cannot_be(wrong: dict[str, object]) -> None:

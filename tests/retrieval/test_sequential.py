@@ -18,9 +18,12 @@ from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import loop, sequential
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
+from palr_jax.retrieval.step import Rates, places, train_step
+from palr_jax.sharding import MeshConfig, Shards, make_mesh
 
 NUM_ITEMS = 12
 CONFIG = RetrieverConfig(
@@ -53,6 +56,68 @@ def trained(directory: Path) -> dict[str, Any]:
         saved = checkpoints.load_latest(like)
     assert saved is not None
     return saved[1]
+
+
+def over_devices(devices: int) -> Sequential:
+    return sasrec(replace(CONFIG, dropout=0.0, devices=devices))
+
+
+def test_several_devices_learn_what_one_does(tmp_path: Path) -> None:
+    alone, several = over_devices(1), over_devices(4)
+    alone.fit(SPLIT, tmp_path / "one")
+    several.fit(SPLIT, tmp_path / "four")
+    for mine, other in zip(curve(tmp_path / "four"), curve(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-4)
+    histories = SPLIT.histories("test")
+    np.testing.assert_allclose(several.scores(histories), alone.scores(histories), atol=1e-2)
+    # What was trained over several devices is loaded on one.
+    again = over_devices(4)
+    again.load(tmp_path / "four")
+    np.testing.assert_array_equal(again.scores(histories), several.scores(histories))
+
+
+def test_the_vectors_of_items_and_all_that_belongs_to_them_are_divided() -> None:
+    shards = Shards(make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]))
+    state = loop.TrainState.initial(sasrec()._params)
+    state = jax.device_put(state, places(state, shards))
+    state, _ = train_step(
+        sasrec()._graph, Loss("cross_entropy", 1), Rates(0.01, 0.1, 0.8), state,
+        shards.spread(NEXT_ITEM.training(SPLIT.train, NUM_ITEMS, 8, 4, 0, 0)),
+        jax.random.key(0), shards,
+    )  # fmt: skip
+    tables = [
+        leaf
+        for keys, leaf in jax.tree.leaves_with_path(state)
+        if getattr(keys[-1], "key", None) == "item_ID"
+    ]
+    assert len(tables) == 4  # parameters, average, and two moments
+    for leaf in tables:
+        assert {part.data.shape for part in leaf.addressable_shards} == {(NUM_ITEMS + 1, 4)}
+
+
+def test_training_over_devices_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_devices(4).fit(SPLIT, tmp_path / "whole")
+    save = loop.Checkpoints.save
+
+    def dies(self: loop.Checkpoints, step: int, *rest: Any) -> None:
+        save(self, step, *rest)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Checkpoints, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        over_devices(4).fit(SPLIT, tmp_path / "stopped")
+    monkeypatch.setattr(loop.Checkpoints, "save", save)
+    over_devices(4).fit(SPLIT, tmp_path / "stopped")
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_more_devices_than_there_are_is_a_mistake(tmp_path: Path) -> None:
+    config = replace(CONFIG, devices=16, batch_size=16)
+    with pytest.raises(UserError, match="16 devices, but 8 are there"):
+        sasrec(config).fit(SPLIT, tmp_path)
 
 
 @pytest.fixture(scope="module")
