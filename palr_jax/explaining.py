@@ -11,6 +11,24 @@ import numpy as np
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import Ranker
 
+# History items that an explanation names.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What speaks for an item: by how much log P(item | prompt) falls without a part of the prompt.
+
+    Attributes:
+        profile: the sentence about the user.
+        profile_lift: what it adds; 0 if there is none.
+        items: the history items that add most, with what each adds, largest first.
+    """
+
+    profile: str
+    profile_lift: float
+    items: tuple[tuple[str, float], ...]
+
 
 @dataclass(frozen=True)
 class Lifts:
@@ -25,6 +43,40 @@ class Lifts:
     item_H: np.ndarray
     lift_HC: np.ndarray
     profile_C: np.ndarray
+
+
+def explanations(
+    ranker: Ranker,
+    titles: Sequence[str],
+    histories: Ragged,
+    profiles: Sequence[str],
+    candidates_UC: np.ndarray,
+) -> list[dict[str, Explanation]]:
+    """Why each candidate of each user, by its title.
+
+    Args:
+        ranker: knows the items.
+        titles: of all items.
+        histories: items per user, oldest first.
+        profiles: a sentence per user.
+        candidates_UC: item indices, -1 where there is none.
+    """
+    found = lifts(ranker, histories, profiles, candidates_UC)
+    return [
+        {
+            titles[item]: _explanation(mine, profile, place, titles)
+            for place, item in enumerate(row)
+            if item >= 0
+        }
+        for mine, profile, row in zip(found, profiles, candidates_UC, strict=True)
+    ]
+
+
+def _explanation(found: Lifts, profile: str, place: int, titles: Sequence[str]) -> Explanation:
+    lift_H = found.lift_HC[:, place]
+    order_H = [number for number in np.argsort(-lift_H)[:_NAMED] if lift_H[number] > 0]
+    named = tuple((titles[found.item_H[number]], float(lift_H[number])) for number in order_H)
+    return Explanation(profile, float(found.profile_C[place]), named)
 
 
 def lifts(

@@ -19,7 +19,7 @@ from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
 from palr_jax.evaluation.metrics import SLATE
-from palr_jax.explaining import Lifts, lifts
+from palr_jax.explaining import Explanation, explanations
 from palr_jax.files import read_json
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
@@ -32,24 +32,6 @@ from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig
 from palr_jax.training.loop import newest_step
-
-# History items that an explanation names.
-_NAMED = 3
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What speaks for an item: by how much log P(item | prompt) falls without a part of the prompt.
-
-    Attributes:
-        profile: the sentence about the user.
-        profile_lift: what it adds; 0 if there is none.
-        items: the history items that add most, with what each adds, largest first.
-    """
-
-    profile: str
-    profile_lift: float
-    items: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -139,23 +121,9 @@ class Recommender:
         Raises:
             UserError: a title is in the catalog already, or empty, or too long.
         """
-        catalog, known = self.catalog, set(self.catalog.titles)
-        for title in titles:
-            if not title.strip():
-                raise UserError("a new item has an empty title: give it a text")
-            if title in known:
-                raise UserError(f"there is an item titled {title!r} already: recommend that one")
-            known.add(title)
-        fresh = len(catalog) - self.prepared.split.num_items
+        fresh = len(self.catalog) - self.prepared.split.num_items
         ids = [f"new-{fresh + number}" for number in range(1, len(titles) + 1)]
-        longer = Catalog(
-            item_ids=np.array([*catalog.item_ids, *ids]),
-            titles=(*catalog.titles, *titles),
-            categories=(
-                *catalog.categories,
-                *(tuple(names) for names in categories or [()] * len(titles)),
-            ),
-        )
+        longer = self.catalog.with_items(ids, titles, categories)
         tokenizer = self.ranker.writer.tokenizer
         items = tokenize_items(longer, tokenizer, self.config.instruct).tokens
         writer = PromptWriter(tokenizer, items, self.config.instruct)
@@ -209,7 +177,15 @@ class Recommender:
             retriever_UC = None
         fused_UC = self.fused(known, candidates_UC, retriever_UC, "rank")
         slates = self._slates(candidates_UC, fused_UC, k)
-        return self._explained(known, candidates_UC, slates) if explain else slates
+        if not explain:
+            return slates
+        why = explanations(
+            self.ranker, self.catalog.titles, known, self.profiles(known), candidates_UC
+        )
+        return [
+            [replace(entry, explanation=mine[entry.title]) for entry in slate]
+            for mine, slate in zip(why, slates, strict=True)
+        ]
 
     def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[tuple[str, float]]:
         """The candidates, best first, with log P(candidate | history) by the ranker alone.
@@ -320,31 +296,6 @@ class Recommender:
         for user, row in enumerate(rows):
             candidates_UC[user, : len(row)] = row
         return candidates_UC
-
-    def _explained(
-        self, known: Ragged, candidates_UC: np.ndarray, slates: list[list[Recommendation]]
-    ) -> list[list[Recommendation]]:
-        profiles = self.profiles(known)
-        found = lifts(self.ranker, known, profiles, candidates_UC)
-        places = [
-            {self.catalog.titles[item]: place for place, item in enumerate(row) if item >= 0}
-            for row in candidates_UC
-        ]
-        return [
-            [
-                replace(entry, explanation=self._explanation(found[user], profiles[user], place))
-                for entry in slate
-                for place in [places[user][entry.title]]
-            ]
-            for user, slate in enumerate(slates)
-        ]
-
-    def _explanation(self, found: Lifts, profile: str, place: int) -> Explanation:
-        lift_H = found.lift_HC[:, place]
-        order_H = [number for number in np.argsort(-lift_H)[:_NAMED] if lift_H[number] > 0]
-        titles = [self.catalog.titles[found.item_H[number]] for number in order_H]
-        named = zip(titles, map(float, lift_H[order_H]), strict=True)
-        return Explanation(profile, float(found.profile_C[place]), tuple(named))
 
     def _slates(
         self, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int

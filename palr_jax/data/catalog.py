@@ -45,6 +45,35 @@ class Catalog:
         names = ", ".join(repr(self.titles[index]) for index in indices)
         raise UserError(f"no single item is titled {title!r}; the nearest titles are {names}")
 
+    def with_items(
+        self,
+        item_ids: Sequence[str],
+        titles: Sequence[str],
+        categories: Sequence[Sequence[str]] | None = None,
+    ) -> "Catalog":
+        """The same with more items behind those that are there.
+
+        Args:
+            item_ids: of the new items.
+            titles: of the new items.
+            categories: of each; by default none.
+
+        Raises:
+            UserError: a title is there already, or empty.
+        """
+        known = set(self.titles)
+        for title in titles:
+            if not title.strip():
+                raise UserError("a new item has an empty title: give it a text")
+            if title in known:
+                raise UserError(f"there is an item titled {title!r} already: recommend that one")
+            known.add(title)
+        return Catalog(
+            item_ids=np.array([*self.item_ids, *item_ids]),
+            titles=(*self.titles, *titles),
+            categories=(*self.categories, *map(tuple, categories or [()] * len(titles))),
+        )
+
     @cached_property
     def _by_title(self) -> dict[str, int]:
         return {title: index for index, title in enumerate(self.titles)}
