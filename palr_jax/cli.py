@@ -274,8 +274,11 @@ def _recommend(arguments: argparse.Namespace) -> None:
 
     if (arguments.users is None) != (arguments.output is None):
         raise UserError("--users all and --output FILE.parquet go together: give both")
+    group = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.users:
-        processes.join(arguments.coordinator, arguments.processes, arguments.process)
+        processes.join(*group)
+    elif any(value is not None for value in group):
+        raise UserError("several processes make the slates of --users all, not one user's")
     sizes = {axis: getattr(arguments, f"mesh.{axis}") for axis in _MESH}
     if min(sizes.values()) < 1:
         raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")

@@ -167,3 +167,8 @@ def _rows(ragged: Ragged) -> list[np.ndarray]:
 def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--run", "runs/tiny", "--users", "all"]) == 2
     assert "--users all and --output FILE.parquet go together" in capsys.readouterr().err
+
+
+def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--run", "runs/tiny", "--user", "1", "--process", "0"]) == 2
+    assert "several processes make the slates of --users all" in capsys.readouterr().err

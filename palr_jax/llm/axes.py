@@ -7,6 +7,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from palr_jax.errors import UserError
+from palr_jax.llm.attention import attention_on
 from palr_jax.llm.compute import Compute, compute_on
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.sharding import FSDP, TENSOR, Shards
@@ -101,12 +102,13 @@ def _place(keys: Any) -> Place:
 def compute_over(shards: Shards) -> Compute:
     """How layers are computed on the devices of a mesh."""
     platform = shards.mesh.devices.flat[0].platform
-    return compute_on(
+    attention = attention_on(
         platform,
         None if shards.is_one_device else shards.mesh,
         shards.rules.batch,
         TENSOR if shards.mesh.shape[TENSOR] > 1 else None,
     )
+    return compute_on(platform, attention)
 
 
 def check_divides(config: LlamaConfig, shards: Shards) -> None:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from jax.sharding import Mesh
-
 from palr_jax.llm.attention import XLA, Attention, attention_on
 
 
@@ -23,12 +21,11 @@ class Compute:
     has_bfloat16: bool = False
 
 
-def compute_on(
-    platform: str,
-    mesh: Mesh | None = None,
-    batch_axes: tuple[str, ...] = (),
-    head_axis: str | None = None,
-) -> Compute:
-    """How layers are computed on a platform; the arguments are those of `attention_on`."""
-    attention = attention_on(platform, mesh, batch_axes, head_axis)
-    return Compute(attention, has_bfloat16=platform != "cpu")
+def compute_on(platform: str, attention: Attention | None = None) -> Compute:
+    """How layers are computed on a platform.
+
+    Args:
+        platform: of the devices, as `jax.Device` names it.
+        attention: by default that of one device.
+    """
+    return Compute(attention or attention_on(platform), has_bfloat16=platform != "cpu")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from palr_jax.llm.compute import compute_on
+from palr_jax.llm.compute import Compute
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
@@ -58,7 +58,7 @@ def main() -> None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0)))
-    model.compute = compute_on("cpu", mesh)
+    model.compute = Compute()
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     state = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer(config).init, params)
