@@ -4,7 +4,6 @@ Shapes: U users, C candidates, K items of a slate.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
 from palr_jax.files import fingerprint, read_json, replacing
+from palr_jax.paths import delete
 from palr_jax.progress import Advance, progress, say
 from palr_jax.ragged import Ragged
 from palr_jax.recommender import Recommender
@@ -77,9 +77,11 @@ def join_parts(recommender: Recommender, output: Path) -> None:
     """Makes one table of all parts, which are deleted."""
     folder = _folder(output)
     with replacing(output) as temporary:
-        parts = [pl.scan_parquet(_part(folder, start)) for start in _starts(recommender)]
+        parts = [
+            pl.scan_parquet(_part(folder, start).read_bytes()) for start in _starts(recommender)
+        ]
         pl.concat(parts).sink_parquet(temporary)
-    shutil.rmtree(folder)
+    delete(folder)
 
 
 def _make(

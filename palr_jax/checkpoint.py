@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from palr_jax import processes
 from palr_jax.errors import UserError
+from palr_jax.paths import absolute
 from palr_jax.progress import say
 
 # Orbax announces every file it writes, and tells every error several times at length; errors reach
@@ -27,7 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
-        self.directory = directory.absolute()
+        self.directory = absolute(directory)
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: -metrics["loss"],

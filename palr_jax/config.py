@@ -117,7 +117,8 @@ class Config:
     """Everything one run needs.
 
     Attributes:
-        name: the run directory is runs/<name>.
+        name: the run directory is <runs>/<name>.
+        runs: the folder of run directories, on disk or in a bucket (gs://BUCKET/FOLDER).
         seed: of everything random.
         data: the interactions.
         retriever: who proposes the candidates.
@@ -132,6 +133,7 @@ class Config:
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    runs: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)

@@ -13,19 +13,28 @@ from typing import Any
 import numpy as np
 
 from palr_jax.errors import UserError
+from palr_jax.paths import delete, in_bucket
 from palr_jax.processes import is_leader
+
+_PIECE_BYTES = 16_000_000
 
 
 @contextmanager
 def replacing(path: Path, by_all: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, renamed to `path` once the block has succeeded.
+    """Yields a temporary path on disk, which becomes `path` once the block has succeeded.
 
+    It lies beside `path` and is renamed, or is copied into the bucket, where objects appear whole.
     Of several processes, which all come here, the leader alone writes; with `by_all` every one
     does, each a file of its own.
     """
-    if not (by_all or is_leader()):
+    writes = by_all or is_leader()
+    if in_bucket(path) or not writes:
         with TemporaryDirectory() as folder:
-            yield Path(folder) / path.name
+            temporary = Path(folder) / path.name
+            yield temporary
+            if writes:
+                with temporary.open("rb") as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target, _PIECE_BYTES)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -40,6 +49,16 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Writes behind what stands in a file, or begins it."""
+    if in_bucket(path):  # objects do not grow
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(before + text, encoding="utf-8")
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,7 +93,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is missing, cut off or not an .npz.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it") from None
@@ -104,10 +123,20 @@ def require_new(folder: Path) -> None:
 def creating(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `folder`, renamed to it once the block has succeeded.
 
+    A bucket knows no renaming of folders: there it is `folder` itself, emptied if the block fails.
+    So that even a kill leaves nothing that passes for whole, write last what is read first.
+
     Raises:
         UserError: `folder` is a file, or a folder that holds something already.
     """
     require_new(folder)
+    if in_bucket(folder):
+        try:
+            yield folder
+        except BaseException:
+            delete(folder)
+            raise
+        return
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)

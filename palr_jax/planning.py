@@ -6,7 +6,6 @@ weights are read: their shapes are enough.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.loading import shape_of_weights
 from palr_jax.llm.shapes import SHAPES, shape_of
+from palr_jax.paths import path_of
 from palr_jax.ranker import PROMPT_BUCKET
 from palr_jax.sharding import AXES, Shards, make_mesh
 from palr_jax.training.chips import Topology, parse_topology
@@ -169,7 +169,7 @@ def _shape(config: Config) -> LlamaConfig:
     ranker = config.ranker
     if not ranker.weights:
         return scratch_shape(ranker, ranker.size.vocab_size, config.finetune.length)
-    path = Path(ranker.weights)
+    path = path_of(ranker.weights)
     if path.exists():
         return shape_of_weights(path)
     if path.name not in SHAPES:

@@ -13,7 +13,7 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.write import write_text
 from palr_jax.errors import UserError
-from palr_jax.files import replacing
+from palr_jax.files import append_text, replacing
 from palr_jax.instruct.llm_profiles import (
     instruction,
     item_list,
@@ -58,10 +58,7 @@ def _ask(config: Config, run: RunDirectory, prepared: Prepared, sentences: list[
     room = model.config.max_length - settings.new_tokens
     asked = instruction(settings, config.instruct.item_kind)
     lines = _kept_lines(run, prepared)
-    with (
-        progress("profiles", split.num_users, "users", done=len(lines)) as advance,
-        run.profiles.open("a", encoding="utf-8") as file,
-    ):
+    with progress("profiles", split.num_users, "users", done=len(lines)) as advance:
         for start in range(len(lines), split.num_users, settings.batch_size):
             users = range(start, min(start + settings.batch_size, split.num_users))
             prompts = Ragged.from_rows(
@@ -69,6 +66,7 @@ def _ask(config: Config, run: RunDirectory, prepared: Prepared, sentences: list[
                 for user in users
             )
             answers = _answers(model, tokenizer, prompts, config)
+            fresh = []
             for user, answer in zip(users, answers, strict=True):
                 titles = [prepared.catalog.titles[item] for item in split.train[user]]
                 words = read_keywords(answer, asked, titles, settings.keywords)
@@ -79,8 +77,8 @@ def _ask(config: Config, run: RunDirectory, prepared: Prepared, sentences: list[
                     "from": "llm" if words else "keywords",
                     "answer": answer,
                 }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
+                fresh.append(json.dumps(line, ensure_ascii=False) + "\n")
+            append_text(run.profiles, "".join(fresh))
             advance(len(users))
     say(f"profiles: {run.profile_sources()}")
 

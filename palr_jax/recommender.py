@@ -24,6 +24,7 @@ from palr_jax.files import read_json
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.paths import path_of
 from palr_jax.progress import Advance
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import Ranker, load_ranker
@@ -88,7 +89,7 @@ class Recommender:
             UserError: it is no run directory, it is not evaluated yet, or a checkpoint in it
                 cannot be read.
         """
-        directory, step = _find(Path(path))
+        directory, step = _find(path_of(path))
         config = replace(directory.read_config(), mesh=mesh or MeshConfig())
         if "PALR_v2" not in config.ranker.variants:
             raise UserError(f"{path} has no PALR_v2: add it to ranker.variants and run again")

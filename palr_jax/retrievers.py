@@ -4,7 +4,6 @@ Letters: U users, I items.
 """
 
 import json
-import shutil
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +13,7 @@ from palr_jax.data import prepare as preparing
 from palr_jax.data.split import Part, Split
 from palr_jax.evaluation.metrics import hit_rate, ndcg, summary
 from palr_jax.files import read_arrays, write_arrays, write_json
+from palr_jax.paths import delete
 from palr_jax.progress import say
 from palr_jax.retrieval import loop
 from palr_jax.retrieval.config import Model, RetrieverConfig
@@ -39,7 +39,7 @@ def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> No
     found = loop.found_settings(directory)
     if found is not None and any(found.get(key) != value for key, value in wanted.items()):
         say(f"{ROW_NAMES[model]}: trained before with other settings, starts anew")
-        shutil.rmtree(directory)
+        delete(directory)
     retriever = MODELS[model](settings, split.num_items, config.seed)
     retriever.fit(split, directory)
     arrays: dict[str, np.ndarray] = {}

@@ -17,7 +17,6 @@ report.html                the table, curves, examples
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -40,6 +39,7 @@ from palr_jax.files import (
     write_text,
 )
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from palr_jax.paths import delete
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
 
@@ -199,7 +199,7 @@ class RunDirectory:
         entry = self._read_stages().get(stage, {})
         if entry.get("fingerprint") != mark:
             for output in outputs:
-                _delete(output)
+                delete(output)
         elif entry.get("done"):
             return False
         self._note(stage, mark, done=False)
@@ -220,10 +220,3 @@ def _difference(there: Config, here: Config) -> str:
     old, new = to_dict(there)["data"], to_dict(here)["data"]
     key = next(key for key in new if old.get(key) != new[key])
     return f"data.{key} is {old.get(key)!r} there, {new[key]!r} here"
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,7 +1,5 @@
 """The tokenizer and the LLaMA of a ranker before it is tuned."""
 
-from pathlib import Path
-
 import jax
 from flax import nnx
 
@@ -17,6 +15,7 @@ from palr_jax.llm.loading import load, shape_of_weights, tokenizer_of
 from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.llm.weights import draw
+from palr_jax.paths import path_of
 from palr_jax.sharding import Shards
 
 
@@ -27,9 +26,9 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
         UserError: the named tokenizer is missing or cannot be read, or the weights have none.
     """
     if config.tokenizer:
-        return load_tokenizer(Path(config.tokenizer))
+        return load_tokenizer(path_of(config.tokenizer))
     if config.weights:
-        tokenizer = tokenizer_of(Path(config.weights))
+        tokenizer = tokenizer_of(path_of(config.weights))
         if tokenizer is None:
             raise UserError(f"{config.weights} has no tokenizer: name one in ranker.tokenizer")
         return tokenizer
@@ -81,7 +80,7 @@ def make_model(
         shape = scratch_shape(config, vocab_size, max_length)
         check_divides(shape, shards)
         return draw(shape, config.lora, seed, shards)
-    check_divides(shape_of_weights(Path(config.weights)), shards)
+    check_divides(shape_of_weights(path_of(config.weights)), shards)
     model, _ = load(config.weights, config.dtype, config.lora, seed, shards=shards)
     if model.config.vocab_size < vocab_size:
         raise UserError(

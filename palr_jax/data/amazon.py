@@ -13,6 +13,7 @@ import polars as pl
 from palr_jax.data.config import DataConfig
 from palr_jax.data.raw import RawTables, given, items_table, numbered_lines, tidy
 from palr_jax.errors import UserError
+from palr_jax.paths import path_of
 from palr_jax.progress import say
 
 _EXPECTED = "a .json or .json.gz file"
@@ -42,7 +43,7 @@ def read_amazon_2014(config: DataConfig) -> RawTables:
 
 def _file(folder: str | None, named: str | None, key: str, pattern: str) -> Path:
     if named is not None:
-        path = Path(named).expanduser()
+        path = path_of(named).expanduser()
     else:
         path = _find(given(folder, "data.path", f"the folder of the {_FILES}"), pattern, key)
     if not path.name.endswith((".json", ".json.gz")):

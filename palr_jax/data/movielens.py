@@ -100,7 +100,11 @@ def _open(path: Path, name: str) -> _Dat:
 
 def _unzip(path: Path, name: str) -> _Dat:
     try:
-        with readable(path, _MEND), zipfile.ZipFile(path) as archive:
+        with (
+            readable(path, _MEND),
+            path.open("rb") as file,
+            zipfile.ZipFile(file) as archive,
+        ):
             members = [member for member in archive.namelist() if Path(member).name == name]
             if not members:
                 raise UserError(f"{path} holds no {name}: {_MEND}")

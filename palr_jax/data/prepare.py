@@ -133,7 +133,7 @@ def load(directory: Path) -> Prepared:
 
 def _load_catalog(path: Path) -> Catalog:
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path.read_bytes())
         ids, titles, categories = (frame[name].to_list() for name in ITEMS_SCHEMA)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `palr prepare`") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from palr_jax.errors import UserError
+from palr_jax.paths import path_of
 
 ITEMS_SCHEMA: dict[str, pl.DataType] = {
     "item": pl.String(),
@@ -80,7 +81,7 @@ def given(value: str | None, key: str, expected: str) -> Path:
     """
     if value is None:
         raise UserError(f"{key} is not given: set it to {expected}")
-    return Path(value).expanduser()
+    return path_of(value).expanduser()
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def readable(path: Path, mend: str) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut off ({error}): fetch it again") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {mend}") from None
 
 
 def read_text(path: Path, mend: str) -> str:
@@ -121,9 +122,9 @@ def numbered_lines(path: Path, mend: str) -> Iterator[tuple[int, str]]:
         UserError: the file is missing, cut off, empty or not UTF-8.
     """
     empty = True
-    opened = gzip.open if path.suffix == ".gz" else open
-    with readable(path, mend), opened(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+    with readable(path, mend), path.open("rb") as file:
+        lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             empty = False

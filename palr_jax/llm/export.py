@@ -18,9 +18,9 @@ def export_model(model: Llama, tokenizer: Tokenizer | None, folder: Path) -> Non
         UserError: the folder holds something already.
     """
     with creating(folder) as temporary:
-        huggingface.write_config(model.config, tokenizer, temporary)
         huggingface.write_tensors(disassemble(model), temporary)
         huggingface.write_tokenizer(tokenizer, temporary)
+        huggingface.write_config(model.config, tokenizer, temporary)
 
 
 def export_adapter(
@@ -42,5 +42,5 @@ def export_adapter(
             "use its adapter: leave out --adapter"
         )
     with creating(folder) as temporary:
-        peft.write_adapter(model, lora, base, temporary)
         huggingface.write_tokenizer(tokenizer, temporary)
+        peft.write_adapter(model, lora, base, temporary)

@@ -15,6 +15,7 @@ from palr_jax.llm.config import LinearScaling, Llama3Scaling, LlamaConfig
 from palr_jax.llm.rope import llama3_divisors
 from palr_jax.llm.stored import Stored
 from palr_jax.llm.weights import LINEARS
+from palr_jax.paths import in_bucket
 
 _LINEARS = {
     "q": "attn_q",
@@ -49,6 +50,8 @@ def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any
     Raises:
         UserError: the file is missing, damaged or cut off, or the model is not a plain LLaMA.
     """
+    if in_bucket(path):
+        raise UserError(f"{path}: GGUF is read from disk alone: copy the file there")
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

@@ -18,6 +18,7 @@ from palr_jax.llm import huggingface, weights
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.hf_config import read_config
 from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.paths import absolute
 
 _WEIGHTS = "weights"
 # Arrays are stored in pieces of this size, so that a host reads little beside its own part.
@@ -45,8 +46,8 @@ def write(
         context.array.saving.storage_options.chunk_byte_size = _PIECE_BYTES
         with context:
             ocp.save(temporary / _WEIGHTS, unflatten_dict(arrays))
-        huggingface.write_config(config, tokenizer, temporary)
         huggingface.write_tokenizer(tokenizer, temporary)
+        huggingface.write_config(config, tokenizer, temporary)
 
 
 def read(
@@ -58,7 +59,7 @@ def read(
         UserError: the checkpoint is damaged.
     """
     config = read_config(folder / "config.json")
-    path = (folder / _WEIGHTS).absolute()
+    path = absolute(folder / _WEIGHTS)
     try:
         stored: dict[weights.Place, Any] = flatten_dict(ocp.metadata(path).metadata)
         like = {

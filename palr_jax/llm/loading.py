@@ -15,6 +15,7 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.hf_config import read_config
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.paths import path_of
 from palr_jax.sharding import Shards
 
 _LEAST_SHARE = 0.9
@@ -62,14 +63,14 @@ def load(
             model, or the adapter for one.
     """
     if adapter is not None:
-        lora = peft.read_lora(Path(adapter))
+        lora = peft.read_lora(path_of(adapter))
     places = weights.one_device if shards is None else placement(shards)
-    checkpoint = read(Path(path), dtype, places)
+    checkpoint = read(path_of(path), dtype, places)
     model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, places)
     if shards is not None:
         model.compute = compute_over(shards)
     if adapter is not None and lora is not None:
-        peft.load_adapter(model, lora, Path(adapter))
+        peft.load_adapter(model, lora, path_of(adapter))
     return model, checkpoint.tokenizer
 
 
@@ -169,7 +170,7 @@ def import_weights(source: str, folder: Path) -> str:
         with smollm2.fetched() as path:
             checkpoint = read(path)
     else:
-        checkpoint = read(Path(source))
+        checkpoint = read(path_of(source))
     imported.write(folder, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer)
     count = sum(array.size for array in checkpoint.arrays.values())
     types = sorted({str(array.dtype) for array in checkpoint.arrays.values()})

@@ -57,9 +57,9 @@ def write_adapter(model: Llama, lora: LoRAConfig, base: str, folder: Path) -> No
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     metadata = {"format": "pt", _BASE: fingerprint(model)}
     safetensors_file.write_file(folder / _TENSORS, _tensors(model, lora), metadata)
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lora(folder: Path) -> LoRAConfig:

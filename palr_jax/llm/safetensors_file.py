@@ -93,5 +93,9 @@ def _entry(path: Path, start: int, size: int, info: dict[str, Any]) -> Stored:
 def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     count = math.prod(shape)
     # NumPy reads no bfloat16 from files, so the bytes come first.
-    data = np.fromfile(path, np.uint8, count * dtype.itemsize, offset=offset)
+    data = np.empty(count * dtype.itemsize, np.uint8)
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.readinto(data.data) != len(data):
+            raise UserError(f"{path} was cut off while it was read: copy it again")
     return data.view(dtype).reshape(shape)

@@ -4,13 +4,15 @@ import json
 import math
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 from tensorboardX import SummaryWriter
 
 from palr_jax.errors import UserError
-from palr_jax.files import write_text
+from palr_jax.files import append_text, write_text
 from palr_jax.llm.llama import Llama
+from palr_jax.paths import in_bucket
 from palr_jax.processes import is_leader
 from palr_jax.training.chips import chip_of
 from palr_jax.training.flops import train_flops
@@ -44,10 +46,9 @@ class MetricsLog:
         devices = jax.devices()
         chip = chip_of(devices[0].device_kind)
         self._peak = chip.flops * len(devices) if chip else None
-        folder = str(path.parent / "tensorboard" / name)
-        purge = after + 1 if after else None
         # One process writes; every one of them adds up.
-        self._events = SummaryWriter(folder, purge_step=purge) if is_leader() else None
+        folder = path.parent / "tensorboard" / name
+        self._events = _Events(folder, after + 1 if after else None) if is_leader() else None
         self._losses: list[float] = []
         self._start()
 
@@ -92,11 +93,35 @@ class MetricsLog:
         if not self._events:
             return
         line = {"model": self._name, "step": step, **values}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_text(self._path, json.dumps(line) + "\n")
+        self._events.write(step, values)
+
+
+class _Events:
+    """Scalars for TensorBoard. Its files grow, objects in a bucket do not: these are copies."""
+
+    def __init__(self, folder: Path, purge: int | None) -> None:
+        self._folder = folder
+        self._scratch = TemporaryDirectory() if in_bucket(folder) else None
+        place = folder if self._scratch is None else Path(self._scratch.name)
+        self._writer = SummaryWriter(str(place), purge_step=purge)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
-            self._events.add_scalar(key.replace(" ", "_"), value, step)
-        self._events.flush()
+            self._writer.add_scalar(key.replace(" ", "_"), value, step)
+        self._writer.flush()
+        self._copy()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._copy()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _copy(self) -> None:
+        if self._scratch is not None:
+            for file in Path(self._scratch.name).iterdir():
+                (self._folder / file.name).write_bytes(file.read_bytes())
 
 
 def _finite(step: int, metrics: dict[str, jax.Array]) -> float:

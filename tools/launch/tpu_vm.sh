@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Tunes a ranker on a Cloud TPU pod: makes the pod, installs, and runs the same command on all hosts.
 #
-#   NAME=palr ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=my-bucket \
-#     tools/launch/tpu_vm.sh configs/llama-7b/v5e-16.yaml
+#   NAME=palr ZONE=us-west4-a TYPE=v5litepod-16 tools/launch/tpu_vm.sh \
+#     --config configs/llama-7b/v5e-16.yaml --runs gs://my-bucket/runs \
+#     --ranker.weights gs://my-bucket/weights/llama-7b --data.path gs://my-bucket/data/ml-1m.zip
+#
+# Its arguments are those of `palr finetune`. The pod's service account must be allowed to use the
+# bucket.
 #
 # Run it again after a preemption: a pod that is there is used, and the run goes on from its newest
 # checkpoint in the bucket. The pod is kept at the end; the last line says how to delete it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-config=${1:?name a config, for example configs/llama-7b/v5e-16.yaml}
-: "${NAME:?}" "${ZONE:?}" "${TYPE:?}" "${BUCKET:?}"
+: "${1:?name a config: --config configs/llama-7b/v5e-16.yaml}" "${NAME:?}" "${ZONE:?}" "${TYPE:?}"
 case $TYPE in
   v5litepod-*) version=v2-alpha-tpuv5-lite ;;
   v5p-*) version=v2-alpha-tpuv5 ;;
@@ -32,21 +35,11 @@ tpu scp "$archive" "$NAME":palr_jax.tar.gz --worker=all
 # The hosts' own Python is older than 3.11.
 on_all '
   set -e
-  mkdir -p palr_jax bucket && tar -xzf palr_jax.tar.gz -C palr_jax
+  mkdir -p palr_jax && tar -xzf palr_jax.tar.gz -C palr_jax
   cd palr_jax
   python3 -m pip install -q --user uv
   test -d venv || ~/.local/bin/uv venv -q --python 3.12 venv
-  ~/.local/bin/uv pip install -q --python venv/bin/python -e ".[tpu]"
+  ~/.local/bin/uv pip install -q --python venv/bin/python -e ".[tpu,gcs]"
 '
-# The bucket is a folder on every host: weights and data are read from it, the run directory lies in
-# it. Checkpoints appear by renaming folders, and every host must see at once what another wrote.
-on_all "
-  set -e
-  command -v gcsfuse >/dev/null || { echo 'install gcsfuse on the hosts first'; exit 1; }
-  mountpoint -q bucket ||
-    gcsfuse --config-file palr_jax/tools/launch/gcsfuse.yaml $BUCKET bucket
-  cd palr_jax
-  for folder in weights data runs; do mkdir -p ../bucket/\$folder; ln -sfn ../bucket/\$folder \$folder; done
-  exec venv/bin/palr finetune --config $config
-"
+on_all "cd palr_jax && exec venv/bin/palr finetune $(printf '%q ' "$@")"
 echo "done. Delete the pod: gcloud compute tpus tpu-vm delete $NAME --zone=$ZONE"
