@@ -3,7 +3,9 @@
 XLA's own cost analysis counts the body of a loop once; here every collective is counted as often
 as the loops around it run. On TPUs one collective may appear several times, spread over fusions
 and even loops that work while it is under way; all of these share a channel and count once, as
-often as the outermost of them runs.
+often as the outermost of them runs. A loop may be peeled: its first turn stands in front of it, on
+the channels of the loop, which counts from one; both together count as the loop from zero would.
+Between slices, what is sent goes through the hosts and is written as `send`.
 """
 
 import itertools
@@ -31,6 +33,9 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COLLECTIVE = re.compile(rf"\s({'|'.join(_ROUNDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_SEND = re.compile(r"\ssend\(")
+_TARGET = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x\{0:(\d+)\}"')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _WHILE = re.compile(r"\swhile\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLS = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
@@ -72,18 +77,23 @@ def collectives(text: str, chips: int) -> list[Collective]:
         chips: how many chips run it.
     """
     program = _Program(text)
-    found: dict[str, Collective] = {}
+    found: dict[tuple[str, str], list[tuple[bool, int, Collective]]] = defaultdict(list)
     for computation, lines in program.lines.items():
+        times = program.runs[computation]
         for line in lines:
             match = _COLLECTIVE.search(line)
-            if not match:
+            if match:
+                kind, one = match[1], _read(line, match, times, chips, computation)
+            elif _SEND.search(line) and _TRANSFER.search(line):
+                kind, one = "send", _between_slices(line, times)
+            else:
                 continue
-            one = _read(line, match, program.runs[computation], chips, computation)
             channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else line
-            if one.bytes and (key not in found or one.times < found[key].times):
-                found[key] = one
-    return sorted(found.values(), key=lambda one: -one.total_bytes)
+            if one.bytes:
+                key = (kind, channel[1] if channel else line)
+                found[key].append((computation not in program.peeled, times, one))
+    ones = [min(pieces, key=lambda piece: piece[:2])[2] for pieces in found.values()]
+    return sorted(ones, key=lambda one: -one.total_bytes)
 
 
 def weight_moves(
@@ -146,6 +156,20 @@ class _Program:
 
         return {name: count(name) for name in self.lines}
 
+    @cached_property
+    def peeled(self) -> set[str]:
+        """The computations that run in loops whose first turn stands in front of them."""
+        loops = [loop for line in itertools.chain(*self.lines.values())
+                 if (loop := _WHILE.search(line))]  # fmt: skip
+        left = [loop[2] for loop in loops if "loop_peel" in "".join(self.lines[loop[1]])]
+        found: set[str] = set()
+        while left:
+            name = left.pop()
+            if name not in found:
+                found.add(name)
+                left += [callee for line in self.lines[name] for callee, _ in self._calls(line)]
+        return found
+
     def _calls(self, line: str) -> list[tuple[str, int]]:
         loop = _WHILE.search(line)
         if loop:
@@ -159,7 +183,8 @@ class _Program:
     def _trips(self, line: str, condition: str) -> int:
         """How often a loop runs: said by the compiler, or the constant its counter is held to.
 
-        The loops of a train step are scans and products cut into windows: all count from zero.
+        The loops of a train step are scans and products cut into windows: all count from zero, or
+        from one where the first turn is peeled off, which is counted here.
         """
         known = _TRIPS.search(line)
         if known:
@@ -198,6 +223,20 @@ def _read(line: str, match: re.Match[str], times: int, chips: int, computation: 
         received = _ROUNDS[kind] * size * (len(group) - 1) // len(group)
     name = _NAME.search(line)
     return Collective(kind, tuple(shapes), received, times, group, name[1] if name else "")
+
+
+def _between_slices(line: str, times: int) -> Collective:
+    """What chips of the same place in several slices sum up over the data-centre network."""
+    target, transfer = _TARGET.search(line), _TRANSFER.search(line)
+    if not target or not transfer or transfer[1] != "ALL_REDUCE":
+        raise ValueError(f"an unknown transfer between slices: {line.strip()[:200]}")
+    ((name, sizes), *_) = _ARRAY.findall(line.split(" = ", 1)[1])
+    shape = tuple(int(size) for size in sizes.split(",") if size)
+    slices, chips = len(_numbers(target[1])), int(target[2]) + 1
+    size = _width(name) * math.prod(shape)
+    received = _ROUNDS["all-reduce"] * size * (slices - 1) // slices
+    group = tuple(range(0, slices * chips, chips))
+    return Collective("all-reduce", (shape,), received, times, group, "between slices")
 
 
 def _width(name: str) -> int:

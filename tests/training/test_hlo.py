@@ -168,6 +168,41 @@ def test_a_program_as_the_tpu_compiler_writes_it() -> None:
     assert (scatter.times, scatter.bytes) == (1, 4 * 16 * 7 // 8)
 
 
+# As it writes a program for two slices: the first turn of the loop is peeled off and shares the
+# loop's channel, where an all-gather of another kind's number may be met as well.
+PEELED_TEXT = """
+%cond (p.0: (s32[], bf16[8,4])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(3)
+  %wide.loop_peel_cond_param.2 = (s32[]{:T(128)}, bf16[8,4]{1,0:T(8,128)(2,1)}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%wide.loop_peel_cond_param.2), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %constant.1), direction=LT
+}
+
+%part.1 (p.1: bf16[2,4]) -> bf16[8,4] {
+  %all-gather.1 = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} all-gather(%p.1), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, use_global_device_ids=true
+}
+
+%body (p.4: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %fusion.1 = bf16[8,4]{1,0} fusion(%x), kind=kCustom, calls=%part.1
+  ROOT %tuple = (s32[]{:T(128)}, /*index=1*/bf16[8,4]{1,0}) tuple(%next, %fusion.1)
+}
+
+ENTRY %main (p.5: bf16[2,4]) -> f32[2] {
+  %all-gather.2 = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} all-gather(%p.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, use_global_device_ids=true
+  %reduce-scatter.1 = f32[4]{0} reduce-scatter(%p.5), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+  %while.1 = (s32[]{:T(128)}, /*index=1*/bf16[8,4]{1,0:T(8,128)(2,1)}) while(%init), condition=%cond, body=%body
+  %send.1 = (f32[32,1,128]{2,1,0:T(1,128)}, u32[], token[]) send(%bitcast.1, %after-all.1), channel_id=7, is_host_transfer=true, frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""  # noqa: E501
+
+
+def test_a_loop_whose_first_turn_is_peeled_off_and_a_sum_between_slices() -> None:
+    total, gather, scatter = collectives(PEELED_TEXT, 8)
+    assert (total.kind, total.group, total.bytes) == ("all-reduce", (0, 4), 32 * 128 * 4)
+    assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 3, 2 * 8 * 4 * 3 // 4)
+    assert (scatter.kind, scatter.times) == ("reduce-scatter", 1)
+
+
 def test_a_loop_without_a_bound_is_not_guessed() -> None:
     with pytest.raises(ValueError, match="condition cond of a loop has no bound"):
         collectives(TPU_TEXT.replace("constant(3)", "parameter(1)"), 8)
