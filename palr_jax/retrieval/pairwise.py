@@ -30,8 +30,9 @@ from palr_jax.retrieval.losses import compare
 from palr_jax.retrieval.step import Params, Rates, TrainState
 
 _FILE = "vectors.npz"
-_FOLD_STEPS = 12
-_FOLD_RATE = 0.2
+# Short steps, by the size of the items' numbers: a fit to few items that goes far goes wrong.
+_FOLD_STEPS = 24
+_FOLD_RATE = 0.1
 _FOLD_LENGTH = 1024  # newest items of a history that are fitted to
 
 PairLoss = Literal["bce", "gbce", "bpr"]
@@ -226,7 +227,7 @@ def fold_in(
         loss_BS = compare(loss, wanted_N, other_N1, num_items).reshape(seen_BS.shape)
         return jnp.sum(jnp.where(seen_BS, loss_BS, 0) / length_B1)
 
-    optimizer = optax.adam(_FOLD_RATE)
+    optimizer = optax.adam(_FOLD_RATE * jnp.std(fitted.item_IX))
 
     def advance(index: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         own_BX, moments = state
