@@ -16,8 +16,6 @@ from palr_jax.retrieval.pairwise import (
     inner_products,
 )
 
-_INIT = nnx.initializers.normal(0.1)
-
 
 class BPRMF(nnx.Module):
     """An item scores the inner product of its vector and the user's, and a bias of its own."""
@@ -29,8 +27,9 @@ class BPRMF(nnx.Module):
     def __init__(
         self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
     ) -> None:
-        self.user_UD = nnx.Param(_INIT(rngs.params(), (num_users, config.dim)))
-        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items, config.dim)))
+        embedding = nnx.initializers.normal(config.init_std)
+        self.user_UD = nnx.Param(embedding(rngs.params(), (num_users, config.dim)))
+        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items, config.dim)))
         self.bias_I = nnx.Param(jnp.zeros(num_items))
 
     def vectors(self) -> Vectors:

@@ -14,25 +14,27 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import split
 
-_INIT = nnx.initializers.normal(0.1)
 _WINDOW = 5  # the paper's Markov order L
 _ACROSS = 16  # horizontal filters of each height
 _DOWN = 4  # vertical filters
+
+_FILTER = nnx.initializers.normal(0.1)
 
 
 class Caser(nnx.Module):
     """Horizontal and vertical filters over a window, and a layer that joins what they find."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
+        embedding = nnx.initializers.normal(config.init_std)
         dim = config.dim
         self.dropout = nnx.Dropout(config.dropout)
-        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items + 1, dim)))
+        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, dim)))
         heights = range(1, _WINDOW + 1)
         self.across_HDF = nnx.List(
-            [nnx.Param(_INIT(rngs.params(), (height, dim, _ACROSS))) for height in heights]
+            [nnx.Param(_FILTER(rngs.params(), (height, dim, _ACROSS))) for height in heights]
         )
         self.across_bias_F = nnx.Param(jnp.zeros(_WINDOW * _ACROSS))
-        self.down_LF = nnx.Param(_INIT(rngs.params(), (_WINDOW, _DOWN)))
+        self.down_LF = nnx.Param(_FILTER(rngs.params(), (_WINDOW, _DOWN)))
         self.join = nnx.Linear(_WINDOW * _ACROSS + _DOWN * dim, dim, rngs=rngs)
 
     def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:

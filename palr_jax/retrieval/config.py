@@ -25,6 +25,8 @@ class RetrieverConfig:
             that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
         negatives: drawn items per target of all losses but cross_entropy.
         dim: width of the item embeddings.
+        init_std: standard deviation of the embeddings before training. Losses that compare with few
+            items need small ones: an item that is rarely drawn keeps its noise for long.
         num_blocks: blocks of attention, GRU layers or propagations over the graph.
         num_heads: attention heads; divides `dim`.
         length: items of a history that the model sees, the newest ones.
@@ -46,6 +48,7 @@ class RetrieverConfig:
     loss: LossKind | None = None
     negatives: Annotated[int, Field(ge=1)] = 1
     dim: Annotated[int, Field(ge=1)] = 64
+    init_std: Annotated[float, Field(gt=0)] = 0.1
     num_blocks: Annotated[int, Field(ge=1)] = 1
     num_heads: Annotated[int, Field(ge=1)] = 1
     length: Annotated[int, Field(ge=2)] = 50

@@ -11,15 +11,14 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import split
 
-_INIT = nnx.initializers.normal(0.1)
-
 
 class GRU4Rec(nnx.Module):
     """Item embeddings, GRU layers and a linear layer; the embeddings are the output as well."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
+        embedding = nnx.initializers.normal(config.init_std)
         self.dropout = nnx.Dropout(config.dropout)
-        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items + 1, config.dim)))
+        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.layers = nnx.List([_GRU(config.dim, rngs) for _ in range(config.num_blocks)])
         self.out = nnx.Linear(config.dim, config.dim, rngs=rngs)
 

@@ -17,8 +17,6 @@ from palr_jax.retrieval.pairwise import (
     inner_products,
 )
 
-_INIT = nnx.initializers.normal(0.1)
-
 
 class _Constant(nnx.Variable):
     """The graph, which no training changes."""
@@ -34,9 +32,10 @@ class LightGCN(nnx.Module):
     def __init__(
         self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
     ) -> None:
+        embedding = nnx.initializers.normal(config.init_std)
         self.num_layers = config.num_blocks
-        self.user_UD = nnx.Param(_INIT(rngs.params(), (num_users, config.dim)))
-        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items, config.dim)))
+        self.user_UD = nnx.Param(embedding(rngs.params(), (num_users, config.dim)))
+        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items, config.dim)))
         user_degree_U = np.maximum(np.bincount(edges.user_N, minlength=num_users), 1)
         item_degree_I = np.maximum(np.bincount(edges.item_N, minlength=num_items), 1)
         degree_N = user_degree_U[edges.user_N] * item_degree_I[edges.item_N]

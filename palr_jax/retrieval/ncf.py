@@ -13,8 +13,8 @@ from flax import nnx
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.pairwise import Edges, PairLoss, Vectors
 
-_INIT = nnx.initializers.normal(0.1)
 _DENSE = nnx.initializers.lecun_normal()
+_LAST = nnx.initializers.normal(0.1)
 
 
 class NCF(nnx.Module):
@@ -25,14 +25,15 @@ class NCF(nnx.Module):
     def __init__(
         self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
     ) -> None:
+        embedding = nnx.initializers.normal(config.init_std)
         dim = config.dim
-        self.user_UX = nnx.Param(_INIT(rngs.params(), (num_users, 2 * dim)))
-        self.item_IX = nnx.Param(_INIT(rngs.params(), (num_items, 2 * dim)))
+        self.user_UX = nnx.Param(embedding(rngs.params(), (num_users, 2 * dim)))
+        self.item_IX = nnx.Param(embedding(rngs.params(), (num_items, 2 * dim)))
         self.first = nnx.Param(_DENSE(rngs.params(), (2 * dim, dim)))
         self.first_bias = nnx.Param(jnp.zeros(dim))
         self.second = nnx.Param(_DENSE(rngs.params(), (dim, dim // 2)))
         self.second_bias = nnx.Param(jnp.zeros(dim // 2))
-        self.last = nnx.Param(_INIT(rngs.params(), (dim + dim // 2,)))
+        self.last = nnx.Param(_LAST(rngs.params(), (dim + dim // 2,)))
 
     def vectors(self) -> Vectors:
         """The parameters as they are."""

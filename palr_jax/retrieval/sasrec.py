@@ -10,16 +10,15 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import Block, split
 
-_INIT = nnx.initializers.normal(0.1)
-
 
 class SASRec(nnx.Module):
     """Embeddings and blocks; the item embeddings are the output layer as well."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
+        embedding = nnx.initializers.normal(config.init_std)
         self.dropout = nnx.Dropout(config.dropout)
-        self.item_ID = nnx.Param(_INIT(rngs.params(), (num_items + 1, config.dim)))
-        self.position_TD = nnx.Param(_INIT(rngs.params(), (config.length, config.dim)))
+        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
+        self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List([Block(config, True, rngs) for _ in range(config.num_blocks)])
         self.norm = nnx.LayerNorm(config.dim, rngs=rngs)
 

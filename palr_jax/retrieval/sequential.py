@@ -94,14 +94,22 @@ class Sequential:
 
     def _scorer(self, params: Params) -> Scorer:
         def queries(part: Ragged) -> jax.Array:
-            longest = full_ranking.bucket(int(part.lengths_R.max()) + 1)
-            length = min(self._config.length, longest)
+            length = min(self._config.length, _width(int(part.lengths_R.max()) + 1))
             return _newest(
                 self._graph, params, self._layout.inference(part, self._num_items, length)
             )
 
         items_ID = _items(self._graph, params)
         return Scorer(queries, items_ID, full_ranking.inner_product)
+
+
+def _width(length: int) -> int:
+    """The least of 16, 24, 32, 48, 64, 96, … that holds `length`.
+
+    A third of the places at most is empty; few widths leave few programs to compile.
+    """
+    power = max(16, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if 16 < length <= power * 3 // 4 else power
 
 
 def _divided(step: Callable[..., tuple[TrainState, jax.Array]], shards: Shards) -> loop.Step:

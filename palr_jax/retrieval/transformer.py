@@ -45,9 +45,16 @@ class Block(nnx.Module):
         B, T, D = x_BTD.shape
         Q = newest or T
         # Linears on [B * T, D]: on [B, T, D] the backward pass on CPU copies the whole gradient.
-        qkv_ND = self.qkv(self.attention_norm(x_BTD.reshape(B * T, D)))
-        qkv_3BHTW = qkv_ND.reshape(B, T, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        q_BHQW, k_BHTW, v_BHTW = qkv_3BHTW[0][:, :, T - Q :], qkv_3BHTW[1], qkv_3BHTW[2]
+        inner_ND = self.attention_norm(x_BTD.reshape(B * T, D))
+        if newest:
+            # Only the wanted tokens ask, all of them answer.
+            asking_ND = inner_ND.reshape(B, T, D)[:, T - Q :].reshape(B * Q, D)
+            kernel_DE = self.qkv.kernel[...]
+            q_ND, kv_NE = asking_ND @ kernel_DE[:, :D], inner_ND @ kernel_DE[:, D:]
+        else:
+            q_ND, kv_NE = jnp.split(self.qkv(inner_ND), [D], axis=1)
+        q_BHQW = q_ND.reshape(B, Q, self.num_heads, -1).transpose(0, 2, 1, 3)
+        k_BHTW, v_BHTW = kv_NE.reshape(B, T, 2, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         mixed_BHQW = attend(q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal)
         mixed_ND = self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * Q, D))
         x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)

@@ -1,6 +1,7 @@
 """What holds for every network that reads histories in order, and what each is on its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,14 @@ def test_pieces_of_a_row_do_not_see_each_other(made) -> None:
 def test_the_newest_alone_are_those_of_all(made) -> None:
     model = made(CONFIG, ITEMS, nnx.Rngs(0))
     rows = rows_of([[20, 1, 2, 3, 4, 5], [3, 4, 20, 7, 8, 9]], [*ONE_PIECE, [0, 1, 0, 1, 2, 3]])
-    np.testing.assert_allclose(model(rows, None, newest=2), model(rows, None)[:, -2:], atol=1e-6)
+    np.testing.assert_allclose(model(rows, None, newest=2), model(rows, None)[:, -2:], atol=1e-5)
+
+
+@every
+@pytest.mark.parametrize("init_std", [0.02, 0.1])
+def test_embeddings_begin_as_wide_as_is_asked(made, init_std: float) -> None:
+    model = made(replace(CONFIG, init_std=init_std), 2000, nnx.Rngs(0))
+    assert jnp.std(model.item_ID[...]) == pytest.approx(init_std, rel=0.05)
 
 
 @causal

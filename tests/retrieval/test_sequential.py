@@ -307,6 +307,18 @@ def test_a_history_longer_than_the_model_sees_counts_by_its_newest_items(whole: 
     assert set(top.item_UK[0].tolist()) == {6, 7}  # all of the history is seen, not only its end
 
 
+def test_the_company_of_longer_histories_changes_nothing(tmp_path: Path) -> None:
+    """Rows are as wide as the longest history of a chunk needs."""
+    config = replace(CONFIG, length=200, max_epochs=1)
+    retriever = sasrec(config)
+    retriever.fit(SPLIT, tmp_path)
+    rows = [(np.arange(length) % NUM_ITEMS).tolist() for length in (1, 15, 16, 17, 30, 47, 70, 199)]
+    together_UI = retriever.scores(Ragged.from_rows(rows))
+    for row, score_I in zip(rows, together_UI, strict=True):
+        alone_1I = retriever.scores(Ragged.from_rows([row]))
+        np.testing.assert_allclose(alone_1I[0], score_I, atol=1e-5)
+
+
 def test_an_empty_history_is_scored_by_what_users_begin_with(tmp_path: Path) -> None:
     rows = [[3, 5, 7, 1, 2], [3, 6, 8, 2, 1], [3, 9, 4, 0, 1]] * 10
     split = leave_one_out(Ragged.from_rows(rows), np.arange(30).astype(str), NUM_ITEMS)

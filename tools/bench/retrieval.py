@@ -5,8 +5,10 @@
     python tools/bench/retrieval.py epoch --run runs/ml-1m --length 200 --batch-size 128
     python tools/bench/retrieval.py growth
 
-`epoch` runs both on the same data in turn and prints medians and their ratio. `growth` ranks for
-users over catalogs from ten thousand to a million items, each in a process of its own.
+`epoch` runs both in turn on the same data, the newest items of every user, and prints medians and
+their ratio. Training here predicts all items of a history, however long; the plain version's rows
+end with their length. `growth` ranks for users over catalogs from ten thousand to a million items,
+each in a process of its own.
 
 Letters: B rows, T places of a row, D width, N positions with a target, I items, S seen items.
 """
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +62,15 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    split = prepare.load(arguments.run / "data").split
+    split = newest(prepare.load(arguments.run / "data").split, arguments.length)
     config = RetrieverConfig(
         dim=64, num_blocks=2, num_heads=1, length=arguments.length, dropout=0.2,
         batch_size=arguments.batch_size,
     )  # fmt: skip
     ours, theirs = ours_of(config, split), theirs_of(config, split)
+    print(
+        f"{len(split.train.values_N):,} items of {split.num_users:,} users to predict in an epoch"
+    )
     for name, here, there in zip(("epoch", "evaluation"), ours, theirs, strict=True):
         seconds: dict[str, list[float]] = {"palr_jax": [], "PyTorch": []}
         for work in (here, there):
@@ -79,6 +85,13 @@ def compare(arguments: argparse.Namespace) -> None:
             spread = f"{min(values):.2f} … {max(values):.2f}"
             print(f"{name:10} {label:9} {medians[label]:8.2f} s   ({spread})")
         print(f"{name:10} ratio     {medians['PyTorch'] / medians['palr_jax']:8.2f}")
+
+
+def newest(split: Split, length: int) -> Split:
+    """The split with the last `length` items of every training history alone."""
+    item_UT = split.train.last(length, fill=-1)
+    lengths_U = np.minimum(split.train.lengths_R, length)
+    return replace(split, train=Ragged.from_lengths(item_UT[item_UT >= 0], lengths_U))
 
 
 def ours_of(config: RetrieverConfig, split: Split) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -107,7 +120,10 @@ def ours_of(config: RetrieverConfig, split: Split) -> tuple[Callable[[], None], 
 def theirs_of(
     config: RetrieverConfig, split: Split
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Right-aligned rows, one a user; the loss at positions with a target."""
+    """Right-aligned rows, one a user; the loss at positions with a target.
+
+    The first item of a history has nothing that it could be predicted from, and is no target.
+    """
     import torch  # noqa: PLC0415  # only this benchmark needs it
     from torch import nn  # noqa: PLC0415
 
