@@ -3,12 +3,13 @@
     pip install -e '.[bench]'
     palr prepare --config configs/ml-1m.yaml
     python tools/bench/retrieval.py epoch --run runs/ml-1m --length 200 --batch-size 128
+    python tools/bench/retrieval.py profile --run runs/ml-1m --length 200 --batch-size 128
     python tools/bench/retrieval.py growth
 
 `epoch` runs both in turn on the same data, the newest items of every user, and prints medians and
 their ratio. Training here predicts all items of a history, however long; the plain version's rows
-end with their length. `growth` ranks for users over catalogs from ten thousand to a million items,
-each in a process of its own.
+end with their length. `profile` says where the time of a training step goes. `growth` ranks for
+users over catalogs from ten thousand to a million items, each in a process of its own.
 
 Letters: B rows, T places of a row, D width, N positions with a target, I items, S seen items.
 """
@@ -26,14 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from palr_jax.data import prepare
 from palr_jax.data.split import Split
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking, loop
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.losses import Loss
+from palr_jax.retrieval.losses import Loss, cross_entropy
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.step import Rates, TrainState, train_step
@@ -42,17 +45,20 @@ from palr_jax.retrieval.step import Rates, TrainState, train_step
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    epoch = commands.add_parser("epoch")
-    epoch.add_argument("--run", type=Path, required=True, help="a run directory with data")
-    epoch.add_argument("--length", type=int, default=200)
-    epoch.add_argument("--batch-size", type=int, default=128)
-    epoch.add_argument("--repeats", type=int, default=3)
+    for name in ("epoch", "profile"):
+        command = commands.add_parser(name)
+        command.add_argument("--run", type=Path, required=True, help="a run directory with data")
+        command.add_argument("--length", type=int, default=200)
+        command.add_argument("--batch-size", type=int, default=128)
+        command.add_argument("--repeats", type=int, default=3)
     growth = commands.add_parser("growth")
     growth.add_argument("--users", type=int, default=1024)
     growth.add_argument("--items", type=int, help="this size alone, in this process")
     arguments = parser.parse_args()
     if arguments.command == "epoch":
         compare(arguments)
+    elif arguments.command == "profile":
+        profile(arguments)
     elif arguments.items:
         rank_catalog(arguments.items, arguments.users)
     else:
@@ -63,10 +69,7 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     split = newest(prepare.load(arguments.run / "data").split, arguments.length)
-    config = RetrieverConfig(
-        dim=64, num_blocks=2, num_heads=1, length=arguments.length, dropout=0.2,
-        batch_size=arguments.batch_size,
-    )  # fmt: skip
+    config = config_of(arguments)
     ours, theirs = ours_of(config, split), theirs_of(config, split)
     print(
         f"{len(split.train.values_N):,} items of {split.num_users:,} users to predict in an epoch"
@@ -85,6 +88,51 @@ def compare(arguments: argparse.Namespace) -> None:
             spread = f"{min(values):.2f} … {max(values):.2f}"
             print(f"{name:10} {label:9} {medians[label]:8.2f} s   ({spread})")
         print(f"{name:10} ratio     {medians['PyTorch'] / medians['palr_jax']:8.2f}")
+
+
+def config_of(arguments: argparse.Namespace) -> RetrieverConfig:
+    return RetrieverConfig(
+        dim=64, num_blocks=2, num_heads=1, length=arguments.length, dropout=0.2,
+        batch_size=arguments.batch_size,
+    )  # fmt: skip
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    """Microseconds an item of a full batch takes in a step, and in parts of it on their own."""
+    split, config = prepare.load(arguments.run / "data").split, config_of(arguments)
+    retriever: Any = MODELS["sasrec"](config, split.num_items, 0)
+    graph, params = retriever._graph, retriever._params
+    size, key = config.batch_size, jax.random.key(0)
+    rows = NEXT_ITEM.training(split.train, split.num_items, config.length, size, 0, 0)
+    rows = jax.tree.map(jnp.asarray, loop.cut(rows, size)[0])
+    hidden_ND = jax.random.normal(key, (size * config.length, config.dim))
+    target_N = rows.target_RT.reshape(-1)
+
+    def network(params: Any, key: jax.Array | None) -> jax.Array:
+        return nnx.merge(graph, params)(rows, key).sum()
+
+    def loss(hidden_ND: jax.Array, item_ID: jax.Array) -> jax.Array:
+        return cross_entropy(hidden_ND, item_ID, target_N)
+
+    def step() -> Any:
+        state = TrainState.initial(params)  # a step takes over the memory of its state
+        return train_step(graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0), state, rows, key)
+
+    network_slope = jax.jit(jax.grad(network))
+    loss_slope = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    for name, work in (
+        ("step", step),
+        ("network, forward and backward", lambda: network_slope(params, key)),
+        ("the same without dropout", lambda: network_slope(params, None)),
+        ("softmax over the catalog, both ways", lambda: loss_slope(hidden_ND, params["item_ID"])),
+    ):
+        jax.block_until_ready(work())
+        seconds = []
+        for _ in range(arguments.repeats):
+            start = time.perf_counter()
+            jax.block_until_ready(work())
+            seconds.append(time.perf_counter() - start)
+        print(f"{name:36} {1e6 * statistics.median(seconds) / len(target_N):6.1f} µs an item")
 
 
 def newest(split: Split, length: int) -> Split:
