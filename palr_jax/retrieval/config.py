@@ -27,6 +27,8 @@ class RetrieverConfig:
         dim: width of the item embeddings.
         init_std: standard deviation of the embeddings before training. Losses that compare with few
             items need small ones: an item that is rarely drawn keeps its noise for long.
+        input_scale: of sasrec: what item embeddings are multiplied by before the blocks read them;
+            scores are made of them as they are. The first SASRec takes the square root of `dim`.
         num_blocks: blocks of attention, GRU layers or propagations over the graph.
         num_heads: attention heads; divides `dim`.
         length: items of a history that the model sees, the newest ones.
@@ -49,6 +51,7 @@ class RetrieverConfig:
     negatives: Annotated[int, Field(ge=1)] = 1
     dim: Annotated[int, Field(ge=1)] = 64
     init_std: Annotated[float, Field(gt=0)] = 0.1
+    input_scale: Annotated[float, Field(gt=0)] = 1.0
     num_blocks: Annotated[int, Field(ge=1)] = 1
     num_heads: Annotated[int, Field(ge=1)] = 1
     length: Annotated[int, Field(ge=2)] = 50
@@ -64,6 +67,8 @@ class RetrieverConfig:
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim})")
+        if self.input_scale != 1 and self.model != "sasrec":
+            raise ValueError(f"input_scale ({self.input_scale}): {self.model} has none")
         if self.devices > 1 and self.model not in SEQUENTIAL:
             raise ValueError(f"devices: {self.model} is trained on one ({self.devices} are named)")
         for name, size in (("batch_size", self.batch_size), ("dim", self.dim)):

@@ -17,6 +17,7 @@ class SASRec(nnx.Module):
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
         self.dropout = nnx.Dropout(config.dropout)
+        self.input_scale = config.input_scale
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List([Block(config, True, rngs) for _ in range(config.num_blocks)])
@@ -25,7 +26,8 @@ class SASRec(nnx.Module):
     def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
         """What follows each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
-        x_BTD = self.item_ID[...][rows.item_RT] + self.position_TD[...][rows.position_RT]
+        item_BTD = self.input_scale * self.item_ID[...][rows.item_RT]
+        x_BTD = item_BTD + self.position_TD[...][rows.position_RT]
         x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=keys[0])
         for place, block in enumerate(self.blocks):
             wanted = newest if place == len(self.blocks) - 1 else 0

@@ -120,6 +120,16 @@ def test_the_start_token_is_not_an_item(made) -> None:
     assert made(CONFIG, ITEMS, nnx.Rngs(0)).output_items().shape == (ITEMS, CONFIG.dim)
 
 
+def test_sasrec_reads_scaled_items_and_scores_by_those_that_are_not() -> None:
+    model = SASRec(replace(CONFIG, input_scale=8.0), ITEMS, nnx.Rngs(0))
+    plain = SASRec(CONFIG, ITEMS, nnx.Rngs(0))
+    np.testing.assert_array_equal(model.output_items(), plain.output_items())
+    rows = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE)
+    scaled = model(rows, None)
+    plain.item_ID[...] = 8.0 * plain.item_ID[...]
+    np.testing.assert_allclose(scaled, plain(rows, None), atol=1e-6)
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
