@@ -17,7 +17,6 @@ from palr_jax.retrieval.transformer import split
 _WINDOW = 5  # the paper's Markov order L
 _ACROSS = 16  # horizontal filters of each height
 _DOWN = 4  # vertical filters
-
 _FILTER = nnx.initializers.normal(0.1)
 
 

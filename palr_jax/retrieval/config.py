@@ -25,8 +25,7 @@ class RetrieverConfig:
             that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
         negatives: drawn items per target of all losses but cross_entropy.
         dim: width of the item embeddings.
-        init_std: standard deviation of the embeddings before training. Losses that compare with few
-            items need small ones: an item that is rarely drawn keeps its noise for long.
+        init_std: standard deviation of the embeddings before training.
         input_scale: of sasrec: what item embeddings are multiplied by before the blocks read them;
             scores are made of them as they are. The first SASRec takes the square root of `dim`.
         num_blocks: blocks of attention, GRU layers or propagations over the graph.
