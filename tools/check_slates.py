@@ -37,10 +37,10 @@ ITEMS, CANDIDATES = 10, 50
 def tiny_ranker(catalog: Catalog, instruct: InstructConfig, batch_size: int = 128) -> Ranker:
     """A random model of one layer with a tokenizer for the catalog."""
     titles = [title for title in catalog.titles if title.strip()]
-    tokenizer = train_tokenizer(titles[:5000], 1024)
+    tokenizer = train_tokenizer(titles[:5000], 4096)
     items = tokenize_items(catalog, tokenizer, instruct).tokens
     shape = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, dim=16, num_layers=1, num_heads=2, num_kv_heads=1,
+        vocab_size=tokenizer.vocab_size, dim=16, num_layers=1, num_heads=1, num_kv_heads=1,
         head_dim=8, ffn_dim=16, max_length=4096,
     )  # fmt: skip
     model = Llama(shape, nnx.Rngs(params=0))

@@ -46,15 +46,15 @@ class Block(nnx.Module):
         Q = newest or T
         # Linears on [B * T, D]: on [B, T, D] the backward pass on CPU copies the whole gradient.
         inner_ND = self.attention_norm(x_BTD.reshape(B * T, D))
+        asking_ND = inner_ND
         if newest:
             # Only the wanted tokens ask, all of them answer.
             asking_ND = inner_ND.reshape(B, T, D)[:, T - Q :].reshape(B * Q, D)
-            kernel_DE = self.qkv.kernel[...]
-            q_ND, kv_NE = asking_ND @ kernel_DE[:, :D], inner_ND @ kernel_DE[:, D:]
-        else:
-            q_ND, kv_NE = jnp.split(self.qkv(inner_ND), [D], axis=1)
-        q_BHQW = q_ND.reshape(B, Q, self.num_heads, -1).transpose(0, 2, 1, 3)
-        k_BHTW, v_BHTW = kv_NE.reshape(B, T, 2, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        # Three products: cutting the result of one apart would copy it.
+        query_DD, key_DD, value_DD = jnp.split(self.qkv.kernel[...], 3, axis=1)
+        q_BHQW = self._heads(B, asking_ND @ query_DD)
+        k_BHTW = self._heads(B, inner_ND @ key_DD)
+        v_BHTW = self._heads(B, inner_ND @ value_DD)
         mixed_BHQW = attend(q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal)
         mixed_ND = self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * Q, D))
         x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)
@@ -62,6 +62,11 @@ class Block(nnx.Module):
         inner_ND = self.down(jax.nn.relu(self.up(self.mlp_norm(x_ND))))
         x_ND += self.dropout(inner_ND, deterministic=key is None, rngs=keys[1])
         return x_ND.reshape(B, Q, D)
+
+    def _heads(self, rows: int, x_ND: jax.Array) -> jax.Array:
+        """[B, H, T, W]."""
+        x_BTHW = x_ND.reshape(rows, len(x_ND) // rows, self.num_heads, -1)
+        return x_BTHW.transpose(0, 2, 1, 3)
 
 
 def attend(
