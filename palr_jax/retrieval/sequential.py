@@ -106,7 +106,7 @@ class Sequential:
 def _width(length: int) -> int:
     """The least of 8, 12, 16, 24, 32, 48, 64, 96, … that holds `length`.
 
-    A third of the places at most is empty; few widths leave few programs to compile.
+    Beyond 8, a third of the places at most is empty; few widths leave few programs to compile.
     """
     power = max(8, 1 << (length - 1).bit_length())
     return power * 3 // 4 if 8 < length <= power * 3 // 4 else power
