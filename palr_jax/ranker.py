@@ -19,6 +19,7 @@ from palr_jax.decoding.trie import build, round_up
 from palr_jax.errors import UserError
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.prefix import Prefix
 from palr_jax.progress import Advance, progress, say
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
@@ -75,12 +76,13 @@ class Ranker:
             UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
+        prefix = self._prefix(with_candidates=True)
         sizes = sizes or self.sizes(candidates_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes)
             tokens_BT, length_B, plan = self.shards.spread((tokens_BT, length_B, plan))
-            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, self.shards))
+            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, self.shards, prefix))
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC
@@ -144,6 +146,7 @@ class Ranker:
             UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
+        prefix = self._prefix(with_candidates=True)
         sizes = self.sizes(candidates_UC)
         slate_UK = np.full((len(histories), k), -1, np.int32)
         key_U = jax.random.split(jax.random.key(seed), len(histories))
@@ -154,7 +157,7 @@ class Ranker:
             tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
             written = generate(
                 self.model, tokens_BT, length_B, trie, allowed_BC, k, mode, temperature,
-                key_U[rows_B], sizes,
+                key_U[rows_B], sizes, prefix,
             )  # fmt: skip
             _check(fetch(written.logp_BK))
             slate_UK[rows_B] = _items_of(written, items_BC)
@@ -181,12 +184,15 @@ class Ranker:
             UserError: the model's numbers are none.
         """
         prompts = self.prompts(histories, profiles, None)
+        prefix = self._prefix(with_candidates=False)
         slate_UK = np.full((len(histories), k), -1, np.int32)
         catalog = build(self.items, np.arange(len(self.items))[None])
         for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             seen_BY = _seen(histories, rows_B)
             tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
-            written = search(self.model, tokens_BT, length_B, catalog, seen_BY, k, width)
+            written = search(
+                self.model, tokens_BT, length_B, catalog, seen_BY, k, width, prefix=prefix
+            )
             _check(fetch(written.logp_BK))
             slate_UK[rows_B] = fetch(written.slot_BK)
         return slate_UK
@@ -221,6 +227,11 @@ class Ranker:
                 f"first, to fit instruct.length ({room.length})"
             )
         return Ragged.from_rows(rows)
+
+    def _prefix(self, with_candidates: bool) -> Prefix:
+        """The instruction that all prompts of a task begin with."""
+        length = self.writer.instruction_length(with_candidates)
+        return Prefix(length, groups=self.shards.ways("batch"))
 
     def _batches(
         self, prompts: Ragged, shown: str | Advance

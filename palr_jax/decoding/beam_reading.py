@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from palr_jax.decoding.beam import Beam, Rows, is_above, is_leaf, root_run
 from palr_jax.llm.kv_cache import View, scatter
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.prefix import Prefix
 
 
 def start(
@@ -21,6 +22,7 @@ def start(
     k: int,
     width: int,
     tokens: int,
+    prefix: Prefix,
 ) -> Beam:
     """Reads the prompts, each with the forced run of the root behind it."""
     B, T = prompt_tokens_BT.shape
@@ -35,7 +37,7 @@ def start(
     # The ancestors of W hypotheses, and what a pass reads.
     room = W * trie.max_depth + tokens
     hidden_BTD, cache = model.prefill(
-        tokens_BT, length_B, slots=T + trie.root_run + k * item + room
+        tokens_BT, length_B, slots=T + trie.root_run + k * item + room, prefix=prefix
     )
     last_B1D = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)
     zeros_BW = jnp.zeros((B, W), jnp.int32)

@@ -33,6 +33,7 @@ from palr_jax.decoding.score import (
 from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.kv_cache import KVCache, view_behind
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.prefix import NO_PREFIX, Prefix
 
 # greedy takes the best token at every branching, beam the best item, sample draws tokens.
 Mode = Literal["greedy", "beam", "sample"]
@@ -110,6 +111,7 @@ def generate(
     temperature: float = 1.0,
     key_B: jax.Array | None = None,
     sizes: Sizes | None = None,
+    prefix: Prefix = NO_PREFIX,
 ) -> Slate:
     """Writes the slate of every row.
 
@@ -126,6 +128,7 @@ def generate(
         temperature: of sample, above 0; logits are divided by it.
         key_B: of sample, a random key for each row.
         sizes: as of `plan_score`.
+        prefix: how many tokens all prompts begin with.
 
     Raises:
         ValueError: there is not one trie per prompt, or `sample` without keys.
@@ -145,7 +148,9 @@ def generate(
         key_B=jax.random.split(jax.random.key(0), B) if key_B is None else key_B,
     )
     graph, weights = nnx.split(model)
-    return _generate(graph, weights, prompt_tokens_BT, prompt_length_B, plan, allowed_BS, k, mode)
+    return _generate(
+        graph, weights, prompt_tokens_BT, prompt_length_B, plan, allowed_BS, k, mode, prefix
+    )
 
 
 def _texts(trie: Trie, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +176,7 @@ def _texts(trie: Trie, width: int) -> tuple[np.ndarray, np.ndarray]:
     return text_BSC, count_BS
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7))
+@partial(jax.jit, static_argnums=(0, 6, 7, 8))
 def _generate(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -181,6 +186,7 @@ def _generate(
     allowed_BS: jax.Array,
     k: int,
     mode: Mode,
+    prefix: Prefix,
 ) -> Slate:
     model = nnx.merge(graph, weights)
     head_BED = model.head_weights()[plan.score.edge_token_BE]
@@ -191,7 +197,7 @@ def _generate(
     def step(state: _State) -> _State:
         return _choose(plan, mode, _read(model, head_BED, plan, state))
 
-    state = _start(model, head_BED, plan, prompt_tokens_BT, prompt_length_B, allowed_BS, k)
+    state = _start(model, head_BED, plan, prompt_tokens_BT, prompt_length_B, allowed_BS, k, prefix)
     state = jax.lax.while_loop(unfinished, step, _choose(plan, mode, state))
     return Slate(state.slot_BK, state.logp_BK, passes=state.count)
 
@@ -204,6 +210,7 @@ def _start(
     length_B: jax.Array,
     allowed_BS: jax.Array,
     k: int,
+    prefix: Prefix,
 ) -> _State:
     """Reads the prompts and the nodes where the first item can branch."""
     B, T = prompt_tokens_BT.shape
@@ -215,6 +222,7 @@ def _start(
         layout=tree_layout(T, length_B, jnp.int32(0), plan.score),
         slots=T + (k - 1) * C,
         keep=T,
+        prefix=prefix,
     )
     return _State(
         cache=cache,

@@ -20,6 +20,7 @@ from flax import nnx
 
 from palr_jax.decoding.trie import Array, Trie, round_up
 from palr_jax.llm.llama import Layout, Llama
+from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.sharding import Shards
 
 # A finite floor keeps nodes without a living edge free of NaN.
@@ -152,6 +153,7 @@ def score(
     prompt_length_B: Array,
     plan: ScorePlan,
     shards: Shards | None = None,
+    prefix: Prefix = NO_PREFIX,
 ) -> jax.Array:
     """Scores the candidates of every row in one forward pass.
 
@@ -162,16 +164,17 @@ def score(
         prompt_length_B: int32, tokens of each prompt.
         plan: what `plan_score` made of the tries of the same rows.
         shards: over which mesh rows and weights are divided, if at all.
+        prefix: how many tokens all prompts begin with.
 
     Returns:
         [B, S] float32, the log-probability of each candidate when only candidates can be written;
         -inf in empty slots.
     """
     graph, weights = nnx.split(model)
-    return score_step(graph, weights, prompt_tokens_BT, prompt_length_B, plan, shards)
+    return score_step(graph, weights, prompt_tokens_BT, prompt_length_B, plan, shards, prefix)
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 5, 6))
 def score_step(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -179,13 +182,14 @@ def score_step(
     prompt_length_B: jax.Array,
     plan: ScorePlan,
     shards: Shards | None = None,
+    prefix: Prefix = NO_PREFIX,
 ) -> jax.Array:
     """`score` of a model that is split, as `palr plan` compiles it."""
     model = nnx.merge(graph, weights)
     T = prompt_tokens_BT.shape[1]
     tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.token_BM], axis=1)
     layout = tree_layout(T, prompt_length_B, jnp.int32(0), plan)
-    hidden_BTD = model.hidden(tokens_BT, layout, shards=shards)
+    hidden_BTD = model.hidden(tokens_BT, layout, shards=shards, prefix=prefix)
     head_BED = model.head_weights(shards)[plan.edge_token_BE]
     logit_BE = edge_logits(head_BED, hidden_BTD, T, prompt_length_B, plan)
     return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan)

@@ -18,6 +18,7 @@ from palr_jax.decoding.beam_reading import read, start
 from palr_jax.decoding.generate import Slate
 from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.prefix import NO_PREFIX, Prefix
 
 # Every pass reads the weights and the whole cache, so it should read several tokens; but most of a
 # wide pass is padding. What does not fit takes another pass.
@@ -34,6 +35,7 @@ def search(
     width: int = 1,
     temperature: float = 0.0,
     key_B: jax.Array | None = None,
+    prefix: Prefix = NO_PREFIX,
 ) -> Slate:
     """Writes the slate of every row from one catalog, item 1, then item 2 given item 1, ….
 
@@ -48,6 +50,7 @@ def search(
         width: hypotheses of an item; 1 takes the best token at every decision.
         temperature: above 0, every token is drawn, and logits are divided by it.
         key_B: for a temperature, a random key for each row.
+        prefix: how many tokens all prompts begin with.
 
     Raises:
         ValueError: the trie has not one row; or a temperature without keys or with a wide beam.
@@ -66,7 +69,7 @@ def search(
         key_B=jax.random.split(jax.random.key(0), B) if key_B is None else key_B,
     )
     graph, weights = nnx.split(model)
-    return _search(graph, weights, prompt_tokens_BT, prompt_length_B, rows, k, width)
+    return _search(graph, weights, prompt_tokens_BT, prompt_length_B, rows, k, width, prefix)
 
 
 def _excluded_leaves(trie: Trie, slot_BY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +85,7 @@ def _excluded_leaves(trie: Trie, slot_BY: np.ndarray) -> tuple[np.ndarray, np.nd
     return leaf_BY, allowed_B.astype(np.int32)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def _search(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -91,6 +94,7 @@ def _search(
     rows: Rows,
     k: int,
     width: int,
+    prefix: Prefix,
 ) -> Slate:
     model = nnx.merge(graph, weights)
     tokens = max(_TOKENS_PER_PASS, 2 * width)
@@ -101,7 +105,7 @@ def _search(
     def step(beam: Beam) -> Beam:
         return write_best(rows, decide(model, rows, read(model, rows, beam, tokens)))
 
-    beam = start(model, rows, prompt_tokens_BT, prompt_length_B, k, width, tokens)
+    beam = start(model, rows, prompt_tokens_BT, prompt_length_B, k, width, tokens, prefix)
     beam = jax.lax.while_loop(unfinished, step, write_best(rows, decide(model, rows, beam)))
     slot_S = jnp.asarray(rows.trie.slot_RS)[0]
     slot_BK = jnp.where(beam.leaf_BK >= 0, slot_S[beam.leaf_BK], -1)

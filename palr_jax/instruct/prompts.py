@@ -64,6 +64,10 @@ class PromptWriter:
         _, room = self._fixed(profile, candidates, 0)
         return self._newest(np.asarray(history, np.int64), room)
 
+    def instruction_length(self, with_candidates: bool) -> int:
+        """How many tokens all prompts of a task begin with: of Recommend_Retrieval or Recommend."""
+        return len(self._retrieval if with_candidates else self._recommend)
+
     def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
         """The answer that a prompt is tuned to give, int32 [M], with its end token."""
         return np.concatenate([self._items.join(items), self._end])

@@ -19,6 +19,7 @@ from palr_jax.llm.compute import compute_on
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 from palr_jax.llm.kv_cache import KVCache, New, View, append, to_slots, view_in_order
 from palr_jax.llm.lora import Linear, drop_out
+from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.llm.product import product
 from palr_jax.llm.rope import rope_turns, rotate
 from palr_jax.sharding import Shards
@@ -115,26 +116,38 @@ class Block(nnx.Module):
         self.down = linear("down", F, D)
 
     def heads(
-        self, x_ND: jax.Array, turns_BTK: Turns, dropout_key: jax.Array | None = None
+        self,
+        x_ND: jax.Array,
+        turns_BTK: Turns,
+        dropout_key: jax.Array | None = None,
+        prefix: Prefix = NO_PREFIX,
     ) -> tuple[jax.Array, ...]:
         """Queries [B, T, H, K], keys and values [B, T, G, K]; queries and keys are rotated.
 
         All are in the type of the weights.
         """
-        B, T, _ = turns_BTK[0].shape
+        B = len(turns_BTK[0])
+
+        def rows(x_NO: jax.Array) -> jax.Array:
+            return prefix.rows(x_NO.reshape(len(x_NO), -1, self.head_dim), B)
+
         h_ND = self.attention_norm(x_ND)
         dropped_ND = self._dropped(h_ND, "qkv", dropout_key)
-        q_BTHK = self.q(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
-        k_BTGK = self.k(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
-        v_BTGK = self.v(h_ND, dropped_ND).reshape(B, T, -1, self.head_dim)
+        q_BTHK = rows(self.q(h_ND, dropped_ND))
+        k_BTGK = rows(self.k(h_ND, dropped_ND))
+        v_BTGK = rows(self.v(h_ND, dropped_ND))
         heads = rotate(q_BTHK, turns_BTK), rotate(k_BTGK, turns_BTK), v_BTGK
         return tuple(self._kept(x) for x in heads)
 
     def finish(
-        self, x_ND: jax.Array, attended_BTHK: jax.Array, dropout_key: jax.Array | None = None
+        self,
+        x_ND: jax.Array,
+        attended_BTHK: jax.Array,
+        dropout_key: jax.Array | None = None,
+        prefix: Prefix = NO_PREFIX,
     ) -> jax.Array:
         """Adds what attention brought, then the feed-forward."""
-        h_ND = attended_BTHK.reshape(len(x_ND), -1).astype(x_ND.dtype)
+        h_ND = prefix.tokens(attended_BTHK).reshape(len(x_ND), -1).astype(x_ND.dtype)
         x_ND = x_ND + self.o(h_ND, self._dropped(h_ND, "o", dropout_key))
         x_ND = checkpoint_name(x_ND, "product")
         h_ND = self.ffn_norm(x_ND)
@@ -185,14 +198,15 @@ class Llama(nnx.Module):
         dropout_key: jax.Array | None = None,
         remat: Remat = "none",
         shards: Shards | None = None,
+        prefix: Prefix = NO_PREFIX,
     ) -> jax.Array:
         """The normed output of the last layer, [B, T, D].
 
         With a key the inputs of the adapters are dropped out, as training wants it. `remat` says
         what a backward pass computes once more instead of keeping it, `shards` over which mesh rows
-        and weights are divided.
+        and weights are divided, `prefix` how many tokens all rows begin with.
         """
-        return self._run(tokens_BT, layout, dropout_key, None, remat, shards)[0]
+        return self._run(tokens_BT, layout, dropout_key, None, remat, shards, prefix)[0]
 
     def prefill(
         self,
@@ -201,6 +215,7 @@ class Llama(nnx.Module):
         layout: Layout | None = None,
         slots: int | None = None,
         keep: int | None = None,
+        prefix: Prefix = NO_PREFIX,
     ) -> tuple[jax.Array, KVCache]:
         """Reads rows of `length_B` tokens, padded on the right.
 
@@ -210,6 +225,7 @@ class Llama(nnx.Module):
             layout: where the tokens stand, if they are more than one causal sequence.
             slots: S, room of the cache for a row; by default as many as are kept.
             keep: the tokens from this place on are not kept; by default all are.
+            prefix: how many tokens all rows begin with, in the same places and seen alike.
 
         Returns:
             The hidden states [B, T, D] and the cache.
@@ -218,7 +234,7 @@ class Llama(nnx.Module):
         layout = layout or causal_layout(length_B, T)
         keep = T if keep is None else keep
         room = (keep, slots or keep)
-        hidden_BTD, (k_LBGSK, v_LBGSK) = self._run(tokens_BT, layout, None, room)
+        hidden_BTD, (k_LBGSK, v_LBGSK) = self._run(tokens_BT, layout, None, room, prefix=prefix)
         visible_BS = jnp.arange(room[1]) < length_B[:, None]
         return hidden_BTD, KVCache(k_LBGSK, v_LBGSK, visible_BS, length_B, jnp.int32(keep))
 
@@ -268,7 +284,7 @@ class Llama(nnx.Module):
             return block.finish(x_ND, attended_BTHK), self._moved((k_BGTK, v_BGTK))
 
         layers = self._moved((stacked, cache.k_LBGSK, cache.v_LBGSK))
-        x_ND, new = jax.lax.scan(layer, self._embed(tokens_BT), layers)
+        x_ND, new = jax.lax.scan(layer, self._embed(tokens_BT.reshape(-1)), layers)
         return self.norm(x_ND).reshape(B, T, -1), from_bits(new)
 
     def logits(self, hidden_D: jax.Array, shards: Shards | None = None) -> jax.Array:
@@ -282,9 +298,9 @@ class Llama(nnx.Module):
         head = self.embedding_VD if self.config.tie_embeddings else self.head_VD
         return gathered_table(shards, head[...])
 
-    def _embed(self, tokens_BT: jax.Array, shards: Shards | None = None) -> jax.Array:
+    def _embed(self, tokens_N: jax.Array, shards: Shards | None = None) -> jax.Array:
         table_VD = self._moved(gathered_table(shards, self.embedding_VD[...]))
-        x_ND = from_bits(by_rows(shards, table_VD[tokens_BT.reshape(-1)]))
+        x_ND = from_bits(by_rows(shards, table_VD[tokens_N]))
         return x_ND if self.compute.has_bfloat16 else x_ND.astype(jnp.float32)
 
     def _moved(self, tree: Any) -> Any:
@@ -299,6 +315,7 @@ class Llama(nnx.Module):
         room: tuple[int, int] | None,
         remat: Remat = "none",
         shards: Shards | None = None,
+        prefix: Prefix = NO_PREFIX,
     ) -> tuple[jax.Array, Any]:
         """Hidden states and the keys and values of all layers, if there is room for them.
 
@@ -315,10 +332,11 @@ class Llama(nnx.Module):
         def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
             weights, key = per_layer
             block = nnx.merge(graph, gathered(shards, from_bits(weights), ("layers",)))
-            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key)
+            q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns_BTK, key, prefix)
             attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT, attention)
             kept = None if room is None else tuple(to_slots(x, *room) for x in (k_BTGK, v_BTGK))
-            return by_rows(shards, block.finish(x_ND, attended_BTHK, key)), self._moved(kept)
+            x_ND = by_rows(shards, block.finish(x_ND, attended_BTHK, key, prefix))
+            return x_ND, self._moved(kept)
 
         keys = (
             None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
@@ -328,9 +346,9 @@ class Llama(nnx.Module):
         if remat != "none":
             # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
             layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
-        start = self._embed(tokens_BT, shards)
+        start = self._embed(prefix.tokens(tokens_BT), shards)
         x_ND, kept = jax.lax.scan(layer, start, (self._moved(stacked), keys))
-        return self.norm(x_ND).reshape(B, T, -1), from_bits(kept)
+        return prefix.rows(self.norm(x_ND), B), from_bits(kept)
 
 
 def _stack(config: LlamaConfig, lora: LoRAConfig | None, rngs: nnx.Rngs) -> Block:

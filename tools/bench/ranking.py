@@ -5,12 +5,14 @@
     palr export --weights weights/smollm2 --to weights/smollm2-hf
     palr prepare --config configs/quickstart.yaml
     python tools/bench/ranking.py floor --batch 8 --dtype bfloat16
+    python tools/bench/ranking.py prefix --batch 8 --dtype bfloat16
     python tools/bench/ranking.py compare --batch 8 --dtype bfloat16
     python tools/bench/ranking.py memory --batch 1 --dtype bfloat16
     python tools/bench/ranking.py growth --dtype bfloat16
 
 `floor` divides the times of `score` and `generate` by that of a bare prefill of the same prompts:
-its hidden states and the logits behind the last token. `compare` runs transformers on the same
+its hidden states and the logits behind the last token. `prefix` times `score` with instructions of
+several lengths, read once for all users and once for each. `compare` runs transformers on the same
 weights, prompts and candidates in turn with this package: `generate` with a
 `prefix_allowed_tokens_fn` over the same trie, and scoring with a key-value cache that is expanded
 to the candidates. `memory` has a process for each. `growth` goes from 10 to 200 candidates.
@@ -27,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.loading import load
+from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import padded
 from palr_jax.retrieval.models import MODELS
@@ -64,23 +67,33 @@ class Users:
         prompts: tokens of each prompt.
         items: tokens of every item of the catalog.
         candidates_BC: int, the candidates of each user.
+        prefix: what all prompts begin with.
     """
 
     prompts: Ragged
     items: Ragged
     candidates_BC: np.ndarray
+    prefix: Prefix
 
     def take(self, count: int) -> "Users":
         """The first `count` users."""
         rows = np.arange(count)
-        return Users(self.prompts.take(rows), self.items, self.candidates_BC[:count])
+        return replace(
+            self, prompts=self.prompts.take(rows), candidates_BC=self.candidates_BC[:count]
+        )
 
 
-def some_users(count: int, candidates: int) -> Users:
-    """Users from the middle of the data set, whose prompts are of ordinary length."""
-    room = str(1024 + 20 * candidates)
+def some_users(count: int, candidates: int, instructions: int = 1) -> Users:
+    """Users from the middle of the data set, whose prompts are of ordinary length.
+
+    Their prompts begin with as many instructions.
+    """
+    room = str(1024 + 20 * candidates + 20 * instructions)
     keys = ("instruct.length", "finetune.length")
     config = load_config(CONFIG, {"ranker.weights": str(FOLDER)} | dict.fromkeys(keys, room))
+    instruction = " ".join([config.instruct.template.recommend_retrieval] * instructions)
+    template = replace(config.instruct.template, recommend_retrieval=instruction)
+    config = replace(config, instruct=replace(config.instruct, template=template))
     prepared = preparing.load(Path("runs") / config.name / "data")
     tokenizer = make_tokenizer(config.ranker, config.instruct, prepared.catalog)
     items = tokenize_items(prepared.catalog, tokenizer, config.instruct).tokens
@@ -97,7 +110,8 @@ def some_users(count: int, candidates: int) -> Users:
     prompts = Ragged.from_rows(
         writer.prompt(histories[row], profiles[row], candidates_BC[row]) for row in range(count)
     )
-    return Users(prompts, items, candidates_BC)
+    prefix = Prefix(writer.instruction_length(with_candidates=True))
+    return Users(prompts, items, candidates_BC, prefix)
 
 
 class Ours:
@@ -109,13 +123,15 @@ class Ours:
     def score(self, users: Users) -> np.ndarray:
         """Log-probabilities of the candidates, [B, C]."""
         plan = plan_score(build(users.items, users.candidates_BC))
-        return np.asarray(score(self.model, *padded(users.prompts), plan))
+        return np.asarray(score(self.model, *padded(users.prompts), plan, prefix=users.prefix))
 
     def generate(self, users: Users) -> tuple[np.ndarray, int]:
         """Slots of the slates, [B, K], and forward passes one after the other."""
         trie = build(users.items, users.candidates_BC)
         every_BC = np.ones(users.candidates_BC.shape, bool)
-        slate = generate(self.model, *padded(users.prompts), trie, every_BC, ITEMS)
+        slate = generate(
+            self.model, *padded(users.prompts), trie, every_BC, ITEMS, prefix=users.prefix
+        )
         return np.asarray(slate.slot_BK), int(slate.passes)
 
     def prefill(self, users: Users) -> None:
@@ -143,11 +159,15 @@ _prefill = jax.jit(_prefill_of, static_argnums=0)
 
 
 def medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each work, all in turn, after one run of each that does not count."""
+    """Seconds of each work, all in turn, after one run of each that does not count.
+
+    Without repeats that first run counts, with the time that compiling it took.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    for _ in range(repeats):
+    if repeats:
+        for work in works.values():
+            work()
+    for _ in range(max(repeats, 1)):
         for name, work in works.items():
             start = time.perf_counter()
             work()
@@ -176,6 +196,20 @@ def floor(arguments: argparse.Namespace) -> None:
         "generate": lambda: ours.generate(users),
     }
     show(medians(works, arguments.repeats), arguments.batch, "prefill")
+
+
+def prefix(arguments: argparse.Namespace) -> None:
+    ours = Ours(arguments.dtype)
+    for instructions in (1, 8, 32):
+        users = some_users(arguments.batch, arguments.candidates, instructions)
+        describe(users, arguments)
+        print(f"of which all begin with {users.prefix.length}")
+        apart = replace(users, prefix=NO_PREFIX)
+        works = {
+            "read for each user": lambda users=apart: ours.score(users),
+            "read once": lambda users=users: ours.score(users),
+        }
+        show(medians(works, arguments.repeats), arguments.batch, "read for each user")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -277,7 +311,10 @@ def growth(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    works = {"floor": floor, "compare": compare, "memory": memory, "growth": growth, "one": one}
+    works = {
+        "floor": floor, "prefix": prefix, "compare": compare, "memory": memory, "growth": growth,
+        "one": one,
+    }  # fmt: skip
     for name in works:
         command = commands.add_parser(name)
         command.add_argument("--batch", type=int, default=1)
