@@ -15,10 +15,14 @@ class Compute:
             is computed between products have the type of the weights, which halves what a layer
             leaves in memory and moves. XLA:CPU would only convert back and forth: there they are
             float32, and bfloat16 is moved as bits (see `palr_jax.llm.bits`).
+        shortest_prefix: tokens from which on a prefix of all rows is computed once only. As the
+            TPU compiler has it (LLaMA-7B on v5e:4x4, 64 rows of 1,024 tokens), putting rows apart
+            and together moves 2 GB a layer and chip more, which pays from about 256 tokens on.
     """
 
     attention: Attention = XLA
     has_bfloat16: bool = False
+    shortest_prefix: int = 1
 
 
 def compute_on(platform: str, attention: Attention | None = None) -> Compute:
@@ -28,4 +32,9 @@ def compute_on(platform: str, attention: Attention | None = None) -> Compute:
         platform: of the devices, as `jax.Device` names it.
         attention: by default that of one device.
     """
-    return Compute(attention or attention_on(platform), has_bfloat16=platform != "cpu")
+    is_cpu = platform == "cpu"
+    return Compute(
+        attention or attention_on(platform),
+        has_bfloat16=not is_cpu,
+        shortest_prefix=1 if is_cpu else 256,
+    )

@@ -322,6 +322,8 @@ class Llama(nnx.Module):
         `room` is how many tokens are kept, and in how many slots.
         """
         B, T = tokens_BT.shape
+        if prefix.length < self.compute.shortest_prefix:
+            prefix = NO_PREFIX
         layout = layout or causal_layout(jnp.full(B, T), T)
         turns_BTK = rope_turns(layout.position_BT, self.config)
         attention = self.compute.attention

@@ -65,7 +65,7 @@ def test_its_gradients_point_the_same_way(remat: str) -> None:
 
 def test_what_a_platform_gets() -> None:
     assert compute_on("cpu") == Compute(Attention("cpu"), has_bfloat16=False)
-    assert compute_on("tpu") == Compute(Attention("splash"), has_bfloat16=True)
+    assert compute_on("tpu") == Compute(Attention("splash"), has_bfloat16=True, shortest_prefix=256)
     assert Llama(SHAPE, nnx.Rngs(params=0)).compute == compute_on(jax.default_backend())
 
 

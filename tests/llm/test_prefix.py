@@ -1,5 +1,7 @@
 """A prefix that rows share changes what is computed, not what comes out."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,10 +42,12 @@ def test_a_shared_prefix_changes_nothing(length: int, groups: int) -> None:
     np.testing.assert_allclose(cache.v_LBGSK, plain_cache.v_LBGSK, atol=1e-5)
 
 
-def test_a_shared_prefix_is_multiplied_once() -> None:
-    graph, weights = nnx.split(Llama(CONFIG, nnx.Rngs(params=0)))
+def test_a_shared_prefix_is_multiplied_once_if_that_pays() -> None:
+    def flops(prefix: Prefix, shortest: int = 1) -> float:
+        model = Llama(CONFIG, nnx.Rngs(params=0))
+        model.compute = replace(model.compute, shortest_prefix=shortest)
+        graph, weights = nnx.split(model)
 
-    def flops(prefix: Prefix) -> float:
         def hidden(weights: nnx.State, tokens_BT: jax.Array) -> jax.Array:
             return nnx.merge(graph, weights).hidden(tokens_BT, prefix=prefix)
 
@@ -52,3 +56,5 @@ def test_a_shared_prefix_is_multiplied_once() -> None:
 
     # Of 512 tokens 7 x 48 are not there; attention, which stays, is a small part here.
     assert flops(Prefix(48)) < 0.6 * flops(Prefix())
+    assert flops(Prefix(48), shortest=48) == flops(Prefix(48))
+    assert flops(Prefix(48), shortest=49) == flops(Prefix())
