@@ -15,9 +15,9 @@ class Compute:
             is computed between products have the type of the weights, which halves what a layer
             leaves in memory and moves. XLA:CPU would only convert back and forth: there they are
             float32, and bfloat16 is moved as bits (see `palr_jax.llm.bits`).
-        shortest_prefix: tokens from which on a prefix of all rows is computed once only. As the
-            TPU compiler has it (LLaMA-7B on v5e:4x4, 64 rows of 1,024 tokens), putting rows apart
-            and together moves 2 GB a layer and chip more, which pays from about 256 tokens on.
+        shortest_prefix: tokens from which on a prefix of all rows is computed once only. On
+            accelerators taking rows apart and together moves more bytes than a short one saves, as
+            the TPU compiler counts them; 256 is estimated from that and not measured.
     """
 
     attention: Attention = XLA

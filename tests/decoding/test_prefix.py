@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from palr_jax.decoding.generate import generate
 from palr_jax.decoding.score import plan_score, score
@@ -14,20 +15,23 @@ from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.ragged import Ragged
 
 ROWS, SHARED, K = 4, 6, 3
+Found = tuple[ArrayLike, ArrayLike]  # slots in their order, and log-probabilities
 
 
-def scores(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix):
+def scores(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix) -> Found:
     logp = np.asarray(score(model, *prompts, plan_score(build(items, slots)), prefix=prefix))
     return np.argsort(-logp), logp
 
 
-def writes(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix):
+def writes(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix) -> Found:
     allowed = np.ones(slots.shape, bool)
     slate = generate(model, *prompts, build(items, slots), allowed, K, prefix=prefix)
     return slate.slot_BK, slate.logp_BK
 
 
-def searches(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix):
+def searches(
+    model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix
+) -> Found:
     excluded = np.full((ROWS, 1), -1)
     slate = search(model, *prompts, build(items, slots[:1]), excluded, K, 2, prefix=prefix)
     return slate.slot_BK, slate.logp_BK

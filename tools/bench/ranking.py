@@ -110,8 +110,8 @@ def some_users(count: int, candidates: int, instructions: int = 1) -> Users:
     prompts = Ragged.from_rows(
         writer.prompt(histories[row], profiles[row], candidates_BC[row]) for row in range(count)
     )
-    prefix = Prefix(writer.instruction_length(with_candidates=True))
-    return Users(prompts, items, candidates_BC, prefix)
+    shared = Prefix(writer.instruction_length(with_candidates=True))
+    return Users(prompts, items, candidates_BC, shared)
 
 
 class Ours:
