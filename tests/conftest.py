@@ -39,6 +39,17 @@ def _one_device_ranks() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """A module's compiled programs go with it.
+
+    Each holds dozens of memory mappings, of which Linux grants a process 65,530 by default: the
+    programs of all tests are more, and XLA dies of the first one refused.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def catalog() -> Catalog:
     """Thirty items with two categories or none."""
