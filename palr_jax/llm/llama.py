@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from palr_jax.dropout import drop_out
 from palr_jax.llm.attention import attend, attend_cached
 from palr_jax.llm.axes import by_rows, gathered, gathered_table
 from palr_jax.llm.bits import from_bits, kept, to_bits
 from palr_jax.llm.compute import compute_on
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 from palr_jax.llm.kv_cache import KVCache, New, View, append, to_slots, view_in_order
-from palr_jax.llm.lora import Linear, drop_out
+from palr_jax.llm.lora import Linear
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.llm.product import product
 from palr_jax.llm.rope import rope_turns, rotate

@@ -57,24 +57,3 @@ class Linear(nnx.Module):
             return kernel_IO
         update_IO = self.lora_a_IR[...][layer] @ self.lora_b_RO[...][layer] * self.scale
         return (kernel_IO.astype(jnp.float32) + update_IO).astype(kernel_IO.dtype)
-
-
-def drop_out(x_NI: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Sets each value to zero with chance `rate` and scales the others to keep the mean.
-
-    The random bits are a hash of the place and the key (twice the finaliser of MurmurHash3).
-    They cost so little that a backward pass makes them again instead of reading them; those of
-    `jax.random` took a tenth of a whole training step on a CPU.
-    """
-    first, second = jax.random.bits(key, (2,))
-    row_N1 = jnp.arange(x_NI.shape[0], dtype=jnp.uint32)[:, None] * jnp.uint32(x_NI.shape[1])
-    place_NI = row_N1 + jnp.arange(x_NI.shape[1], dtype=jnp.uint32)
-    bits_NI = _scramble(_scramble(place_NI ^ first) + second)
-    kept_NI = bits_NI >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(kept_NI, x_NI * (1 / (1 - rate)), 0).astype(x_NI.dtype)
-
-
-def _scramble(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

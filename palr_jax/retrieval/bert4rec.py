@@ -6,6 +6,7 @@ Letters: B rows, T places of a row, D width, I items.
 import jax
 from flax import nnx
 
+from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import Block, split
@@ -16,7 +17,7 @@ class BERT4Rec(nnx.Module):
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List([Block(config, False, rngs) for _ in range(config.num_blocks)])
@@ -27,7 +28,7 @@ class BERT4Rec(nnx.Module):
         """What stands at each place, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
         x_BTD = self.item_ID[...][rows.item_RT] + self.position_TD[...][rows.position_RT]
-        x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=keys[0])
+        x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for place, block in enumerate(self.blocks):
             wanted = newest if place == len(self.blocks) - 1 else 0
             x_BTD = block(x_BTD, rows.position_RT, keys[1 + place], wanted)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import split
@@ -26,7 +27,7 @@ class Caser(nnx.Module):
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
         dim = config.dim
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, dim)))
         heights = range(1, _WINDOW + 1)
         self.across_HDF = nnx.List(
@@ -40,7 +41,7 @@ class Caser(nnx.Module):
         """What follows each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 2)
         x_BTD = self.item_ID[...][rows.item_RT]
-        x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=keys[0])
+        x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         window_BTLD = _windows(x_BTD, jnp.asarray(rows.position_RT))[:, -newest:]
         B, T, L, D = window_BTLD.shape
         window_NLD = window_BTLD.reshape(B * T, L, D)
@@ -48,7 +49,7 @@ class Caser(nnx.Module):
         filters = [kernel_HDF[...] for kernel_HDF in self.across_HDF]
         across_NF = jax.nn.relu(_strongest(filters, window_NLD) + self.across_bias_F[...])
         found_NF = jnp.concatenate([across_NF, down_NFD.reshape(B * T, -1)], axis=1)
-        found_NF = self.dropout(found_NF, deterministic=key is None, rngs=keys[1])
+        found_NF = drop_out(found_NF, self.dropout, keys[1])
         return jax.nn.relu(self.join(found_NF)).reshape(B, T, D)
 
     def output_items(self) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import split
@@ -17,7 +18,7 @@ class GRU4Rec(nnx.Module):
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.layers = nnx.List([_GRU(config.dim, rngs) for _ in range(config.num_blocks)])
         self.out = nnx.Linear(config.dim, config.dim, rngs=rngs)
@@ -26,10 +27,10 @@ class GRU4Rec(nnx.Module):
         """What follows each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.layers))
         x_BTD = self.item_ID[...][rows.item_RT]
-        x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=keys[0])
+        x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for layer, layer_key in zip(self.layers, keys[1:], strict=True):
             x_BTD = layer(x_BTD, jnp.asarray(rows.position_RT))
-            x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=layer_key)
+            x_BTD = drop_out(x_BTD, self.dropout, layer_key)
         x_BTD = x_BTD[:, -newest:]  # all of them if newest is 0
         return self.out(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
 

@@ -6,6 +6,7 @@ Letters: B rows, T places of a row, Q places that are asked for, D width, I item
 import jax
 from flax import nnx
 
+from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import Rows
 from palr_jax.retrieval.transformer import Block, split
@@ -16,7 +17,7 @@ class SASRec(nnx.Module):
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.input_scale = config.input_scale
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
@@ -28,7 +29,7 @@ class SASRec(nnx.Module):
         keys = split(key, 1 + len(self.blocks))
         item_BTD = self.input_scale * self.item_ID[...][rows.item_RT]
         x_BTD = item_BTD + self.position_TD[...][rows.position_RT]
-        x_BTD = self.dropout(x_BTD, deterministic=key is None, rngs=keys[0])
+        x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for place, block in enumerate(self.blocks):
             wanted = newest if place == len(self.blocks) - 1 else 0
             x_BTD = block(x_BTD, rows.position_RT, keys[1 + place], wanted)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 
 # Scores of a block of queries against the keys it may see fit the caches of a CPU better than all
@@ -20,7 +21,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: RetrieverConfig, causal: bool, rngs: nnx.Rngs) -> None:
         dim = config.dim
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.num_heads = config.num_heads
         self.causal = causal
         self.attention_norm = nnx.LayerNorm(dim, rngs=rngs)
@@ -58,9 +59,9 @@ class Block(nnx.Module):
         mixed_BHQW = attend(q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal)
         mixed_ND = self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * Q, D))
         x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)
-        x_ND += self.dropout(mixed_ND, deterministic=key is None, rngs=keys[0])
+        x_ND += drop_out(mixed_ND, self.dropout, keys[0])
         inner_ND = self.down(jax.nn.relu(self.up(self.mlp_norm(x_ND))))
-        x_ND += self.dropout(inner_ND, deterministic=key is None, rngs=keys[1])
+        x_ND += drop_out(inner_ND, self.dropout, keys[1])
         return x_ND.reshape(B, Q, D)
 
     def _heads(self, rows: int, x_ND: jax.Array) -> jax.Array:
