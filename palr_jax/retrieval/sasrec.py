@@ -19,6 +19,7 @@ class SASRec(nnx.Module):
         embedding = nnx.initializers.normal(config.init_std)
         self.dropout = config.dropout
         self.input_scale = config.input_scale
+        self.norm_first = config.block == "sasrec"
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List([Block(config, True, rngs) for _ in range(config.num_blocks)])
@@ -29,11 +30,13 @@ class SASRec(nnx.Module):
         keys = split(key, 1 + len(self.blocks))
         item_BTD = self.input_scale * self.item_ID[...][rows.item_RT]
         x_BTD = item_BTD + self.position_TD[...][rows.position_RT]
+        if not self.norm_first:
+            x_BTD = self.norm(x_BTD)
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for place, block in enumerate(self.blocks):
             wanted = newest if place == len(self.blocks) - 1 else 0
             x_BTD = block(x_BTD, rows.position_RT, keys[1 + place], wanted)
-        return self.norm(x_BTD)
+        return self.norm(x_BTD) if self.norm_first else x_BTD
 
     def output_items(self) -> jax.Array:
         """The vectors that scores are inner products with: [I, D]."""

@@ -17,10 +17,16 @@ _QUERY_BLOCK = 100
 
 
 class Block(nnx.Module):
-    """Attention and a two-layer network, each on a normalised input and added to it."""
+    """Attention and a two-layer network, each added to what it reads.
+
+    With `config.block` "sasrec" both read a normalised input; with "bert" it is the sum that is
+    normalised, and the network is wider and smoother.
+    """
 
     def __init__(self, config: RetrieverConfig, causal: bool, rngs: nnx.Rngs) -> None:
         dim = config.dim
+        self.norm_first = config.block == "sasrec"
+        hidden = dim if self.norm_first else 4 * dim
         self.dropout = config.dropout
         self.num_heads = config.num_heads
         self.causal = causal
@@ -28,8 +34,8 @@ class Block(nnx.Module):
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, rngs=rngs)
         self.out = nnx.Linear(dim, dim, use_bias=False, rngs=rngs)
         self.mlp_norm = nnx.LayerNorm(dim, rngs=rngs)
-        self.up = nnx.Linear(dim, dim, rngs=rngs)
-        self.down = nnx.Linear(dim, dim, rngs=rngs)
+        self.up = nnx.Linear(dim, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, dim, rngs=rngs)
 
     def __call__(
         self, x_BTD: jax.Array, position_BT: jax.Array, key: jax.Array | None, newest: int = 0
@@ -42,27 +48,43 @@ class Block(nnx.Module):
             key: of dropout; None for none.
             newest: how many of the last tokens are wanted; 0 for all.
         """
-        keys = split(key, 2)
+        keys = split(key, 3)
         B, T, D = x_BTD.shape
         Q = newest or T
         # Linears on [B * T, D]: on [B, T, D] the backward pass on CPU copies the whole gradient.
-        inner_ND = self.attention_norm(x_BTD.reshape(B * T, D))
+        all_ND = x_BTD.reshape(B * T, D)
+        x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)
+        if self.norm_first:
+            mixed_ND = self._mix(self.attention_norm(all_ND), position_BT, Q, None)
+            x_ND += drop_out(mixed_ND, self.dropout, keys[0])
+            inner_ND = self.down(jax.nn.relu(self.up(self.mlp_norm(x_ND))))
+            x_ND += drop_out(inner_ND, self.dropout, keys[1])
+        else:
+            mixed_ND = self._mix(all_ND, position_BT, Q, keys[2])
+            x_ND = self.attention_norm(x_ND + drop_out(mixed_ND, self.dropout, keys[0]))
+            inner_ND = self.down(jax.nn.gelu(self.up(x_ND)))
+            x_ND = self.mlp_norm(x_ND + drop_out(inner_ND, self.dropout, keys[1]))
+        return x_ND.reshape(B, Q, D)
+
+    def _mix(
+        self, inner_ND: jax.Array, position_BT: jax.Array, queries: int, key: jax.Array | None
+    ) -> jax.Array:
+        """What the last `queries` tokens of each row find by attention: [B * Q, D]."""
+        B, T = position_BT.shape
         asking_ND = inner_ND
-        if newest:
+        if queries < T:
             # Only the wanted tokens ask, all of them answer.
-            asking_ND = inner_ND.reshape(B, T, D)[:, T - Q :].reshape(B * Q, D)
+            D = inner_ND.shape[1]
+            asking_ND = inner_ND.reshape(B, T, D)[:, T - queries :].reshape(B * queries, D)
         # Three products: cutting the result of one apart would copy it.
         query_DD, key_DD, value_DD = jnp.split(self.qkv.kernel[...], 3, axis=1)
         q_BHQW = self._heads(B, asking_ND @ query_DD)
         k_BHTW = self._heads(B, inner_ND @ key_DD)
         v_BHTW = self._heads(B, inner_ND @ value_DD)
-        mixed_BHQW = attend(q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal)
-        mixed_ND = self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * Q, D))
-        x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)
-        x_ND += drop_out(mixed_ND, self.dropout, keys[0])
-        inner_ND = self.down(jax.nn.relu(self.up(self.mlp_norm(x_ND))))
-        x_ND += drop_out(inner_ND, self.dropout, keys[1])
-        return x_ND.reshape(B, Q, D)
+        mixed_BHQW = attend(
+            q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal, dropout=self.dropout, key=key
+        )
+        return self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * queries, -1))
 
     def _heads(self, rows: int, x_ND: jax.Array) -> jax.Array:
         """[B, H, T, W]."""
@@ -71,7 +93,13 @@ class Block(nnx.Module):
 
 
 def attend(
-    q_BHQW: jax.Array, k_BHTW: jax.Array, v_BHTW: jax.Array, position_BT: jax.Array, causal: bool
+    q_BHQW: jax.Array,
+    k_BHTW: jax.Array,
+    v_BHTW: jax.Array,
+    position_BT: jax.Array,
+    causal: bool,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of the last Q tokens over their pieces: [B, H, Q, W].
 
@@ -82,7 +110,9 @@ def attend(
         k_BHTW: keys.
         v_BHTW: values.
         position_BT: place of each token in its piece, from 0.
-        causal: whether a token sees what comes after it.
+        causal: whether a token sees itself and what comes before it alone.
+        dropout: chance of a key to go unseen by a query; the others weigh as much more.
+        key: of dropout; None for none.
     """
     T, W = k_BHTW.shape[2:]
     queries = q_BHQW.shape[2]
@@ -101,8 +131,11 @@ def attend(
         highest_BHQ1 = jax.lax.stop_gradient(score_BHQS.max(-1, keepdims=True))
         share_BHQS = jnp.exp(score_BHQS - highest_BHQ1)
         # Dividing [.., W] by the softmax's denominator instead of [.., S] saves a pass over scores.
+        sum_BHQ1 = share_BHQS.sum(-1, keepdims=True)
+        block_key = None if key is None else jax.random.fold_in(key, start)
+        share_BHQS = drop_out(share_BHQS, dropout, block_key)
         mixed_BHQW = jnp.einsum("bhqs,bhsw->bhqw", share_BHQS, v_BHTW[:, :, :keys])
-        blocks.append(mixed_BHQW / share_BHQS.sum(-1, keepdims=True))
+        blocks.append(mixed_BHQW / sum_BHQ1)
     return jnp.concatenate(blocks, axis=2)
 
 

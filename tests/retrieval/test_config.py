@@ -12,6 +12,7 @@ from palr_jax.retrieval.config import RetrieverConfig
         {"devices": 0}, {"devices": 3, "batch_size": 32}, {"devices": 8, "dim": 20, "num_heads": 1},
         {"devices": 2, "model": "bpr_mf"},
         {"init_std": 0.0}, {"input_scale": 0.0}, {"input_scale": 8.0, "model": "gru4rec"},
+        {"block": "gpt"}, {"block": "bert", "model": "bert4rec"},
     ],
 )  # fmt: skip
 def test_refuses_what_cannot_be(wrong: dict[str, object]) -> None:

@@ -16,11 +16,18 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.gru4rec import GRU4Rec
 from palr_jax.retrieval.rows import NEXT_ITEM, Rows
 from palr_jax.retrieval.sasrec import SASRec
+from palr_jax.retrieval.transformer import Block, attend
 
 ITEMS, T = 20, 6
 CONFIG = RetrieverConfig(dim=8, num_blocks=2, num_heads=2, length=T, dropout=0.5)
-NETWORKS = [BERT4Rec, Caser, GRU4Rec, SASRec]
-CAUSAL = [Caser, GRU4Rec, SASRec]
+
+
+def sasrec_of_bert(config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> SASRec:
+    return SASRec(replace(config, block="bert"), num_items, rngs)
+
+
+NETWORKS = [BERT4Rec, Caser, GRU4Rec, SASRec, sasrec_of_bert]
+CAUSAL = [Caser, GRU4Rec, SASRec, sasrec_of_bert]
 ONE_PIECE = [[0, 1, 2, 3, 4, 5]]
 
 every = pytest.mark.parametrize("made", NETWORKS, ids=lambda made: made.__name__)
@@ -171,3 +178,70 @@ def test_caser_is_that_of_its_equations() -> None:
         joined_D = np.concatenate(found) @ np.asarray(model.join.kernel[...])
         expected.append(np.maximum(joined_D, 0))
     np.testing.assert_allclose(model(rows_of([items], ONE_PIECE), None)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["sasrec", "bert"])
+def test_sasrec_is_what_numpy_makes_of_its_parameters(block: str) -> None:
+    config = replace(CONFIG, block=block, init_std=0.5)
+    model = SASRec(config, ITEMS, nnx.Rngs(0))
+    items = [20, 1, 2, 3, 4, 5]
+    found = model(rows_of([items], ONE_PIECE), None)[0]
+    np.testing.assert_allclose(found, reference(model, items, block == "sasrec"), atol=1e-5)
+
+
+def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
+    """SASRec on one history, a query and a head at a time: [T, D]."""
+
+    def normal(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return scaled * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+
+    def attention(block: Block, x: np.ndarray) -> np.ndarray:
+        q, k, v = np.split(x @ np.asarray(block.qkv.kernel[...], np.float64), 3, axis=-1)
+        mixed, width = np.zeros_like(x), x.shape[1] // block.num_heads
+        for head in range(block.num_heads):
+            part = slice(head * width, (head + 1) * width)
+            for query in range(len(x)):
+                weight = np.exp(k[: query + 1, part] @ q[query, part] / width**0.5)
+                mixed[query, part] = weight @ v[: query + 1, part] / weight.sum()
+        return mixed @ np.asarray(block.out.kernel[...])
+
+    def feed_forward(block: Block, x: np.ndarray) -> np.ndarray:
+        x = x @ np.asarray(block.up.kernel[...]) + np.asarray(block.up.bias[...])
+        tanh = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
+        x = np.maximum(x, 0) if norm_first else x * (1 + tanh) / 2
+        return x @ np.asarray(block.down.kernel[...]) + np.asarray(block.down.bias[...])
+
+    x = np.asarray(model.item_ID[...], np.float64)[items] + np.asarray(model.position_TD[...])
+    if not norm_first:
+        x = normal(model.norm, x)
+    for block in model.blocks:
+        if norm_first:
+            x = x + attention(block, normal(block.attention_norm, x))
+            x = x + feed_forward(block, normal(block.mlp_norm, x))
+        else:
+            x = normal(block.attention_norm, x + attention(block, x))
+            x = normal(block.mlp_norm, x + feed_forward(block, x))
+    return normal(model.norm, x) if norm_first else x
+
+
+def test_dropped_keys_leave_the_mean_of_attention() -> None:
+    q_BHQW, k_BHTW = (jax.random.normal(jax.random.key(n), (1, 2, 5, 4)) for n in (0, 1))
+    v_BHTW, position_BT = jax.random.normal(jax.random.key(2), (1, 2, 5, 4)), jnp.arange(5)[None]
+    whole = attend(q_BHQW, k_BHTW, v_BHTW, position_BT, True)
+
+    @jax.vmap
+    def dropped(key: jax.Array) -> jax.Array:
+        return attend(q_BHQW, k_BHTW, v_BHTW, position_BT, True, dropout=0.4, key=key)
+
+    many = dropped(jax.random.split(jax.random.key(3), 4000))
+    assert jnp.std(many[:, 0, 0, 4, 0]) > 0.1
+    # The first query sees one key: it is dropped, or weighs 1 / 0.6.
+    kept = jnp.abs(many[:, 0, 0, 0, 0]) > 0
+    assert jnp.mean(kept) == pytest.approx(0.6, abs=5 * (0.24 / 4000) ** 0.5)
+    np.testing.assert_allclose(
+        many[kept, 0, 0, 0] * 0.6, whole[None, 0, 0, 0].repeat(kept.sum(), 0), rtol=1e-5
+    )
+    error = 5 * jnp.std(many, axis=0) / 4000**0.5
+    assert (jnp.abs(many.mean(0) - whole) <= error + 1e-6).all()
