@@ -43,8 +43,8 @@ def _one_device_ranks() -> Iterator[None]:
 def _forget_programs() -> Iterator[None]:
     """A module's compiled programs go with it.
 
-    Each holds dozens of memory mappings, of which Linux grants a process 65,530 by default: the
-    programs of all tests are more, and XLA dies of the first one refused.
+    Each holds dozens of memory mappings, those of one module up to 8,000; Linux grants a process
+    65,530 by default, and XLA crashes without them.
     """
     yield
     jax.clear_caches()
