@@ -16,7 +16,7 @@ from palr_jax.data.config import DataConfig
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig, ProfileConfig
 from palr_jax.llm.config import LoRAConfig
-from palr_jax.retrieval.config import Model, RetrieverConfig
+from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
 from palr_jax.sharding import MeshConfig
 from palr_jax.training.config import FinetuneConfig
 
@@ -71,6 +71,10 @@ class RankerConfig:
         lora: adapters to train on frozen weights; without them all weights are trained.
         variants: PALR_v1 is tuned on the task Recommend alone, PALR_v2 on both tasks.
         retrieval_share: share of Recommend_Retrieval examples in the data of PALR_v2.
+        prior: retriever puts the retriever's probabilities of the candidates into every choice of
+            PALR_v2's trie, in training and inference; the LLaMA adds to them what it reads.
+        item_embeddings: retriever gives PALR_v2 the retriever's item vectors, behind titles and in
+            the scores of candidates.
     """
 
     weights: str | None = None
@@ -80,6 +84,8 @@ class RankerConfig:
     lora: LoRAConfig | None = None
     variants: tuple[Variant, ...] = ("PALR_v1", "PALR_v2")
     retrieval_share: Annotated[float, Field(gt=0, le=1)] = 0.7
+    prior: Literal["none", "retriever"] = "none"
+    item_embeddings: Literal["none", "retriever"] = "none"
 
     def __post_init__(self) -> None:
         if self.dtype != "float32" and not (self.weights and self.lora):
@@ -159,11 +165,52 @@ class Config:
                 f"finetune.length ({self.finetune.length}) must be at least "
                 f"instruct.length ({self.instruct.length})"
             )
+        if self.finetune.objective == "candidates":
+            self._check_moments()
+        elif self._has_head:
+            raise ValueError(
+                "ranker.prior and ranker.item_embeddings are learned by finetune.objective "
+                "candidates: set it"
+            )
         if self.finetune.mode == "lora" and self.ranker.lora is None:
             raise ValueError("finetune.mode lora trains adapters: set ranker.lora")
         if self.finetune.mode == "full":
             # So that a config with adapters can be tuned without them by this one key.
             object.__setattr__(self, "ranker", replace(self.ranker, lora=None))
+
+    @property
+    def _has_head(self) -> bool:
+        return "retriever" in (self.ranker.prior, self.ranker.item_embeddings)
+
+    def _check_moments(self) -> None:
+        instruct, tuning = self.instruct, self.finetune
+        if instruct.prompt == "history" and instruct.moments > tuning.moments:
+            raise ValueError(
+                f"finetune.moments ({tuning.moments}) must be at least instruct.moments "
+                f"({instruct.moments}): those of a user stand in one row"
+            )
+        if self.ranker.item_embeddings == "retriever":
+            if self.retriever.model not in SEQUENTIAL:
+                raise ValueError(
+                    f"ranker.item_embeddings: {self.retriever.model} has no item vectors; "
+                    f"retriever.model can be {', '.join(SEQUENTIAL)}"
+                )
+            if instruct.held_out == "users" and instruct.folds > 1:
+                raise ValueError(
+                    "ranker.item_embeddings: the vectors of several retrievers do not compare: set "
+                    "instruct.held_out time or instruct.folds 1"
+                )
+        plain = self.evaluate.decoding == "score"
+        if self._has_head and not plain:
+            raise ValueError(
+                f"evaluate.decoding {self.evaluate.decoding} knows no prior and no item vectors: "
+                "set score"
+            )
+        if instruct.prompt == "history" and (not plain or self.evaluate.shuffles):
+            raise ValueError(
+                "instruct.prompt history lists no candidates: set evaluate.decoding score and "
+                "evaluate.shuffles 0"
+            )
 
 
 def load_config(path: Path, overrides: dict[str, str]) -> Config:

@@ -7,33 +7,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax import processes
-from palr_jax.config import Config, Variant, to_dict
+from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
-from palr_jax.data.split import Split
 from palr_jax.errors import UserError
-from palr_jax.files import fingerprint, read_arrays, write_arrays
 from palr_jax.instruct.affinity import three_hop
 from palr_jax.instruct.examples import ExampleMaker, tuning_users
 from palr_jax.instruct.item_tokens import ItemTokens, tokenize_items
-from palr_jax.instruct.negatives import NegativeSampler, Retrieved, draw_moments
+from palr_jax.instruct.moments import MomentMaker
+from palr_jax.instruct.negatives import NegativeSampler
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import visit
 from palr_jax.instruct.profiles import category_table
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.instruct.statistics import marked_text, measure
+from palr_jax.instruct.statistics import (
+    marked_text,
+    measure,
+    measure_moments,
+    moment_text,
+)
 from palr_jax.llm.tokenizer import Tokenizer
-from palr_jax.progress import say
+from palr_jax.proposals import propose_moments
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.untuned import make_tokenizer
 
 # From how many items of its 3-hop affinity a user's short lists are filled.
 _NEARBY = 50
-# In how many moments of a user's history the retriever is asked for negatives.
-_MOMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,17 @@ class Instructions:
         tokenizer: of the ranker.
         items: the tokens of every item.
         users: whose training items the ranker is tuned on.
+        held_out: tuning users that the ranker is validated on and not tuned on.
         makers: makes the examples of each variant.
+        vectors_IR: the retriever's item vectors, for a ranker that reads them; else None.
     """
 
     tokenizer: Tokenizer
     items: ItemTokens
     users: np.ndarray
-    makers: dict[Variant, ExampleMaker]
+    held_out: np.ndarray
+    makers: dict[Variant, ExampleMaker | MomentMaker]
+    vectors_IR: np.ndarray | None
 
 
 def tokenize(config: Config, catalog: Catalog) -> tuple[Tokenizer, ItemTokens]:
@@ -74,11 +78,10 @@ def tokenize(config: Config, catalog: Catalog) -> tuple[Tokenizer, ItemTokens]:
 def load_instructions(config: Config, run: RunDirectory) -> Instructions:
     """Everything that examples are made of, from a run's training interactions alone.
 
-    With `instruct.retriever_negatives`, this trains a retriever the first time it is called.
+    Where examples need a retriever's candidates, this trains it the first time it is called.
 
     Raises:
-        UserError: as `tokenize`, a file of the run is damaged, or there are no users to train
-            that retriever on.
+        UserError: as `tokenize` and `propose_moments`, or a file of the run is damaged.
     """
     prepared = preparing.load(run.data)
     split, instruct = prepared.split, config.instruct
@@ -94,37 +97,95 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
         instruct.category_negatives,
         instruct.retriever_negatives,
     )
-    retrieved = _retrieved(config, run, split, users) if instruct.retriever_negatives else None
-    makers: dict[Variant, ExampleMaker] = {
+    proposals = None
+    if needs_proposals(config):
+        proposals = propose_moments(config, run, split, users)
+    retrieved = None if proposals is None else proposals.retrieved
+    makers: dict[Variant, ExampleMaker | MomentMaker] = {
         variant: ExampleMaker(
             train=split.train,
             profiles=run.read_profiles(),
             writer=PromptWriter(tokenizer, items.tokens, instruct),
             negatives=negatives,
             nearby=nearby,
-            retrieved=retrieved,
+            retrieved=retrieved if instruct.retriever_negatives else None,
             config=instruct,
             retrieval_share=config.ranker.retrieval_share if variant == "PALR_v2" else 0.0,
             seed=config.seed,
         )
         for variant in config.ranker.variants
     }
-    return Instructions(tokenizer, items, users, makers)
+    held_out, vectors_IR = users[:0], None
+    if proposals is not None and learns_moments(config):
+        maker = MomentMaker(
+            train=split.train,
+            profiles=run.read_profiles(),
+            writer=PromptWriter(tokenizer, items.tokens, instruct),
+            items=items.tokens,
+            retrieved=proposals.retrieved,
+            config=instruct,
+            prior_dropout=config.finetune.prior_dropout,
+            seed=config.seed,
+        )
+        makers["PALR_v2"] = maker
+        users, held_out = _divided(maker.usable(users), config)
+        if config.ranker.item_embeddings == "retriever":
+            vectors_IR = proposals.vectors_IR
+    return Instructions(tokenizer, items, users, held_out, makers, vectors_IR)
 
 
-def packing(config: Config) -> Packing:
+def learns_moments(config: Config) -> bool:
+    """Whether PALR_v2 is tuned on the retriever's candidates."""
+    return config.finetune.objective == "candidates" and "PALR_v2" in config.ranker.variants
+
+
+def needs_proposals(config: Config) -> bool:
+    """Whether the instruction data are made with a retriever's candidates."""
+    return learns_moments(config) or config.instruct.retriever_negatives > 0
+
+
+def _divided(users: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The users to tune on, and those to validate on.
+
+    Raises:
+        UserError: one of them would be empty.
+    """
+    count = round(config.finetune.validation_share * len(users))
+    if len(users) <= count or (config.finetune.validation_share and not count):
+        raise UserError(
+            f"{len(users)} tuning users have the retriever's candidates to learn from: too few for "
+            f"finetune.validation_share ({config.finetune.validation_share}); raise "
+            "instruct.user_share"
+        )
+    order = np.random.default_rng([config.seed, len(users)]).permutation(users)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def packing(config: Config, variant: Variant) -> Packing:
     """The shapes of what each stream brings to a batch."""
     tuning = config.finetune
-    return Packing(tuning.batch_size // tuning.streams, tuning.length, tuning.label_length)
+    label = tuning.label_length
+    if variant == "PALR_v2" and learns_moments(config):
+        label = tuning.moments
+    return Packing(tuning.batch_size // tuning.streams, tuning.length, label)
 
 
 def example_texts(instructions: Instructions, count: int) -> list[str]:
     """The first `count` examples of the last variant, their labels marked."""
-    maker = list(instructions.makers.values())[-1]
-    return [
-        marked_text(example, instructions.tokenizer)
-        for example in visit(maker, instructions.users, 0, count)
-    ]
+    maker, tokenizer = list(instructions.makers.values())[-1], instructions.tokenizer
+    users = instructions.users
+    if isinstance(maker, MomentMaker):
+        tokens = instructions.items.tokens
+        return [
+            moment_text(example, tokenizer, tokens) for example in visit(maker, users, 0, count)
+        ]
+    return [marked_text(example, tokenizer) for example in visit(maker, users, 0, count)]
+
+
+def _measured(maker: ExampleMaker | MomentMaker, users: np.ndarray, packing: Packing) -> str:
+    if isinstance(maker, MomentMaker):
+        return str(measure_moments(maker, users, packing))
+    return str(measure(maker, users, packing))
 
 
 def statistics(config: Config, instructions: Instructions) -> str:
@@ -134,63 +195,9 @@ def statistics(config: Config, instructions: Instructions) -> str:
         UserError: an example does not fit even without history.
     """
     lines = [
-        f"{variant}: {measure(maker, instructions.users, packing(config))}"
+        f"{variant}: {_measured(maker, instructions.users, packing(config, variant))}"
         for variant, maker in instructions.makers.items()
     ]
     items = instructions.items
     lines.append(f"{items.cut:,} of {len(items.tokens):,} titles cut")
     return "\n".join(lines)
-
-
-def _retrieved(config: Config, run: RunDirectory, split: Split, users: np.ndarray) -> Retrieved:
-    """What a retriever that has never seen the tuning users proposes for them.
-
-    It is the run's retriever, with its settings, trained on the other users; their last training
-    item stops it, so that no held-out item has a part in the instruction data.
-    """
-    directory = run.negatives / _mark(config)
-    file = directory / "negatives.npz"
-    if not file.exists():
-        if processes.are_many():
-            raise UserError(
-                "instruct.retriever_negatives: their retriever is trained in one process: run "
-                "`palr show-examples` with this config on one machine first"
-            )
-        others = np.setdiff1d(np.flatnonzero(split.train.lengths_R >= 2), users)
-        if not len(others):
-            raise UserError(
-                "instruct.retriever_negatives needs users that the ranker is not tuned on, to "
-                f"train a retriever: lower instruct.user_share ({config.instruct.user_share})"
-            )
-        say(f"retriever negatives: a retriever learns from the {len(others):,} other users")
-        retriever = MODELS[config.retriever.model](config.retriever, split.num_items, config.seed)
-        retriever.fit(_without_last(split, others), directory / "retriever")
-        moments = draw_moments(split.train, users, config.seed, _MOMENTS)
-        prefixes = Ragged.from_rows(
-            split.train[user][:moment] for user in users for moment in moments[user]
-        )
-        top = retriever.recommend(prefixes, config.retriever.candidates)
-        write_arrays(
-            file,
-            moments_P=moments.values_N,
-            moments_U1=moments.offsets_R1,
-            items_PK=np.asarray(top.item_UK, np.int32),
-        )
-    arrays = read_arrays(file)
-    moments = Ragged(arrays["moments_P"], arrays["moments_U1"])
-    return Retrieved(moments, arrays["items_PK"])
-
-
-def _mark(config: Config) -> str:
-    """Names what these negatives are made from; the data of a run directory never changes."""
-    retriever = to_dict(config)["retriever"]
-    return fingerprint([retriever, config.seed, config.instruct.user_share, _MOMENTS])
-
-
-def _without_last(split: Split, users: np.ndarray) -> Split:
-    """A split of the training items of some users: the last of them validates and tests."""
-    train = split.train.take(users)
-    last_U = train.offsets_R1[1:] - 1
-    held_U = train.values_N[last_U]
-    shorter = Ragged.from_lengths(np.delete(train.values_N, last_U), train.lengths_R - 1)
-    return Split(shorter, held_U, held_U, split.user_ids[users], split.num_items)

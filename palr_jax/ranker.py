@@ -13,6 +13,7 @@ import numpy as np
 
 from palr_jax.config import Config, Variant
 from palr_jax.decoding.generate import Mode, Slate, generate
+from palr_jax.decoding.retriever_head import Known, head_of
 from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
 from palr_jax.decoding.search import search
 from palr_jax.decoding.trie import build, round_up
@@ -25,7 +26,7 @@ from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import Shards, fetch, make_mesh
 from palr_jax.training.loop import load_trained
-from palr_jax.untuned import make_model
+from palr_jax.untuned import make_model, with_head
 
 # Tries of this many users are measured at a time.
 _TRIES_AT_ONCE = 512
@@ -62,6 +63,7 @@ class Ranker:
         candidates_UC: np.ndarray,
         shown: str | Advance,
         sizes: Sizes | None = None,
+        retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         """log P(candidate | prompt), float32 [U, C]; the probabilities of a user sum to 1.
 
@@ -71,18 +73,26 @@ class Ranker:
             candidates_UC: item indices, -1 where there is none (its result is -inf).
             shown: where progress is shown.
             sizes: with room for the candidates' tries, so that calls share programs.
+            retriever_UC: the retriever's scores of the candidates, which a ranker with a prior
+                starts from; without them, or where one is not finite, the prior says nothing.
 
         Raises:
-            UserError: the model's numbers are none.
+            UserError: the model returned NaN.
         """
-        prompts = self.prompts(histories, profiles, candidates_UC)
+        prompts, marks = self._marked_prompts(histories, profiles, candidates_UC)
         prefix = self._prefix(with_candidates=True)
         sizes = sizes or self.sizes(candidates_UC)
+        prior_UC = log_prior(candidates_UC, retriever_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes)
-            tokens_BT, length_B, plan = self.shards.spread((tokens_BT, length_B, plan))
-            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, self.shards, prefix))
+            known = self._known(marks, rows_B, tokens_BT.shape[1], candidates_UC, prior_UC)
+            tokens_BT, length_B, plan, known = self.shards.spread(
+                (tokens_BT, length_B, plan, known)
+            )
+            logp_BC = fetch(
+                score(self.model, tokens_BT, length_B, plan, self.shards, prefix, known)
+            )
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC
@@ -96,6 +106,7 @@ class Ranker:
         orders: int,
         seed: int,
         sizes: Sizes | None = None,
+        retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         """As `score`, with the mean probability over random orders of the candidates in prompts.
 
@@ -103,7 +114,7 @@ class Ranker:
         as much as `orders` times `score`; 0 is the given order alone.
         """
         if not orders:
-            return self.score(histories, profiles, candidates_UC, shown, sizes)
+            return self.score(histories, profiles, candidates_UC, shown, sizes, retriever_UC)
         sizes = sizes or self.sizes(candidates_UC)
         rng = np.random.default_rng(seed)
         total_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
@@ -114,7 +125,10 @@ class Ranker:
                 bar: str | Advance = f"{shown}, order {number} of {orders}"
             else:  # a user is done with the last order
                 bar = shown if number == orders else _ignore
-            logp_UC = self.score(histories, profiles, shuffled_UC, bar, sizes)
+            scores_UC = None
+            if retriever_UC is not None:
+                scores_UC = np.take_along_axis(retriever_UC, order_UC, axis=1)
+            logp_UC = self.score(histories, profiles, shuffled_UC, bar, sizes, scores_UC)
             back_UC = np.argsort(order_UC, axis=1)
             total_UC = np.logaddexp(total_UC, np.take_along_axis(logp_UC, back_UC, axis=1))
         return total_UC - np.float32(np.log(orders))
@@ -143,7 +157,7 @@ class Ranker:
             seed: of sample; what a user gets does not depend on the other users.
 
         Raises:
-            UserError: the model's numbers are none.
+            UserError: the model returned NaN.
         """
         prompts = self.prompts(histories, profiles, candidates_UC)
         prefix = self._prefix(with_candidates=True)
@@ -181,7 +195,7 @@ class Ranker:
             width: hypotheses of an item; see `search`.
 
         Raises:
-            UserError: the model's numbers are none.
+            UserError: the model returned NaN.
         """
         prompts = self.prompts(histories, profiles, None)
         prefix = self._prefix(with_candidates=False)
@@ -213,24 +227,55 @@ class Ranker:
         Raises:
             UserError: a prompt does not fit even without history.
         """
-        rows, cut, room = [], 0, self.writer.config
+        return self._marked_prompts(histories, profiles, candidates_UC)[0]
+
+    def _marked_prompts(
+        self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
+    ) -> tuple[Ragged, Ragged]:
+        """Prompts, and at the last token of each item the item, elsewhere -1."""
+        rows, marks, cut, room = [], [], 0, self.writer.config
         for user, profile in enumerate(profiles):
             candidates = None
             if candidates_UC is not None:
                 candidates = candidates_UC[user][candidates_UC[user] >= 0]
-            kept_H = self.writer.kept(histories[user], profile, candidates)
+            if candidates is not None and room.prompt == "history":
+                kept_H = self.writer.kept_in_history(histories[user])
+                tokens_T, item_T = self.writer.history_prompt(kept_H)
+            else:
+                kept_H = self.writer.kept(histories[user], profile, candidates)
+                tokens_T, item_T = self.writer.marked_prompt(kept_H, profile, candidates)
             cut += len(kept_H) < min(len(histories[user]), room.history)
-            rows.append(self.writer.prompt(kept_H, profile, candidates))
+            rows.append(tokens_T)
+            marks.append(item_T)
         if cut:
             say(
                 f"{cut:,} of {len(rows):,} histories were cut below {room.history} items, oldest "
                 f"first, to fit instruct.length ({room.length})"
             )
-        return Ragged.from_rows(rows)
+        return Ragged.from_rows(rows), Ragged.from_rows(marks)
+
+    def _known(
+        self,
+        marks: Ragged,
+        rows_B: np.ndarray,
+        width: int,
+        candidates_UC: np.ndarray,
+        prior_UC: np.ndarray,
+    ) -> Known | None:
+        """What a retriever head needs of some users; None for a model without one."""
+        head = head_of(self.model)
+        if head is None:
+            return None
+        taken = marks.take(rows_B)
+        item_BT = np.full((len(rows_B), width), -1, np.int32)
+        item_BT[np.arange(width) < taken.lengths_R[:, None]] = taken.values_N
+        return Known(
+            head.with_vector(item_BT), head.with_vector(candidates_UC[rows_B]), prior_UC[rows_B]
+        )
 
     def _prefix(self, with_candidates: bool) -> Prefix:
         """The instruction that all prompts of a task begin with."""
-        length = self.writer.instruction_length(with_candidates)
+        length = self.writer.prefix_length(with_candidates)
         return Prefix(length, groups=self.shards.ways("batch"))
 
     def _batches(
@@ -253,6 +298,23 @@ class Ranker:
                 rows_B = np.resize(rows_B, size)
                 yield rows_B, *padded(prompts.take(rows_B))
                 advance(fresh)
+
+
+def log_prior(candidates_UC: np.ndarray, retriever_UC: np.ndarray | None) -> np.ndarray:
+    """The retriever's log-probability of each candidate among those of its user, float32 [U, C].
+
+    A score that is not finite (of an item that the retriever does not know) counts as the mean of
+    the others of the user. Without scores all are 0.
+    """
+    if retriever_UC is None:
+        return np.zeros(candidates_UC.shape, np.float32)
+    is_known_UC = np.isfinite(retriever_UC) & (candidates_UC >= 0)
+    count_U1 = np.maximum(is_known_UC.sum(axis=1, keepdims=True), 1)
+    mean_U1 = np.where(is_known_UC, retriever_UC, 0).sum(axis=1, keepdims=True) / count_U1
+    score_UC = np.where(is_known_UC, retriever_UC, mean_U1)
+    there_UC = np.where(candidates_UC >= 0, score_UC, -np.inf)
+    total_U1 = np.logaddexp.reduce(there_UC, axis=1, keepdims=True)
+    return np.where(candidates_UC >= 0, score_UC - total_U1, 0).astype(np.float32)
 
 
 def _ignore(amount: int = 1, note: str = "") -> None:
@@ -320,6 +382,8 @@ def load_ranker(
     model = make_model(
         config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed, shards
     )
+    if variant == "PALR_v2":
+        model = with_head(model, config, run.read_vectors(config), shards)
     load_trained(model, run.ranker / variant, step)
     writer = PromptWriter(tokenizer, items, config.instruct)
     return Ranker(model, writer, items, config.evaluate.batch_size, shards)

@@ -32,7 +32,7 @@ from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig
-from palr_jax.training.loop import newest_step
+from palr_jax.training.loop import trained_step
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Recommender:
         retriever.load(directory.retriever(config.retriever.model))
         devices = jax.local_devices()[: config.mesh.devices]
         if step is None:
-            step = newest_step(directory.ranker / "PALR_v2")
+            step = trained_step(directory.ranker / "PALR_v2")
         ranker = load_ranker(config, directory, "PALR_v2", step, devices)
         weight = float(read_json(directory.fusion)["weight"])
         return cls(config, prepared, prepared.catalog, retriever, ranker, weight, step)

@@ -7,7 +7,9 @@ retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line a user
 negatives/<mark>/          a retriever of the other users and what it proposes (if configured)
 ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
-                           instructions.txt (some of them, and statistics)
+                           instructions.txt (some of them, and statistics), vectors.npz (the
+                           retriever's item vectors, if the ranker reads them)
+ranker/<variant>.json      the step with the lowest validation loss (if it was validated)
 ranker/<variant>/<step>/   Orbax checkpoints
 metrics.jsonl              one line a logged step
 fusion.json                the weight of the ranker beside the retriever
@@ -57,6 +59,7 @@ class RunDirectory:
         self.negatives = path / "negatives"
         self.ranker = path / "ranker"
         self.items = self.ranker / "items.npz"
+        self.vectors = self.ranker / "vectors.npz"
         self.instructions = self.ranker / "instructions.txt"
         self.metrics = path / "metrics.jsonl"
         self.fusion = path / "fusion.json"
@@ -158,6 +161,21 @@ class RunDirectory:
         """
         arrays = read_arrays(self.items)
         return load_tokenizer(self.ranker), Ragged(arrays["tokens_N"], arrays["offsets_I1"])
+
+    def write_vectors(self, vectors_IR: np.ndarray | None) -> None:
+        """Writes the retriever's item vectors that a ranker is tuned with, if it is."""
+        if vectors_IR is not None:
+            write_arrays(self.vectors, vectors_IR=vectors_IR)
+
+    def read_vectors(self, config: Config) -> np.ndarray | None:
+        """Reads what `write_vectors` wrote; None if the config asks for none.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        if config.ranker.item_embeddings == "none":
+            return None
+        return read_arrays(self.vectors)["vectors_IR"]
 
     def is_done(self, stage: str, made_from: Any) -> bool:
         """Whether a stage has finished with exactly these inputs."""

@@ -6,6 +6,7 @@ from has changed.
 Shapes: U users, C candidates.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,10 +16,13 @@ from palr_jax.config import Config, to_dict
 from palr_jax.data import prepare as preparing
 from palr_jax.errors import UserError
 from palr_jax.files import write_text
-from palr_jax.instruct.pipeline import batches
+from palr_jax.instruct.moments import MomentMaker
+from palr_jax.instruct.pipeline import batches, whole_pass
 from palr_jax.instructions import (
+    Instructions,
     example_texts,
     load_instructions,
+    needs_proposals,
     packing,
     statistics,
     tokenize,
@@ -28,8 +32,10 @@ from palr_jax.progress import say
 from palr_jax.retrievers import compare, propose
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import Shards, make_mesh
+from palr_jax.training.feed import fixed_batches
 from palr_jax.training.loop import finetune as tune
-from palr_jax.untuned import count_parameters, make_model
+from palr_jax.training.step import AnyBatch
+from palr_jax.untuned import count_parameters, make_model, with_head
 
 # Instructions that stand in the report.
 _SHOWN = 3
@@ -105,7 +111,7 @@ def made_from(stage: str, config: Config) -> dict[str, Any]:
     """The part of a config that a stage depends on."""
     values = to_dict(config)
     keys = _MADE_FROM[stage]
-    if stage == "finetune" and config.instruct.retriever_negatives:
+    if stage == "finetune" and needs_proposals(config):
         keys = (*keys, "retriever")
     made: dict[str, Any] = {key: values[key] for key in keys}
     if stage == "profile":  # an LLM's profiles take long: only what they say makes them anew
@@ -132,6 +138,7 @@ def finetune(config: Config, run: RunDirectory) -> None:
     instructions = load_instructions(config, run)
     tokenizer, items, users = instructions.tokenizer, instructions.items, instructions.users
     run.write_tokens(tokenizer, items.tokens)
+    run.write_vectors(instructions.vectors_IR)
     # This also meets most examples that do not fit, before any time goes into training.
     figures = processes.led(lambda: statistics(config, instructions))
     say(f"tuning on {len(users):,} users\n{figures}")
@@ -139,12 +146,28 @@ def finetune(config: Config, run: RunDirectory) -> None:
     shards, tuning = Shards(make_mesh(config.mesh)), config.finetune
     for variant, maker in instructions.makers.items():
         model = make_model(config.ranker, tokenizer.vocab_size, tuning.length, config.seed, shards)
+        shape, validation = packing(config, variant), []
+        if isinstance(maker, MomentMaker):
+            model = with_head(model, config, instructions.vectors_IR, shards)
+            validation = _validation(config, instructions, maker, shards)
         say(f"{variant}: {count_parameters(model):,} parameters")
         streams = [
-            batches(maker, users, packing(config), number, tuning.streams)
-            for number in range(tuning.streams)
+            batches(maker, users, shape, number, tuning.streams) for number in range(tuning.streams)
         ]
-        tune(model, streams, tuning, shards, run.ranker / variant, run.metrics, variant)
+        directory = run.ranker / variant
+        tune(model, streams, tuning, shards, directory, run.metrics, variant, validation)
+
+
+def _validation(
+    config: Config, instructions: Instructions, maker: MomentMaker, shards: Shards
+) -> list[AnyBatch]:
+    """All moments of the tuning users that are held out of tuning, with their priors."""
+    if not len(instructions.held_out):
+        return []
+    rows = whole_pass(
+        replace(maker, prior_dropout=0.0), instructions.held_out, packing(config, "PALR_v2")
+    )
+    return fixed_batches(rows, config.finetune.batch_size, shards)
 
 
 def show_examples(config: Config, run: RunDirectory, count: int) -> str:

@@ -1,10 +1,12 @@
 """The tokenizer and the LLaMA of a ranker before it is tuned."""
 
 import jax
+import numpy as np
 from flax import nnx
 
-from palr_jax.config import RankerConfig
+from palr_jax.config import Config, RankerConfig
 from palr_jax.data.catalog import Catalog
+from palr_jax.decoding.retriever_head import RankingLlama, RetrieverHead
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.templates import item_text, profile_text, template
@@ -93,6 +95,23 @@ def make_model(
             f"lower instruct.length ({max_length})"
         )
     return model
+
+
+def with_head(model: Llama, config: Config, vectors_IR: np.ndarray | None, shards: Shards) -> Llama:
+    """The model with the retriever head that a config asks for, whole on every device.
+
+    Args:
+        model: of PALR_v2.
+        config: of the run.
+        vectors_IR: the retriever's item vectors, for `ranker.item_embeddings`.
+        shards: the mesh.
+    """
+    has_prior = config.ranker.prior == "retriever"
+    if not has_prior and vectors_IR is None:
+        return model
+    head = RetrieverHead(model.config.dim, vectors_IR, has_prior)
+    nnx.update(head, jax.device_put(nnx.state(head), shards.of()))
+    return RankingLlama(model, head)
 
 
 def count_parameters(model: Llama) -> int:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from palr_jax.decoding.score import (
     DEAD,
+    Choices,
     ScorePlan,
     Sizes,
     above,
@@ -256,15 +257,16 @@ def _read(model: Llama, head_BED: jax.Array, plan: _Plan, state: _State) -> _Sta
 
 def _choose(plan: _Plan, mode: Mode, state: _State) -> _State:
     """Writes one more item in every row that has not all of its items."""
-    logp_BS = path_logps(state.logit_BE, state.alive_BS, plan.score)
+    logp_BS = path_logps(state.logit_BE, state.alive_BS, plan.score.choices)
     match mode:
         case "beam":
             merit_BS = logp_BS
         case "greedy":
-            merit_BS = _best_tokens(plan.score, state)
+            merit_BS = _best_tokens(plan.score.choices, state)
         case "sample":
             # The largest of log-probabilities with Gumbel noise is a draw from them.
-            tempered_BS = path_logps(state.logit_BE / plan.temperature, state.alive_BS, plan.score)
+            tempered_BE = state.logit_BE / plan.temperature
+            tempered_BS = path_logps(tempered_BE, state.alive_BS, plan.score.choices)
             merit_BS = tempered_BS + _noise(plan.key_B, state.count, logp_BS.shape[1])
     slot_B = jnp.argmax(merit_BS, axis=1).astype(jnp.int32)
     logp_B = jnp.take_along_axis(logp_BS, slot_B[:, None], axis=1)[:, 0]
@@ -279,13 +281,13 @@ def _choose(plan: _Plan, mode: Mode, state: _State) -> _State:
     )
 
 
-def _best_tokens(plan: ScorePlan, state: _State) -> jax.Array:
+def _best_tokens(choices: Choices, state: _State) -> jax.Array:
     """0 for the slot that the best living edge of every node leads to, less for all others."""
-    above_BES = above(plan)
+    above_BES = above(choices)
     living_BE = (above_BES & state.alive_BS[:, None]).any(-1)
     logit_BE = jnp.where(living_BE, state.logit_BE, DEAD)
-    best_BM = jnp.where(siblings(plan), logit_BE[:, None], -jnp.inf).argmax(-1)
-    source_BE = jnp.maximum(jnp.asarray(plan.edge_source_BE), 0)
+    best_BM = jnp.where(siblings(choices), logit_BE[:, None], -jnp.inf).argmax(-1)
+    source_BE = jnp.maximum(jnp.asarray(choices.source_BE), 0)
     is_best_BE = jnp.take_along_axis(best_BM, source_BE, axis=1) == jnp.arange(source_BE.shape[1])
     misses_BS = (above_BES & ~is_best_BE[:, :, None]).sum(axis=1)
     return jnp.where(state.alive_BS, -misses_BS.astype(jnp.float32), -jnp.inf)

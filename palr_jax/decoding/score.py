@@ -10,7 +10,7 @@ Shapes: B rows, T prompt tokens, M fed nodes, E edges (children of nodes that br
 nodes of a trie, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from palr_jax.decoding.retriever_head import Known, RetrieverHead, head_of
 from palr_jax.decoding.trie import Array, Trie, round_up
 from palr_jax.llm.llama import Layout, Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
@@ -25,6 +26,26 @@ from palr_jax.sharding import Shards
 
 # A finite floor keeps nodes without a living edge free of NaN.
 DEAD = -1e30
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Choices:
+    """The choices along the tries of some rows.
+
+    Attributes:
+        source_BE: int32, the choice that each edge belongs to; -1 at padding.
+        first_BE: int32, the first leaf below the edge.
+        last_BE: int32, the last leaf below the edge; -1 at padding.
+        leaf_BS: int32, the leaf of each slot; -1 where there is no candidate.
+        count: choices of a row at most: sources are below it.
+    """
+
+    source_BE: Array
+    first_BE: Array
+    last_BE: Array
+    leaf_BS: Array
+    count: int = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +73,17 @@ class ScorePlan:
     edge_first_BE: Array
     edge_last_BE: Array
     leaf_BS: Array
+
+    @property
+    def choices(self) -> Choices:
+        """The choices at the root (number 0) and at the fed nodes (m + 1)."""
+        return Choices(
+            self.edge_source_BE,
+            self.edge_first_BE,
+            self.edge_last_BE,
+            self.leaf_BS,
+            count=self.token_BM.shape[1] + 1,
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +186,7 @@ def score(
     plan: ScorePlan,
     shards: Shards | None = None,
     prefix: Prefix = NO_PREFIX,
+    known: Known | None = None,
 ) -> jax.Array:
     """Scores the candidates of every row in one forward pass.
 
@@ -165,13 +198,16 @@ def score(
         plan: what `plan_score` made of the tries of the same rows.
         shards: over which mesh rows and weights are divided, if at all.
         prefix: how many tokens all prompts begin with.
+        known: what the retriever knows of the same rows; a model with a retriever head needs it.
 
     Returns:
         [B, S] float32, the log-probability of each candidate when only candidates can be written;
         -inf in empty slots.
     """
     graph, weights = nnx.split(model)
-    return score_step(graph, weights, prompt_tokens_BT, prompt_length_B, plan, shards, prefix)
+    return score_step(
+        graph, weights, prompt_tokens_BT, prompt_length_B, plan, shards, prefix, known
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -183,16 +219,50 @@ def score_step(
     plan: ScorePlan,
     shards: Shards | None = None,
     prefix: Prefix = NO_PREFIX,
+    known: Known | None = None,
 ) -> jax.Array:
     """`score` of a model that is split, as `palr plan` compiles it."""
     model = nnx.merge(graph, weights)
+    head = head_of(model)
     T = prompt_tokens_BT.shape[1]
     tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.token_BM], axis=1)
     layout = tree_layout(T, prompt_length_B, jnp.int32(0), plan)
-    hidden_BTD = model.hidden(tokens_BT, layout, shards=shards, prefix=prefix)
-    head_BED = model.head_weights(shards)[plan.edge_token_BE]
-    logit_BE = edge_logits(head_BED, hidden_BTD, T, prompt_length_B, plan)
-    return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan)
+    added_BTD = None if head is None else _inputs(head, known, plan)
+    hidden_BTD = model.hidden(tokens_BT, layout, shards=shards, prefix=prefix, added_BTD=added_BTD)
+    weights_BED = model.head_weights(shards)[plan.edge_token_BE]
+    logit_BE = edge_logits(weights_BED, hidden_BTD, T, prompt_length_B, plan)
+    if head is not None and known is not None:
+        end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
+        logit_BE = with_retriever(head, logit_BE, end_BD, known, plan.choices)
+    return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan.choices)
+
+
+def _inputs(head: RetrieverHead, known: Known | None, plan: ScorePlan) -> jax.Array | None:
+    """What the head adds to the inputs of prompts; fed nodes get nothing."""
+    if known is None:
+        raise ValueError("a model with a retriever head scores with what the retriever knows")
+    fed = plan.token_BM.shape[1]
+    return head.inputs(jnp.pad(jnp.asarray(known.item_BT), ((0, 0), (0, fed)), constant_values=-1))
+
+
+def with_retriever(
+    head: RetrieverHead, logit_BE: jax.Array, end_BD: jax.Array, known: Known, choices: Choices
+) -> jax.Array:
+    """Logits of the edges, [B, E], with what the retriever says of the candidates below each.
+
+    An edge gets the log-sum of the scores of the candidates below it, so that with a text that
+    says nothing P(candidate) is the softmax of these scores.
+
+    Args:
+        head: weighs text and retriever.
+        logit_BE: of the LM head.
+        end_BD: the hidden state at the end of each prompt.
+        known: scores and vectors of the candidates.
+        choices: of the same rows.
+    """
+    item_score_B1S = head.item_scores(end_BD, known)[:, None]
+    below_BES = jnp.where(above(choices), item_score_B1S, DEAD)
+    return head.text_scale[...] * logit_BE + jax.nn.logsumexp(below_BES, axis=-1)
 
 
 def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> Layout:
@@ -230,34 +300,34 @@ def edge_logits(
     return jnp.einsum("BED,BED->BE", hidden_BED, head_BED, preferred_element_type=jnp.float32)
 
 
-def path_logps(logit_BE: jax.Array, alive_BS: jax.Array, plan: ScorePlan) -> jax.Array:
+def path_logps(logit_BE: jax.Array, alive_BS: jax.Array, choices: Choices) -> jax.Array:
     """Log-probability of each slot, [B, S], when only slots that are alive can be written.
 
     Logits are renormalised over the edges of a node that lead to such slots, and summed along
     the path; -inf for all other slots.
     """
-    above_BES = above(plan)
+    above_BES = above(choices)
     living_BE = (above_BES & alive_BS[:, None]).any(-1)
-    logp_BE = _renormalise(jnp.where(living_BE, logit_BE, DEAD), plan)
+    logp_BE = _renormalise(jnp.where(living_BE, logit_BE, DEAD), choices)
     return jnp.where(alive_BS, jnp.where(above_BES, logp_BE[:, :, None], 0).sum(1), -jnp.inf)
 
 
-def above(plan: ScorePlan) -> jax.Array:
+def above(choices: Choices) -> jax.Array:
     """Which edges lead to which slots, bool [B, E, S]."""
-    leaf_B1S = jnp.asarray(plan.leaf_BS)[:, None]
-    first_BE1 = jnp.asarray(plan.edge_first_BE)[:, :, None]
-    last_BE1 = jnp.asarray(plan.edge_last_BE)[:, :, None]
+    leaf_B1S = jnp.asarray(choices.leaf_BS)[:, None]
+    first_BE1 = jnp.asarray(choices.first_BE)[:, :, None]
+    last_BE1 = jnp.asarray(choices.last_BE)[:, :, None]
     return (first_BE1 <= leaf_B1S) & (leaf_B1S <= last_BE1)
 
 
-def siblings(plan: ScorePlan) -> jax.Array:
-    """Which edges leave which node, bool [B, M + 1, E]."""
-    source_B1E = jnp.asarray(plan.edge_source_BE)[:, None]
-    return source_B1E == jnp.arange(plan.token_BM.shape[1] + 1)[:, None]
+def siblings(choices: Choices) -> jax.Array:
+    """Which edges belong to which choice, bool [B, count, E]."""
+    source_B1E = jnp.asarray(choices.source_BE)[:, None]
+    return source_B1E == jnp.arange(choices.count)[:, None]
 
 
-def _renormalise(logit_BE: jax.Array, plan: ScorePlan) -> jax.Array:
-    """Log-softmax over the edges that leave the same node; rubbish at padding."""
-    total_BM = jax.nn.logsumexp(jnp.where(siblings(plan), logit_BE[:, None], DEAD), axis=-1)
-    source_BE = jnp.maximum(jnp.asarray(plan.edge_source_BE), 0)
-    return logit_BE - jnp.take_along_axis(total_BM, source_BE, axis=1)
+def _renormalise(logit_BE: jax.Array, choices: Choices) -> jax.Array:
+    """Log-softmax over the edges of the same choice; undefined at padding."""
+    total_BC = jax.nn.logsumexp(jnp.where(siblings(choices), logit_BE[:, None], DEAD), axis=-1)
+    source_BE = jnp.maximum(jnp.asarray(choices.source_BE), 0)
+    return logit_BE - jnp.take_along_axis(total_BC, source_BE, axis=1)

@@ -93,6 +93,18 @@ class InstructConfig:
             target; the rest are co-watched with them.
         retriever_negatives: share of the negatives that are the retriever's own top items for
             the history, made by one that is trained on the other users; 0 trains none.
+        prompt: candidates is the paper's Recommend_Retrieval, with instruction, profile and the
+            list of candidates; history holds the user's items alone, and the next item continues
+            the list, so that many moments of a user share one prompt. It has no profile, which
+            would sum up the targets with all other training items.
+        candidate_order: of the list in a prompt: shuffled, or as the retriever ranks.
+        moments: moments of a user's training items at which the retriever proposes candidates.
+        held_out: what the retriever of the moments is not trained on: users, whole tuning users,
+            in `folds` parts; time, the newest `moments` training items of the tuning users.
+        folds: retrievers for held_out users, each trained on all users but a part of the tuning
+            users.
+        missed: of a moment whose target is not among the candidates: skip it, or insert the target
+            in place of the last candidate.
         item_kind: plural noun of the items in the instructions.
         verb: what users do with items, in the past tense.
         item_style: an item is written as its title, or as `ID (title)` where titles say little.
@@ -110,6 +122,12 @@ class InstructConfig:
     swap: Share = 0.05
     category_negatives: Share = 0.5
     retriever_negatives: Share = 0.0
+    prompt: Literal["candidates", "history"] = "candidates"
+    candidate_order: Literal["shuffled", "retriever"] = "shuffled"
+    moments: Annotated[int, Field(ge=1)] = 8
+    held_out: Literal["users", "time"] = "users"
+    folds: Annotated[int, Field(ge=1)] = 1
+    missed: Literal["skip", "insert"] = "skip"
     item_kind: str = "movies"
     verb: str = "watched"
     item_style: Literal["title", "id_title"] = "title"
@@ -118,11 +136,6 @@ class InstructConfig:
     length: Annotated[int, Field(ge=64)] = 1024
 
     def __post_init__(self) -> None:
-        if self.retriever_negatives and self.user_share == 1:
-            raise ValueError(
-                "retriever_negatives come from a retriever trained on users that the ranker is "
-                "not tuned on: lower user_share below 1"
-            )
         if self.label > self.candidates:
             raise ValueError(
                 f"label ({self.label}) must be at most candidates ({self.candidates}), "

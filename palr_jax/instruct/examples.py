@@ -3,6 +3,7 @@
 Shapes: T tokens, M label tokens, H history items, L label items.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,25 +11,9 @@ import numpy as np
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.negatives import NegativeSampler, Retrieved
+from palr_jax.instruct.packing import Example, Packing, pack
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ragged import Ragged
-
-
-@dataclass(frozen=True)
-class Example:
-    """One instruction with its answer.
-
-    Attributes:
-        prompt_T: int32, token ids of the prompt.
-        label_M: int32, token ids of the answer, the end token last.
-        enriched: whether items of the user's 3-hop affinity fill its history or label.
-        swapped: whether items of history and label have changed places.
-    """
-
-    prompt_T: np.ndarray
-    label_M: np.ndarray
-    enriched: bool
-    swapped: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +72,12 @@ class ExampleMaker:
         label_M = self.writer.label(target_L)
         prompt_T = self.writer.prompt(history_H, self.profiles[user], candidates, len(label_M))
         return Example(prompt_T, label_M, bool(len(before) or len(behind)), swapped)
+
+    def pack(
+        self, examples: Sequence[Example], packing: Packing, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Packs examples; see `palr_jax.instruct.packing.pack`."""
+        return pack(examples, packing, rng)
 
     def _fill(
         self, rng: np.random.Generator, user: int, history: int, label: int

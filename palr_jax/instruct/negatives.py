@@ -21,10 +21,12 @@ class Retrieved:
     Attributes:
         moments: per user, the lengths of these beginnings; prefix p is the p-th value of all.
         items_PK: int32, the retriever's top items for prefix p, best first.
+        scores_PK: float32, its scores of them.
     """
 
     moments: Ragged
     items_PK: np.ndarray
+    scores_PK: np.ndarray
 
     def draw(self, rng: np.random.Generator, user: int) -> tuple[int, np.ndarray]:
         """A random one of a user's moments and what was proposed then, [K]."""

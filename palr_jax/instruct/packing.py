@@ -8,7 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax.instruct.examples import Example
+
+@dataclass(frozen=True)
+class Example:
+    """One instruction with its answer.
+
+    Attributes:
+        prompt_T: int32, token ids of the prompt.
+        label_M: int32, token ids of the answer, the end token last.
+        enriched: whether items of the user's 3-hop affinity fill its history or label.
+        swapped: whether items of history and label have changed places.
+    """
+
+    prompt_T: np.ndarray
+    label_M: np.ndarray
+    enriched: bool
+    swapped: bool
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,44 @@ window, any number of them makes the same rows, and a stopped run goes on at (wi
 Shapes: B rows of a batch, R rows of a window, T tokens a row, M label tokens a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grain
 import numpy as np
 
-from palr_jax.instruct.examples import Example, ExampleMaker
-from palr_jax.instruct.packing import Packing, pack
+from palr_jax.instruct.packing import Packing
 
 # Enough examples to leave little padding, few enough to make in well under a second.
 WINDOW = 1024
 
 
+Made = TypeVar("Made")
+
+
+class Maker(Protocol[Made]):
+    """Makes the examples of the users that the ranker is tuned on, and packs them.
+
+    Attributes:
+        seed: of the run.
+    """
+
+    @property
+    def seed(self) -> int: ...
+
+    def example(self, user: int, epoch: int) -> Made:
+        """The example of a user in an epoch, a pure function of both and the seed."""
+
+    def pack(
+        self, examples: Sequence[Made], packing: Packing, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Packed rows: arrays whose names have an R where the first axis is that of rows."""
+
+
 class _Windows:
     """Window → packed rows, for ever."""
 
-    def __init__(self, maker: ExampleMaker, users: np.ndarray, packing: Packing) -> None:
+    def __init__(self, maker: Maker[Any], users: np.ndarray, packing: Packing) -> None:
         self._maker, self._users, self._packing = maker, users, packing
 
     def __len__(self) -> int:
@@ -31,7 +53,7 @@ class _Windows:
     def __getitem__(self, window: int) -> dict[str, np.ndarray]:
         examples = window_examples(self._maker, self._users, int(window))
         rng = np.random.default_rng([self._maker.seed, int(window)])
-        return pack(examples, self._packing, rng)
+        return self._maker.pack(examples, self._packing, rng)
 
 
 class _Rows(grain.experimental.FlatMapTransform):
@@ -47,12 +69,18 @@ class _Rows(grain.experimental.FlatMapTransform):
         ]
 
 
-def window_examples(maker: ExampleMaker, users: np.ndarray, window: int) -> list[Example]:
+def window_examples(maker: Maker[Made], users: np.ndarray, window: int) -> list[Made]:
     """The examples of a window, which are packed together."""
     return list(visit(maker, users, window * WINDOW, (window + 1) * WINDOW))
 
 
-def visit(maker: ExampleMaker, users: np.ndarray, start: int, stop: int) -> Iterator[Example]:
+def whole_pass(maker: Maker[Any], users: np.ndarray, packing: Packing) -> dict[str, np.ndarray]:
+    """The packed rows of one example of each user, for validation."""
+    examples = [maker.example(int(user), 0) for user in users]
+    return maker.pack(examples, packing, np.random.default_rng(maker.seed))
+
+
+def visit(maker: Maker[Made], users: np.ndarray, start: int, stop: int) -> Iterator[Made]:
     """Examples number `start` to `stop`: every epoch visits all users in a new order."""
     for epoch in range(start // len(users), -(-stop // len(users))):
         order = np.random.default_rng([maker.seed, epoch]).permutation(users)
@@ -62,7 +90,7 @@ def visit(maker: ExampleMaker, users: np.ndarray, start: int, stop: int) -> Iter
 
 
 def batches(
-    maker: ExampleMaker,
+    maker: Maker[Any],
     users: np.ndarray,
     packing: Packing,
     process: int = 0,

@@ -27,6 +27,7 @@ class PromptWriter:
         self._recommend = np.concatenate([begin, tokenizer.encode(parts.recommend)])
         self._retrieval = np.concatenate([begin, tokenizer.encode(parts.recommend_retrieval)])
         self._history = tokenizer.encode(parts.history)
+        self._begin_history = np.concatenate([begin, self._history])
         self._candidates = tokenizer.encode(parts.candidates)
         self._answer = tokenizer.encode(parts.answer)
         self._end = np.array([tokenizer.eos_id], np.int32)
@@ -46,9 +47,50 @@ class PromptWriter:
         Raises:
             UserError: the prompt does not fit even without history.
         """
+        return self.marked_prompt(history, profile, candidates, label_tokens)[0]
+
+    def marked_prompt(
+        self,
+        history: Sequence[int] | np.ndarray,
+        profile: str,
+        candidates: Sequence[int] | np.ndarray | None = None,
+        label_tokens: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `prompt`, and int32 [T]: at the last token of an item the item, elsewhere -1."""
         parts, room = self._fixed(profile, candidates, label_tokens)
         items_H = self._newest(np.asarray(history, np.int64), room)
-        return np.concatenate([*parts[:3], self._items.join(items_H), *parts[3:]])
+        parts[3:3] = [self._items.join(items_H)]
+        marks = [np.full(len(part), -1, np.int32) for part in parts]
+        marks[3] = self._marks(items_H)
+        if candidates is not None:
+            marks[5] = self._marks(np.asarray(candidates, np.int64))
+        return np.concatenate(parts), np.concatenate(marks)
+
+    def history_prompt(
+        self, history: Sequence[int] | np.ndarray, room: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A prompt that the next item continues, int32 [T], and the marks of `marked_prompt`.
+
+        The history is cut to the newest `config.history` items, then further, oldest first,
+        until the prompt fits in `room` tokens, by default `config.length`.
+        """
+        items_H = self.kept_in_history(history, room)
+        head = self._begin_history
+        tokens_T = np.concatenate([head, self._items.join(items_H)])
+        return tokens_T, np.concatenate([np.full(len(head), -1, np.int32), self._marks(items_H)])
+
+    def kept_in_history(
+        self, history: Sequence[int] | np.ndarray, room: int | None = None
+    ) -> np.ndarray:
+        """The items of a history that a `history_prompt` holds, oldest first."""
+        room = (self.config.length if room is None else room) - len(self._begin_history)
+        return self._newest(np.asarray(history, np.int64), room)
+
+    def _marks(self, items_H: np.ndarray) -> np.ndarray:
+        length_H = self._items.offsets_R1[items_H + 1] - self._items.offsets_R1[items_H]
+        item_T = np.full(int(length_H.sum()), -1, np.int32)
+        item_T[np.cumsum(length_H) - 1] = items_H
+        return item_T
 
     def kept(
         self,
@@ -64,8 +106,10 @@ class PromptWriter:
         _, room = self._fixed(profile, candidates, 0)
         return self._newest(np.asarray(history, np.int64), room)
 
-    def instruction_length(self, with_candidates: bool) -> int:
+    def prefix_length(self, with_candidates: bool) -> int:
         """How many tokens all prompts of a task begin with: of Recommend_Retrieval or Recommend."""
+        if with_candidates and self.config.prompt == "history":
+            return len(self._begin_history)
         return len(self._retrieval if with_candidates else self._recommend)
 
     def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:

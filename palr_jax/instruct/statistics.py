@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax.instruct.examples import Example, ExampleMaker
-from palr_jax.instruct.packing import Packing, best_fit
-from palr_jax.instruct.pipeline import WINDOW, window_examples
+from palr_jax.errors import UserError
+from palr_jax.instruct.examples import ExampleMaker
+from palr_jax.instruct.moments import MomentExample, MomentMaker
+from palr_jax.instruct.packing import Example, Packing, best_fit
+from palr_jax.instruct.pipeline import WINDOW, visit, window_examples
 from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.ragged import Ragged
 
 # Windows that statistics look at: enough for shares to the tenth of a percent.
 _MOST_WINDOWS = 10
@@ -75,6 +78,71 @@ def measure(maker: ExampleMaker, users: np.ndarray, packing: Packing) -> Statist
         enriched=float(np.mean(enriched)),
         swapped=float(np.mean(swapped)),
     )
+
+
+@dataclass(frozen=True)
+class MomentStatistics:
+    """Sizes of the examples of one epoch that ask for items among candidates.
+
+    Attributes:
+        examples: that were looked at.
+        tokens_median: tokens of an example.
+        moments: mean moments of an example.
+        edges: mean edges of a moment: what the probability of its target is compared with.
+        padding: share of the places in packed rows that hold no token.
+    """
+
+    examples: int
+    tokens_median: float
+    moments: float
+    edges: float
+    padding: float
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.examples:,} examples of {self.tokens_median:,.0f} tokens (median) and "
+            f"{self.moments:.1f} moments (mean), {self.edges:.1f} edges a moment, padding "
+            f"{self.padding:.1%}"
+        )
+
+
+def measure_moments(maker: MomentMaker, users: np.ndarray, packing: Packing) -> MomentStatistics:
+    """Makes and packs the first window of an epoch.
+
+    Raises:
+        UserError: an example does not fit even without history, or has too many moments for a row.
+    """
+    examples = list(visit(maker, users, 0, min(len(users), WINDOW)))
+    tokens_N = np.array([len(example.tokens_T) for example in examples])
+    count_N = np.array([len(example.moments) for example in examples])
+    if count_N.max() > packing.label_length:
+        raise UserError(
+            f"a user has {count_N.max()} moments: raise finetune.moments ({packing.label_length}) "
+            "or lower instruct.moments"
+        )
+    rows = int(best_fit(tokens_N, count_N, packing).max()) + 1
+    edges = [len(moment.choices.token_E) for example in examples for moment in example.moments]
+    return MomentStatistics(
+        examples=len(examples),
+        tokens_median=float(np.median(tokens_N)),
+        moments=float(count_N.mean()),
+        edges=float(np.mean(edges)),
+        padding=float(1 - tokens_N.sum() / (rows * packing.length)),
+    )
+
+
+def moment_text(example: MomentExample, tokenizer: Tokenizer, items: Ragged) -> str:
+    """An example as text: what is asked for stands between « and », where it is asked for."""
+    parts, start = [], 0
+    for moment in example.moments:
+        target = tokenizer.decode(items[int(moment.item_S[moment.choices.target])]).strip()
+        candidates = len(moment.item_S)
+        rank = int((moment.prior_S > moment.prior_S[moment.choices.target]).sum()) + 1
+        parts.append(tokenizer.decode(example.tokens_T[start : moment.place + 1]))
+        parts.append(f"«{target}: {rank} of {candidates} by the retriever»\n")
+        start = moment.place + 1 + len(moment.choices.fed_F)
+    return "".join([*parts, tokenizer.decode(example.tokens_T[start:])])
 
 
 def marked_text(example: Example, tokenizer: Tokenizer) -> str:

@@ -200,14 +200,16 @@ class Llama(nnx.Module):
         remat: Remat = "none",
         shards: Shards | None = None,
         prefix: Prefix = NO_PREFIX,
+        added_BTD: jax.Array | None = None,
     ) -> jax.Array:
         """The normed output of the last layer, [B, T, D].
 
         With a key the inputs of the adapters are dropped out, as training wants it. `remat` says
         what a backward pass computes once more instead of keeping it, `shards` over which mesh rows
-        and weights are divided, `prefix` how many tokens all rows begin with.
+        and weights are divided, `prefix` how many tokens all rows begin with. `added_BTD` is added
+        to the embeddings of the tokens.
         """
-        return self._run(tokens_BT, layout, dropout_key, None, remat, shards, prefix)[0]
+        return self._run(tokens_BT, layout, dropout_key, None, remat, shards, prefix, added_BTD)[0]
 
     def prefill(
         self,
@@ -317,6 +319,7 @@ class Llama(nnx.Module):
         remat: Remat = "none",
         shards: Shards | None = None,
         prefix: Prefix = NO_PREFIX,
+        added_BTD: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Hidden states and the keys and values of all layers, if there is room for them.
 
@@ -350,6 +353,8 @@ class Llama(nnx.Module):
             # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
             layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
         start = self._embed(prefix.tokens(tokens_BT), shards)
+        if added_BTD is not None:
+            start += prefix.tokens(added_BTD).astype(start.dtype)
         x_ND, kept = jax.lax.scan(layer, start, (self._moved(stacked), keys))
         return prefix.rows(self.norm(x_ND), B), from_bits(kept)
 

@@ -92,6 +92,10 @@ class Sequential:
         scorer = self._scorer(self._params)
         return full_ranking.ranks(scorer, histories, target_U, self._num_items)
 
+    def item_vectors(self) -> np.ndarray:
+        """What items are scored with: float32 [I, D]."""
+        return np.asarray(_items(self._graph, self._params), np.float32)
+
     def _scorer(self, params: Params) -> Scorer:
         def queries(part: Ragged) -> jax.Array:
             length = min(self._config.length, _width(int(part.lengths_R.max()) + 1))

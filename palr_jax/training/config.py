@@ -15,6 +15,17 @@ class FinetuneConfig:
     """Fine-tuning of the ranker.
 
     Attributes:
+        objective: of PALR_v2: tokens is the cross-entropy of the label's tokens, as in the paper;
+            candidates is -log P(next item) over the retriever's candidates, the probability that
+            `decoding: score` ranks by. Tokens that the candidates force cost nothing in it: it is
+            the softmax over the tokens that may follow (MSL, Wang et al. 2025), with the
+            candidates as what may be written.
+        prior_dropout: of objective candidates: share of moments at which the prior says nothing,
+            so that the ranker also learns to rank without it.
+        validation_share: of objective candidates: share of the tuning users that are held out of
+            tuning. Their loss chooses the checkpoint, and stops training early.
+        validate_every: steps between two looks at held-out users.
+        patience: looks without a lower loss before training stops.
         mode: lora trains the adapters of ranker.lora on frozen weights, full trains all weights
             and makes no adapters; by default lora if ranker.lora is set.
         steps: optimizer steps.
@@ -29,6 +40,7 @@ class FinetuneConfig:
             mesh with fsdp none is dots: weights that were put together are not kept.
         length: tokens in a row; at least instruct.length.
         label_length: label tokens in a row at most; logits are computed for these alone.
+        moments: of objective candidates: moments in a row at most.
         learning_rate: peak of AdamW's cosine schedule, which ends at a tenth of it.
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW.
@@ -39,6 +51,11 @@ class FinetuneConfig:
         log_every: steps between two lines in metrics.jsonl.
     """
 
+    objective: Literal["tokens", "candidates"] = "tokens"
+    prior_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validate_every: Positive = 50
+    patience: Positive = 5
     mode: Literal["lora", "full"] | None = None
     steps: Positive = 200
     batch_size: Positive = 8
@@ -47,6 +64,7 @@ class FinetuneConfig:
     remat: Remat = "none"
     length: Positive = 1024
     label_length: Positive = 384
+    moments: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -14,8 +14,9 @@ import numpy as np
 from palr_jax import processes
 from palr_jax.errors import UserError
 from palr_jax.sharding import Shards
+from palr_jax.training.candidates import MomentBatch
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.step import Batch
+from palr_jax.training.step import AnyBatch, Batch
 
 
 def check_rows(config: FinetuneConfig, shards: Shards) -> None:
@@ -46,7 +47,7 @@ class Feed:
             rows: of a batch.
             shards: the mesh.
         """
-        self._sharding = shards.of("batch", None)
+        self._shards, self._sharding = shards, shards.of("batch", None)
         self._rows, self._each = rows, rows // len(streams)
         held = self._sharding.addressable_devices_indices_map((rows, 1)).values()
         starts = sorted({place[0].indices(rows)[:2] for place in held if place})
@@ -54,10 +55,10 @@ class Feed:
         self._streams = {number: iter(streams[number]) for number in sorted(needed)}
         self._count = len(streams)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         parts = {number: next(stream) for number, stream in self._streams.items()}
         names = next(iter(parts.values()))
-        return Batch(**{name: self._globe(parts, name) for name in names})
+        return as_batch({name: self._globe(parts, name) for name in names})
 
     def get_state(self) -> list[Any]:
         """Where every stream stands, those of other processes too; all processes must call it."""
@@ -73,7 +74,8 @@ class Feed:
             stream.set_state(states[number])
 
     def _globe(self, parts: dict[int, dict[str, np.ndarray]], name: str) -> jax.Array:
-        width = next(iter(parts.values()))[name].shape[1]
+        widths = next(iter(parts.values()))[name].shape[1:]
+        sharding = self._shards.of("batch", *[None] * len(widths))
 
         def rows(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(self._rows)
@@ -85,4 +87,33 @@ class Feed:
                 start += last - first
             return np.concatenate(pieces)
 
-        return jax.make_array_from_callback((self._rows, width), self._sharding, rows)
+        return jax.make_array_from_callback((self._rows, *widths), sharding, rows)
+
+
+def as_batch(arrays: dict[str, Any]) -> AnyBatch:
+    """The batch with these fields."""
+    return MomentBatch(**arrays) if "place_BQ" in arrays else Batch(**arrays)
+
+
+def fixed_batches(rows: dict[str, np.ndarray], size: int, shards: Shards) -> list[AnyBatch]:
+    """Given packed rows as batches of `size` rows; the last is filled up with empty rows.
+
+    Args:
+        rows: arrays as a maker packs them, the same in all processes.
+        size: rows of a batch.
+        shards: the mesh.
+    """
+    count = len(next(iter(rows.values())))
+
+    def globe(name: str, start: int) -> jax.Array:
+        array = rows[name][start : start + size]
+        # Nobody sees the tokens of an empty row, and nothing is asked in it.
+        empty = np.full((size - len(array), *array.shape[1:]), -1 if name == "horizon_RT" else 0)
+        whole = np.concatenate([array, empty.astype(array.dtype)])
+        sharding = shards.of("batch", *[None] * (whole.ndim - 1))
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return [
+        as_batch({name.replace("_R", "_B"): globe(name, start) for name in rows})
+        for start in range(0, count, size)
+    ]

@@ -1,7 +1,10 @@
 """The fine-tuning loop: restore or start, step, log, save."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,53 @@ import jax
 from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints
+from palr_jax.decoding.retriever_head import HeadParam
 from palr_jax.errors import UserError
+from palr_jax.files import read_json, write_json
 from palr_jax.llm.llama import Llama
-from palr_jax.processes import Stop, Terminated
+from palr_jax.processes import Stop, Terminated, is_leader
 from palr_jax.progress import progress, say
 from palr_jax.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.feed import Feed, check_rows
 from palr_jax.training.metrics import MetricsLog
-from palr_jax.training.step import TrainState, initial_state, train_step
+from palr_jax.training.step import (
+    AnyBatch,
+    TrainState,
+    initial_state,
+    train_step,
+    validation_sums,
+)
 
 
 def trainable(model: Llama) -> Any:
-    """The filter of the parameters that training changes: adapters if there are any, else all."""
+    """The filter of the parameters that training changes: adapters if there are any, else all.
+
+    A retriever head is trained in either case.
+    """
     has_adapters = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
-    return nnx.LoRAParam if has_adapters else nnx.Param
+    return nnx.Any(nnx.LoRAParam, HeadParam) if has_adapters else nnx.Param
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where the validation of a training stands; saved with every checkpoint.
+
+    Attributes:
+        best: the lowest validation loss.
+        step: the step that it was measured at; 0 before the first.
+        stale: how often it has been measured since.
+    """
+
+    best: float = math.inf
+    step: int = 0
+    stale: int = 0
+
+    def after(self, step: int, loss: float) -> "Course":
+        """The course after one more measurement."""
+        if loss < self.best:
+            return Course(loss, step)
+        return dataclasses.replace(self, stale=self.stale + 1)
 
 
 def finetune(
@@ -35,19 +70,25 @@ def finetune(
     directory: Path,
     metrics_file: Path,
     name: str,
+    validation: Sequence[AnyBatch] = (),
 ) -> None:
     """Trains `model` in place; checkpoints go to `directory/<step>/`.
+
+    With validation batches, training stops once their loss has not fallen for `config.patience`
+    measurements, and the parameters with the lowest are kept; `directory.json` names their step.
 
     A run that was stopped goes on from its newest checkpoint, with the same batches in the same
     order, and ends with the same parameters as one that never stopped.
 
     Args:
         model: the ranker; its adapters are trained if it has any, else all its parameters.
-        dataset: endless batches, dicts with the fields of `Batch`.
+        streams: endless batches, dicts with the fields of `Batch` or `MomentBatch`.
         config: how long and how fast.
+        shards: the mesh.
         directory: of the checkpoints.
         metrics_file: gets one JSON line every `config.log_every` steps, named `name`.
         name: stands in the progress bar and in `metrics_file`.
+        validation: of users that are held out of tuning.
 
     Raises:
         UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
@@ -58,12 +99,14 @@ def finetune(
     graph, params, frozen = nnx.split(model, trainable(model), ...)
     state = initial_state(params, config, shards)
     batches = Feed(streams, config.batch_size, shards)
+    course = Course()
     with Checkpoints(directory, config.keep) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
         if restored:
             _, trees, notes = restored
             state = TrainState(trees["step"], trees["params"], trees["optimizer"])
-            batches.set_state(notes)
+            batches.set_state(notes["streams"])
+            course = Course(**notes["course"])
             say(f"{name}: going on from step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -72,47 +115,76 @@ def finetune(
         bar = progress(name, config.steps, "steps", done=first)
         with closing(log), bar as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
+                if course.stale >= config.patience:
+                    break
                 batch = next(batches)
                 state, metrics = train_step(graph, config, state, frozen, batch, shards)
                 # Reading the answers of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))
                 pending, stopping, told_to_stop = (step, metrics), bool(told_to_stop), stop.poll()
-                if stopping or step % config.save_every == 0 or step == config.steps:
+                is_last, loss = step == config.steps, None
+                if validation and (is_last or step % config.validate_every == 0):
+                    loss = _validation_loss(graph, state, frozen, validation, shards)
+                    course = course.after(step, loss)
+                if stopping or is_last or loss is not None or step % config.save_every == 0:
                     # Logged before it is saved: a resumed run does not come back to this step.
-                    advance(note=log.write(*pending))
-                    pending = None
-                    checkpoints.save(step, _trees(state), batches.get_state(), log.mean_loss())
+                    advance(note=log.write(*pending, loss))
+                    pending, mean = None, log.mean_loss()
+                    notes = {"streams": batches.get_state(), "course": dataclasses.asdict(course)}
+                    checkpoints.save(step, _trees(state), notes, loss if validation else mean)
                 if stopping and step < config.steps:
                     checkpoints.finish()
                     raise Terminated(f"{name}: told to stop, saved at step {step}")
     nnx.update(model, state.params)
+    if validation:
+        if is_leader():
+            write_json(_chosen(directory), {"step": course.step, "validation loss": course.best})
+        load_trained(model, directory, course.step)
+
+
+def _validation_loss(
+    graph: Any,
+    state: TrainState,
+    frozen: nnx.State,
+    validation: Sequence[AnyBatch],
+    shards: Shards,
+) -> float:
+    sums = [validation_sums(graph, state.params, frozen, batch, shards) for batch in validation]
+    return float(sum(total for total, _ in sums) / sum(count for _, count in sums))
 
 
 def load_trained(model: Llama, directory: Path, step: int | None = None) -> None:
-    """Puts a checkpoint of `directory` into `model`, by default the newest.
+    """Puts a checkpoint of `directory` into `model`, by default that of `trained_step`.
 
     Raises:
         UserError: there is no checkpoint, or it cannot be read.
     """
-    step = newest_step(directory) if step is None else step
+    step = trained_step(directory) if step is None else step
     params = nnx.state(model, trainable(model))
     with Checkpoints(directory) as checkpoints:
         trees, _ = checkpoints.load(step, {"params": params})
     nnx.update(model, trees["params"])
 
 
-def newest_step(directory: Path) -> int:
-    """The step of the newest checkpoint.
+def trained_step(directory: Path) -> int:
+    """The step whose parameters are the result: the one with the lowest validation loss of a
+    training that validated, else the newest.
 
     Raises:
         UserError: there is no checkpoint.
     """
+    if _chosen(directory).exists():
+        return int(read_json(_chosen(directory))["step"])
     with Checkpoints(directory) as checkpoints:
         step = checkpoints.latest()
     if step is None:
         raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
     return step
+
+
+def _chosen(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.json")
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

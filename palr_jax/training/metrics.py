@@ -57,8 +57,12 @@ class MetricsLog:
         losses, self._losses = self._losses, []
         return sum(losses) / len(losses)
 
-    def write(self, step: int, metrics: dict[str, jax.Array]) -> str:
+    def write(
+        self, step: int, metrics: dict[str, jax.Array], validation: float | None = None
+    ) -> str:
         """Takes the metrics of a step and returns a note for the progress bar.
+
+        A validation loss is written at once, whatever the interval.
 
         Raises:
             UserError: the loss is no longer finite.
@@ -68,10 +72,14 @@ class MetricsLog:
         self._losses.append(loss)
         for key in _SUMMED:
             self._sums[key] += values.pop(key)
-        if step % self._every == 0:
+        note = f"loss {loss:.3f}"
+        if validation is not None:
+            values["validation loss"] = validation
+            note += f", validation {validation:.4f}"
+        if step % self._every == 0 or validation is not None:
             self._write_line(step, values | self._rates())
             self._start()
-        return f"loss {loss:.3f}"
+        return note
 
     def close(self) -> None:
         """Writes out what is still in memory."""

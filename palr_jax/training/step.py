@@ -18,6 +18,7 @@ from palr_jax.llm.axes import shardings
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
 from palr_jax.sharding import Shards
+from palr_jax.training.candidates import MomentBatch, candidate_loss
 from palr_jax.training.config import FinetuneConfig
 
 
@@ -41,6 +42,14 @@ class Batch:
     target_BM: jax.Array | np.ndarray
     target_index_BM: jax.Array | np.ndarray
     weight_BM: jax.Array | np.ndarray
+
+    @property
+    def count(self) -> jax.Array:
+        """How many label tokens there are."""
+        return jnp.asarray(self.weight_BM).sum()
+
+
+AnyBatch = Batch | MomentBatch
 
 
 @jax.tree_util.register_dataclass
@@ -121,13 +130,27 @@ def label_loss(
     return loss, metrics
 
 
+def loss_of(
+    model: Llama,
+    batch: AnyBatch,
+    dropout_key: jax.Array | None = None,
+    remat: Remat = "none",
+    count: jax.Array | None = None,
+    shards: Shards | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss and the metrics of a batch: `candidate_loss` of moments, else `label_loss`."""
+    if isinstance(batch, MomentBatch):
+        return candidate_loss(model, batch, dropout_key, remat, count, shards)
+    return label_loss(model, batch, dropout_key, remat, count, shards)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
 def train_step(
     graph: Any,
     config: FinetuneConfig,
     state: TrainState,
     frozen: nnx.State,
-    batch: Batch,
+    batch: AnyBatch,
     shards: Shards | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
@@ -138,13 +161,13 @@ def train_step(
 
     # Drawn from the step alone, so that a resumed run drops out the same inputs.
     dropout_key = jax.random.fold_in(jax.random.key(0), state.step)
-    label_count = jnp.asarray(batch.weight_BM).sum()
+    count = batch.count
 
     def loss(
-        params: nnx.State, part: Batch, key: jax.Array
+        params: nnx.State, part: AnyBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
-        return label_loss(model, part, key, config.remat, label_count, shards)
+        return loss_of(model, part, key, config.remat, count, shards)
 
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
@@ -157,6 +180,15 @@ def train_step(
         # compiled anew.
         after = jax.lax.with_sharding_constraint(after, state_shardings(after, config, shards))
     return after, metrics
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def validation_sums(
+    graph: Any, params: nnx.State, frozen: nnx.State, batch: AnyBatch, shards: Shards | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of the losses of a batch without dropout, and over how many they are summed."""
+    loss, _ = loss_of(nnx.merge(graph, params, frozen), batch, shards=shards)
+    return loss * batch.count, batch.count
 
 
 def initial_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
@@ -200,9 +232,9 @@ def state_shardings(state: TrainState, config: FinetuneConfig, shards: Shards) -
 
 
 def _sum_over_parts(
-    gradient: Callable[[Any, Batch, jax.Array], Any],
+    gradient: Callable[[Any, AnyBatch, jax.Array], Any],
     params: nnx.State,
-    batch: Batch,
+    batch: AnyBatch,
     key: jax.Array,
     number: int,
 ) -> Any:
@@ -216,7 +248,7 @@ def _sum_over_parts(
     parts = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, number)
 
-    def add(sums: Any, part_and_key: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+    def add(sums: Any, part_and_key: tuple[AnyBatch, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, gradient(params, *part_and_key)), None
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))

@@ -8,8 +8,9 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
 from palr_jax.instruct.affinity import three_hop
 from palr_jax.instruct.config import InstructConfig
-from palr_jax.instruct.examples import Example, ExampleMaker, tuning_users
+from palr_jax.instruct.examples import ExampleMaker, tuning_users
 from palr_jax.instruct.negatives import NegativeSampler, Retrieved, draw_moments
+from palr_jax.instruct.packing import Example
 from palr_jax.instruct.profiles import category_table
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.tokenizer import Tokenizer

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palr_jax.instruct.examples import Example
-from palr_jax.instruct.packing import Packing, best_fit, pack
+from palr_jax.instruct.packing import Example, Packing, best_fit, pack
 
 PACKING = Packing(rows=2, length=20, label_length=9)
 SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=30)

@@ -155,8 +155,11 @@ def ours(
     from flax import nnx  # noqa: PLC0415
 
     from palr_jax.config import RankerConfig  # noqa: PLC0415
-    from palr_jax.instruct.examples import Example  # noqa: PLC0415
-    from palr_jax.instruct.packing import Packing, pack  # noqa: PLC0415
+    from palr_jax.instruct.packing import (  # noqa: PLC0415
+        Example,
+        Packing,
+        pack,
+    )
     from palr_jax.llm.config import LoRAConfig  # noqa: PLC0415
     from palr_jax.sharding import MeshConfig, Shards, make_mesh  # noqa: PLC0415
     from palr_jax.training.config import FinetuneConfig  # noqa: PLC0415

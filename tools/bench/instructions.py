@@ -18,8 +18,7 @@ import sentencepiece as spm
 
 from palr_jax import stages
 from palr_jax.config import load_config
-from palr_jax.instruct.examples import Example
-from palr_jax.instruct.packing import Packing, pack
+from palr_jax.instruct.packing import Example, Packing, pack
 from palr_jax.instruct.pipeline import WINDOW, batches, visit
 from palr_jax.instructions import Instructions, load_instructions
 from palr_jax.run_directory import RunDirectory

@@ -1,0 +1,269 @@
+"""Examples that ask for the next item among a retriever's candidates, many of one history.
+
+An example is a prompt with *moments*: positions where the text so far has an item as its answer.
+Behind the token of a moment stand the tokens that its choices need, which no other token sees; the
+history goes on behind them. So one forward pass reads a history once for all of its moments.
+
+Shapes: T tokens of an example, Q moments, E edges of a moment, S candidates of a moment; of packed
+rows: R rows, T tokens, Q moments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from palr_jax.instruct.choices import PathChoices, path_choices
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.negatives import Retrieved
+from palr_jax.instruct.packing import Packing, best_fit
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One position of an example and what is asked there.
+
+    Attributes:
+        place: index of the token behind which the next item is asked for.
+        fed: index of the first token that its choices need; they stand one behind the other.
+        choices: the choices that lead to the target.
+        item_S: int32, the candidates in the order of their leaves.
+        prior_S: float32, the retriever's log-probability of each; zeros say nothing.
+    """
+
+    place: int
+    fed: int
+    choices: PathChoices
+    item_S: np.ndarray
+    prior_S: np.ndarray
+
+
+@dataclass(frozen=True)
+class MomentExample:
+    """A prompt with its moments.
+
+    Attributes:
+        tokens_T: int32, token ids.
+        position_T: int32, position of each token; fed tokens continue from their moment's.
+        horizon_T: int32, index of the last token that sees each one.
+        item_T: int32, at the last token of an item the item, elsewhere -1.
+        moments: what is asked, in order.
+    """
+
+    tokens_T: np.ndarray
+    position_T: np.ndarray
+    horizon_T: np.ndarray
+    item_T: np.ndarray
+    moments: tuple[Moment, ...]
+
+
+@dataclass(frozen=True)
+class MomentMaker:
+    """Makes the examples of the users that the ranker is tuned on, from (user, epoch) alone.
+
+    Attributes:
+        train: training items per user; validation and test items never come here.
+        profiles: one profile sentence per user, for `prompt: candidates`.
+        writer: writes the prompts.
+        items: the tokens of every item.
+        retrieved: the candidates of every moment, from a retriever that was not trained on it.
+        config: the form of the prompts.
+        prior_dropout: share of moments at which the prior says nothing.
+        seed: of the run.
+    """
+
+    train: Ragged
+    profiles: list[str]
+    writer: PromptWriter
+    items: Ragged
+    retrieved: Retrieved
+    config: InstructConfig
+    prior_dropout: float
+    seed: int
+
+    def usable(self, users: np.ndarray) -> np.ndarray:
+        """The users with a moment that can be learned from."""
+        return np.array([user for user in users if len(self._moments(int(user)))], np.int64)
+
+    def example(self, user: int, epoch: int) -> MomentExample:
+        """The example of a user in an epoch."""
+        rng = np.random.default_rng([self.seed, epoch, user])
+        numbers = self._moments(user)
+        if self.config.prompt == "history":
+            return self._history_example(rng, user, numbers)
+        return self._candidates_example(rng, user, int(rng.choice(numbers)))
+
+    def pack(
+        self, examples: Sequence[MomentExample], packing: Packing, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Packs examples; see `pack_moments`."""
+        return pack_moments(examples, packing, self.retrieved.items_PK.shape[1], rng)
+
+    def _moments(self, user: int) -> np.ndarray:
+        """The numbers of a user's moments in `retrieved`, oldest first."""
+        offsets_U1 = self.retrieved.moments.offsets_R1
+        number_P = np.arange(offsets_U1[user], offsets_U1[user + 1])
+        if self.config.missed == "insert":
+            return number_P
+        target_P = self.train[user][self.retrieved.moments[user]]
+        found_PK = self.retrieved.items_PK[number_P] == target_P[:, None]
+        return number_P[found_PK.any(axis=1)]
+
+    def _asked(
+        self, rng: np.random.Generator, user: int, number: int
+    ) -> tuple[np.ndarray, np.ndarray, PathChoices]:
+        """Candidates as the retriever ranks them, their prior, and the choices to the target."""
+        items_S = self.retrieved.items_PK[number].copy()
+        score_S = self.retrieved.scores_PK[number]
+        target = self.train[user][self.retrieved.moments.values_N[number]]
+        if not (items_S == target).any():
+            items_S[-1] = target
+        prior_S = score_S - np.logaddexp.reduce(score_S)
+        if rng.random() < self.prior_dropout:
+            prior_S = np.zeros_like(prior_S)
+        place = int((items_S == target).argmax())
+        return items_S, prior_S.astype(np.float32), path_choices(self.items, items_S, place)
+
+    def _history_example(
+        self, rng: np.random.Generator, user: int, numbers: np.ndarray
+    ) -> MomentExample:
+        """All moments of a user behind their places in one history."""
+        asked = [self._asked(rng, user, int(number)) for number in numbers]
+        length_Q = self.retrieved.moments.values_N[numbers]
+        fed = sum(len(choices.fed_F) for *_, choices in asked)
+        known = self.train[user][: length_Q[-1]]
+        kept = len(self.writer.kept_in_history(known, self.config.length - fed))
+        tokens_T, item_T = self.writer.history_prompt(known, self.config.length - fed)
+        end_H = np.flatnonzero(item_T >= 0)
+        builder = _Builder(tokens_T, item_T)
+        for length, (items_S, prior_S, choices) in zip(length_Q, asked, strict=True):
+            place = kept - (length_Q[-1] - length) - 1  # of the newest item known then
+            if place >= 0:
+                builder.ask(int(end_H[place]), items_S, prior_S, choices)
+        return builder.build()
+
+    def _candidates_example(
+        self, rng: np.random.Generator, user: int, number: int
+    ) -> MomentExample:
+        """One moment behind a prompt that lists the candidates."""
+        items_S, prior_S, choices = self._asked(rng, user, number)
+        shuffled = self.config.candidate_order == "shuffled"
+        listed_S = rng.permutation(items_S) if shuffled else items_S
+        known = self.train[user][: self.retrieved.moments.values_N[number]]
+        tokens_T, item_T = self.writer.marked_prompt(
+            known, self.profiles[user], listed_S, len(choices.fed_F)
+        )
+        builder = _Builder(tokens_T, item_T)
+        builder.ask(len(tokens_T) - 1, items_S, prior_S, choices)
+        return builder.build()
+
+
+class _Builder:
+    """Puts the tokens that moments need behind their places in a prompt."""
+
+    def __init__(self, tokens_T: np.ndarray, item_T: np.ndarray) -> None:
+        self._prompt_T, self._item_T = tokens_T, item_T
+        self._asked: list[tuple[int, np.ndarray, np.ndarray, PathChoices]] = []
+
+    def ask(
+        self, place: int, items_S: np.ndarray, prior_S: np.ndarray, choices: PathChoices
+    ) -> None:
+        """Adds a moment behind prompt token `place`; places ascend."""
+        self._asked.append((place, items_S, prior_S, choices))
+
+    def build(self) -> MomentExample:
+        """The example."""
+        fed_Q = np.array([len(choices.fed_F) for *_, choices in self._asked], np.int64)
+        place_Q = np.array([place for place, *_ in self._asked], np.int64)
+        # How many fed tokens stand before each token of the prompt.
+        before_T = np.zeros(len(self._prompt_T) + 1, np.int64)
+        np.add.at(before_T, place_Q + 1, fed_Q)
+        index_T = np.arange(len(self._prompt_T)) + np.cumsum(before_T)[:-1]
+        total = len(self._prompt_T) + int(fed_Q.sum())
+        tokens_T, item_T = np.zeros(total, np.int32), np.full(total, -1, np.int32)
+        position_T, horizon_T = np.zeros(total, np.int32), np.full(total, total - 1, np.int32)
+        tokens_T[index_T], item_T[index_T] = self._prompt_T, self._item_T
+        position_T[index_T] = np.arange(len(self._prompt_T))
+        moments = []
+        for place, items_S, prior_S, choices in self._asked:
+            start, fed = int(index_T[place]) + 1, len(choices.fed_F)
+            tokens_T[start : start + fed] = choices.fed_F
+            position_T[start : start + fed] = place + 1 + np.arange(fed)
+            horizon_T[start : start + fed] = start + fed - 1
+            order_S = choices.order_C
+            moments.append(Moment(start - 1, start, choices, items_S[order_S], prior_S[order_S]))
+        return MomentExample(tokens_T, position_T, horizon_T, item_T, tuple(moments))
+
+
+def pack_moments(
+    examples: Sequence[MomentExample], packing: Packing, slots: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Packs examples; the rows come in random order.
+
+    A row has room for `packing.length` tokens and `packing.label_length` moments.
+
+    Args:
+        examples: with at least one moment each.
+        packing: the shapes.
+        slots: S, candidates of a moment at most.
+        rng: of the order of rows.
+
+    Returns:
+        `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding) and `item_RT`; for every moment
+        `place_RQ`, `target_RQ` (the leaf of the target), `weight_RQ` (1, or 0 at padding),
+        `candidate_RQS` (items, as their leaves stand; -1 at padding) and `prior_RQS`; for the
+        edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it is
+        chosen), `edge_source_RQE` (-1 at padding), `edge_first_RQE` and `edge_last_RQE`. All are
+        int32 but the prior, which is float32.
+    """
+    length_N = np.array([len(example.tokens_T) for example in examples])
+    count_N = np.array([len(example.moments) for example in examples])
+    row_N = best_fit(length_N, count_N, packing)
+    rows = int(row_N.max()) + 1
+    row_N = rng.permutation(rows)[row_N]
+    T, Q, E = packing.length, packing.label_length, edges_of(slots)
+    by_token = {
+        "tokens_RT": np.zeros((rows, T), np.int32),
+        "position_RT": np.zeros((rows, T), np.int32),
+        "horizon_RT": np.full((rows, T), -1, np.int32),
+        "item_RT": np.full((rows, T), -1, np.int32),
+    }
+    by_moment = {name: np.zeros((rows, Q), np.int32) for name in ("place_RQ", "target_RQ")}
+    by_moment["weight_RQ"] = np.zeros((rows, Q), np.int32)
+    candidates = {
+        "candidate_RQS": np.full((rows, Q, slots), -1, np.int32),
+        "prior_RQS": np.zeros((rows, Q, slots), np.float32),
+    }
+    names = ("token", "place", "source", "first", "last")
+    edges = {f"edge_{name}_RQE": np.zeros((rows, Q, E), np.int32) for name in names}
+    edges["edge_source_RQE"][:] = -1
+    edges["edge_last_RQE"][:] = -1
+    used_R, asked_R = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    for example, row in zip(examples, row_N, strict=True):
+        start, stop = used_R[row], used_R[row] + len(example.tokens_T)
+        by_token["tokens_RT"][row, start:stop] = example.tokens_T
+        by_token["position_RT"][row, start:stop] = example.position_T
+        by_token["horizon_RT"][row, start:stop] = example.horizon_T + start
+        by_token["item_RT"][row, start:stop] = example.item_T
+        for number, moment in enumerate(example.moments, asked_R[row]):
+            choices, here = moment.choices, (row, number)
+            by_moment["place_RQ"][here] = start + moment.place
+            by_moment["target_RQ"][here] = choices.target
+            by_moment["weight_RQ"][here] = 1
+            candidates["candidate_RQS"][row, number, : len(moment.item_S)] = moment.item_S
+            candidates["prior_RQS"][row, number, : len(moment.prior_S)] = moment.prior_S
+            behind_E = np.where(choices.depth_E > 0, moment.fed + choices.depth_E - 1, moment.place)
+            values = (
+                choices.token_E, start + behind_E, choices.source_E, choices.first_E, choices.last_E
+            )  # fmt: skip
+            for name, value_E in zip(names, values, strict=True):
+                edges[f"edge_{name}_RQE"][row, number, : len(value_E)] = value_E
+        used_R[row], asked_R[row] = stop, asked_R[row] + len(example.moments)
+    return by_token | by_moment | candidates | edges
+
+
+def edges_of(slots: int) -> int:
+    """E: no path among so many candidates has more edges, as every choice parts some of them."""
+    return 2 * max(slots - 1, 1)

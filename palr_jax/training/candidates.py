@@ -1,0 +1,156 @@
+"""The loss of ranking: -log P(next item) among a retriever's candidates.
+
+P is the probability that `palr_jax.decoding.score` ranks by, computed by the same functions; only
+the choices that lead to the target are looked at.
+
+Shapes: B rows, T tokens, Q moments of a row, E edges of a moment, S candidates of a moment, D
+width, N = B x Q moments.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from palr_jax.decoding.retriever_head import Known, head_of
+from palr_jax.decoding.score import Choices, path_logps, siblings, with_retriever
+from palr_jax.llm.config import Remat
+from palr_jax.llm.llama import Layout, Llama
+from palr_jax.sharding import Shards
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MomentBatch:
+    """Packed rows of examples that ask for the next item; what the fields hold, and with which
+    padding, says `palr_jax.instruct.moments.pack_moments`. All are int32 but `prior_BQS`, float32.
+    """
+
+    tokens_BT: Array
+    position_BT: Array
+    horizon_BT: Array
+    item_BT: Array
+    place_BQ: Array
+    target_BQ: Array
+    weight_BQ: Array
+    candidate_BQS: Array
+    prior_BQS: Array
+    edge_token_BQE: Array
+    edge_place_BQE: Array
+    edge_source_BQE: Array
+    edge_first_BQE: Array
+    edge_last_BQE: Array
+
+    @property
+    def count(self) -> jax.Array:
+        """How many moments are asked."""
+        return jnp.asarray(self.weight_BQ).sum()
+
+
+def candidate_loss(
+    model: Llama,
+    batch: MomentBatch,
+    dropout_key: jax.Array | None = None,
+    remat: Remat = "none",
+    count: jax.Array | None = None,
+    shards: Shards | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """-log P(target) among the candidates, averaged over the moments of the batch.
+
+    Args:
+        model: the ranker.
+        batch: rows.
+        dropout_key: of the adapters' dropout; None for none.
+        remat: see `FinetuneConfig`.
+        count: what sums are divided by, if the batch is a part of a larger one.
+        shards: over which mesh rows and weights are divided, if at all.
+
+    Returns:
+        The loss and the metrics `loss`, `accuracy` (share of moments at which the best edge of
+        every choice leads to the target), `tokens` (not padding), `label tokens` (moments), and
+        `pairs`: the sum over the tokens of how many tokens each sees.
+    """
+    logp_N, is_best_N = target_logps(model, batch, dropout_key, remat, shards)
+    weight_N = jnp.asarray(batch.weight_BQ).reshape(-1)
+    count = jnp.maximum(batch.count if count is None else count, 1)
+    loss = -jnp.where(weight_N > 0, logp_N, 0).sum() / count
+    real_BT = jnp.asarray(batch.horizon_BT) >= 0
+    metrics = {
+        "loss": loss,
+        "accuracy": (is_best_N * weight_N).sum() / count,
+        "tokens": real_BT.sum(),
+        "label tokens": weight_N.sum(),
+        "pairs": jnp.where(real_BT, batch.position_BT + 1, 0).sum(dtype=jnp.float32),
+    }
+    return loss, metrics
+
+
+def target_logps(
+    model: Llama,
+    batch: MomentBatch,
+    dropout_key: jax.Array | None = None,
+    remat: Remat = "none",
+    shards: Shards | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """log P(target) of every moment, float32 [N], and whether every best edge leads to it, [N]."""
+    head = head_of(model)
+    layout = Layout(jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True)
+    hidden_BTD = model.hidden(
+        jnp.asarray(batch.tokens_BT), layout, dropout_key, remat, shards,
+        added_BTD=None if head is None else head.inputs(batch.item_BT),
+    )  # fmt: skip
+    B, Q, E = batch.edge_token_BQE.shape
+    behind_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_place_BQE).reshape(B, -1))
+    weights_BXD = model.head_weights(shards)[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]
+    logit_BX = jnp.einsum(
+        "BXD,BXD->BX", behind_BXD, weights_BXD, preferred_element_type=jnp.float32
+    )
+    choices, known = _choices(batch), _known(batch)
+    logit_NE = logit_BX.reshape(B * Q, E)
+    if head is not None:
+        end_ND = _take(hidden_BTD, jnp.asarray(batch.place_BQ)).reshape(B * Q, -1)
+        logit_NE = with_retriever(head, logit_NE, end_ND, known, choices)
+    logp_NS = path_logps(logit_NE, jnp.asarray(choices.leaf_BS) >= 0, choices)
+    target_N1 = jnp.asarray(batch.target_BQ).reshape(-1, 1)
+    logp_N = jnp.take_along_axis(logp_NS, target_N1, axis=1)[:, 0]
+    return logp_N, _is_best(logit_NE, target_N1, choices)
+
+
+def _take(hidden_BTD: jax.Array, place_BX: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(hidden_BTD, place_BX[:, :, None], axis=1)
+
+
+def _choices(batch: MomentBatch) -> Choices:
+    """The choices of all moments, one row each; slots stand as their leaves do."""
+    B, Q, E = batch.edge_token_BQE.shape
+    candidate_NS = jnp.asarray(batch.candidate_BQS).reshape(B * Q, -1)
+    # A choice has two edges at least.
+    return Choices(
+        source_BE=jnp.asarray(batch.edge_source_BQE).reshape(B * Q, E),
+        first_BE=jnp.asarray(batch.edge_first_BQE).reshape(B * Q, E),
+        last_BE=jnp.asarray(batch.edge_last_BQE).reshape(B * Q, E),
+        leaf_BS=jnp.where(candidate_NS >= 0, jnp.arange(candidate_NS.shape[1]), -1),
+        count=E // 2,
+    )
+
+
+def _known(batch: MomentBatch) -> Known:
+    B, Q, S = batch.candidate_BQS.shape
+    return Known(
+        item_BT=batch.item_BT,
+        item_BS=jnp.asarray(batch.candidate_BQS).reshape(B * Q, S),
+        prior_BS=jnp.asarray(batch.prior_BQS).reshape(B * Q, S),
+    )
+
+
+def _is_best(logit_NE: jax.Array, target_N1: jax.Array, choices: Choices) -> jax.Array:
+    """Whether no edge of any choice is better than the one that leads to the target, [N]."""
+    source_NE = jnp.asarray(choices.source_BE)
+    best_NC = jnp.where(siblings(choices), logit_NE[:, None], -jnp.inf).max(-1)
+    best_NE = jnp.take_along_axis(best_NC, jnp.maximum(source_NE, 0), axis=1)
+    first_NE, last_NE = jnp.asarray(choices.first_BE), jnp.asarray(choices.last_BE)
+    leads_NE = (first_NE <= target_N1) & (target_N1 <= last_NE) & (source_NE >= 0)
+    return (~leads_NE | (logit_NE >= best_NE)).all(axis=1)
