@@ -3,6 +3,7 @@
 Shapes: U users, C candidates, K items of a slate.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def _job(recommender: Recommender, k: int) -> Job:
     """What the parts of one job have in common."""
     values = to_dict(recommender.config)
     del values["mesh"]
-    values["weight"] = recommender.weight
+    values["weights"] = dataclasses.asdict(recommender.weights)
     return {"config": fingerprint(values), "step": recommender.step, "k": k}
 
 

@@ -244,7 +244,7 @@ def _print_results(path: Path) -> None:
     for place, title in enumerate(header(results)):
         table.add_column(title, justify="right" if place else "left", no_wrap=True)
     for row in results["rows"]:
-        table.add_row(*cells(row))
+        table.add_row(*cells(results, row))
     console = Console(width=130)
     console.print(table)
     for key, text in results["protocol"].items():

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from palr_jax.config import Config
+from palr_jax.controls import measure_controls
 from palr_jax.data import prepare as preparing
 from palr_jax.data.prepare import Prepared
-from palr_jax.data.split import Part
+from palr_jax.data.split import Split
 from palr_jax.decoding.generate import Mode
-from palr_jax.evaluation import fusion
+from palr_jax.evaluation.fusion import Weights, tune
+from palr_jax.evaluation.fusion import slates as slates_of
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
 from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
 from palr_jax.evaluation.significance import paired_bootstrap
-from palr_jax.files import read_arrays, read_json, write_arrays, write_json, write_text
+from palr_jax.files import read_arrays, write_arrays, write_json, write_text
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ranker import Ranker, load_ranker
+from palr_jax.ranking_task import Task, evaluated_users, rank, read_task
 from palr_jax.retrieval.config import Model
 from palr_jax.retrieval.models import ROW_NAMES
 from palr_jax.run_directory import RunDirectory
@@ -44,129 +47,153 @@ class Row:
     slate_UK: np.ndarray | None
 
 
+def _row_of(task: Task, model: str, slate_UK: np.ndarray) -> Row:
+    return Row(model, slate_rank(slate_UK, task.target_U), slate_UK)
+
+
 def retrievers(config: Config) -> list[Model]:
     """The retrievers of a run: the baseline, then the one that proposes the candidates."""
     return list(dict.fromkeys([_BASELINE, config.retriever.model]))
 
 
 def evaluate(config: Config, run: RunDirectory) -> None:
-    """Ranks for all users; writes slates, results and the report."""
+    """Ranks for the evaluated users; writes slates, results and the report."""
     prepared = preparing.load(run.data)
-    baseline_rows = [
-        Row(ROW_NAMES[name], read_arrays(run.candidates(name))["test_rank"], None)
+    task = read_task(config, run, prepared.split, "test")
+    retriever_rows = [
+        Row(ROW_NAMES[name], read_arrays(run.candidates(name))["test_rank"][task.users], None)
         for name in retrievers(config)
     ]
-    ranker_rows = _ranker_rows(config, run, prepared)
+    popular = _with_popularity(config, run, prepared.split, task)
+    ranker_rows, controls = _ranker_rows(config, run, prepared, task)
     slates = {row.model: row.slate_UK for row in ranker_rows if row.slate_UK is not None}
     for model, slate_UK in slates.items():
-        _check_slates(model, slate_UK, prepared)
+        _check_slates(model, slate_UK, task)
+    against = {ROW_NAMES[config.retriever.model]: retriever_rows[-1], popular.model: popular}
     results = {
         "dataset": config.data.source,
         "protocol": _protocol(config, run, prepared),
-        "rows": [_result(row, None, config) for row in baseline_rows]
-        + [_result(row, baseline_rows[-1], config) for row in ranker_rows],
+        "rows": [_result(row, {}, config) for row in retriever_rows]
+        + [_result(row, against, config) for row in (popular, *ranker_rows)],
     }
-    write_arrays(run.slates, **slates)
+    if controls:
+        results["controls"] = controls
+    write_arrays(run.slates, users=task.users, **slates)
     write_text(
         run.report,
         render(
             results,
             _charts(config, run),
             run.instructions.read_text("utf-8"),
-            _examples(config, run, prepared, slates),
+            _examples(config, run, prepared, task, slates),
         ),
     )
     write_json(run.results, results)
 
 
-def _ranker_rows(config: Config, run: RunDirectory, prepared: Prepared) -> list[Row]:
-    split, profiles = prepared.split, run.read_profiles()
-    histories, target_U = split.histories("test"), split.targets("test")
-    rows = []
+def _with_popularity(config: Config, run: RunDirectory, split: Split, task: Task) -> Row:
+    """The retriever's candidates by its scores and their popularity, without a ranker."""
+    validation = read_task(config, run, split, "validation")
+    weights = tune(validation.scores(), validation.target_U, ranker_weights=(0.0,))
+    name = f"{ROW_NAMES[config.retriever.model]} + popularity"
+    return _row_of(task, name, task.scores().slates(weights))
+
+
+def _ranker_rows(
+    config: Config, run: RunDirectory, prepared: Prepared, task: Task
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The rows of the rankers, and the controls of PALR_v2."""
+    rows: list[Row] = []
     if "PALR_v1" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v1")
         slate_UK = ranker.write_from_catalog(
-            histories, profiles, SLATE, "evaluate PALR_v1", config.evaluate.width
+            task.histories, task.profiles, SLATE, "evaluate PALR_v1", config.evaluate.width
         )
-        rows.append(Row("PALR_v1", slate_rank(slate_UK, target_U), slate_UK))
-    if "PALR_v2" in config.ranker.variants:
-        ranker = load_ranker(config, run, "PALR_v2")
-        found = read_arrays(run.candidates(config.retriever.model))
-        candidates_UC, retriever_UC = found["test_items"], found["test_scores"]
-        orders, seed = config.evaluate.shuffles, config.seed
-        ranker_UC = ranker.score_in_orders(
-            histories, profiles, candidates_UC, "evaluate PALR_v2", orders, seed
-        )
-        match config.evaluate.decoding:
-            case "score":
-                slate_UK = fusion.slates(candidates_UC, ranker_UC)
-            case "generate" | "beam" | "sample" as decoding:
-                mode: Mode = "greedy" if decoding == "generate" else decoding
-                slate_UK = ranker.write(
-                    histories, profiles, candidates_UC, SLATE, "write PALR_v2", mode,
-                    config.evaluate.temperature, seed,
-                )  # fmt: skip
-        rows.append(Row("PALR_v2", slate_rank(slate_UK, target_U), slate_UK))
-        weight = _tune_fusion(config, run, prepared, ranker)
-        slate_UK = fusion.slates(candidates_UC, fusion.fuse(retriever_UC, ranker_UC, weight))
-        name = f"PALR_v2 + {ROW_NAMES[config.retriever.model]}"
-        rows.append(Row(name, slate_rank(slate_UK, target_U), slate_UK))
-    return rows
+        rows.append(_row_of(task, "PALR_v1", slate_UK))
+    if "PALR_v2" not in config.ranker.variants:
+        return rows, []
+    ranker = load_ranker(config, run, "PALR_v2")
+    alone_UC = rank(config, ranker, task, "evaluate PALR_v2", with_prior=False)
+    rows.append(_row_of(task, "PALR_v2", _slates(config, ranker, task, alone_UC)))
+    ranker_UC = alone_UC
+    if config.ranker.prior == "retriever":
+        ranker_UC = rank(config, ranker, task, "evaluate PALR_v2 with its prior")
+        rows.append(_row_of(task, "PALR_v2 with prior", slates_of(task.candidates_UC, ranker_UC)))
+    weights = _tune_fusion(config, run, prepared.split, ranker)
+    name = f"PALR_v2 + {ROW_NAMES[config.retriever.model]}"
+    rows.append(_row_of(task, name, task.scores(ranker_UC).slates(weights)))
+    if not config.evaluate.controls:
+        return rows, []
+    return rows, measure_controls(config, ranker, task, ranker_UC)
 
 
-def _tune_fusion(config: Config, run: RunDirectory, prepared: Prepared, ranker: Ranker) -> float:
-    """The weight of the ranker beside the retriever, from validation items alone."""
-    part: Part = "validation"
+def _slates(config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray) -> np.ndarray:
+    """The slates of PALR_v2 alone, decoded as the config says."""
+    match config.evaluate.decoding:
+        case "score":
+            return slates_of(task.candidates_UC, ranker_UC)
+        case "generate" | "beam" | "sample" as decoding:
+            mode: Mode = "greedy" if decoding == "generate" else decoding
+            return ranker.write(
+                task.histories, task.profiles, task.candidates_UC, SLATE, "write PALR_v2", mode,
+                config.evaluate.temperature, config.seed,
+            )  # fmt: skip
+
+
+def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker) -> Weights:
+    """The weights of ranker and popularity beside the retriever, from validation items alone."""
     if run.fusion.exists():  # an evaluation that was stopped after this goes on from here
-        return float(read_json(run.fusion)["weight"])
-    found = read_arrays(run.candidates(config.retriever.model))
-    candidates_UC, retriever_UC = found[f"{part}_items"], found[f"{part}_scores"]
-    histories, profiles = prepared.split.histories(part), run.read_profiles()
-    orders, seed = config.evaluate.shuffles, config.seed
-    ranker_UC = ranker.score_in_orders(
-        histories, profiles, candidates_UC, "tune the fusion", orders, seed
-    )
-    target_U = prepared.split.targets(part)
-    weight = fusion.tune_weight(candidates_UC, retriever_UC, ranker_UC, target_U)
-    write_json(run.fusion, {"weight": weight, "tuned on": f"{part} NDCG@10, all users"})
-    return weight
+        return run.read_weights()
+    task = read_task(config, run, split, "validation")
+    with_prior = config.ranker.prior == "retriever"
+    ranker_UC = rank(config, ranker, task, "tune the fusion", with_prior)
+    weights = tune(task.scores(ranker_UC), task.target_U)
+    run.write_weights(weights, f"validation NDCG@10, {len(task.users):,} users")
+    return weights
 
 
-def _check_slates(model: str, slate_UK: np.ndarray, prepared: Prepared) -> None:
+def _check_slates(model: str, slate_UK: np.ndarray, task: Task) -> None:
     """Every slate is distinct unseen items: a wrong one is a bug, never a result."""
-    histories = prepared.split.histories("test")
-    for user, slate_K in enumerate(slate_UK):
+    for number, slate_K in enumerate(slate_UK):
+        user = task.users[number]
         if (slate_K < 0).any() or len(np.unique(slate_K)) < len(slate_K):
             raise AssertionError(
                 f"{model}: the slate of user {user} is not {SLATE} items: {slate_K}"
             )
-        if np.isin(slate_K, histories[user]).any():
+        if np.isin(slate_K, task.histories[number]).any():
             raise AssertionError(f"{model}: the slate of user {user} holds seen items: {slate_K}")
 
 
-def _result(row: Row, against: Row | None, config: Config) -> dict[str, Any]:
+def _result(row: Row, against: dict[str, Row], config: Config) -> dict[str, Any]:
+    """One row of results.json; `ci95` holds the differences to each of `against`."""
     result: dict[str, Any] = {"model": row.model, "users": len(row.rank_U)}
     result |= {name: round(value, 6) for name, value in summary(row.rank_U).items()}
     if row.slate_UK is not None:
         result["valid slates"] = 1.0  # _check_slates has looked at every one
     result["ci95"] = {}
-    if against:
+    for other_name, other in against.items():
+        if other is row:
+            continue
+        differences = {}
         for name, metric in (("HR@10", hit_rate), ("NDCG@10", ndcg)):
-            mine_U, theirs_U = metric(row.rank_U, SLATE), metric(against.rank_U, SLATE)
+            mine_U, theirs_U = metric(row.rank_U, SLATE), metric(other.rank_U, SLATE)
             bounds = paired_bootstrap(mine_U, theirs_U, config.seed, config.evaluate.bootstrap)
-            result["ci95"][name] = [round(bound, 6) for bound in bounds]
+            differences[name] = [round(bound, 6) for bound in bounds]
+        result["ci95"][other_name] = differences
     return result
 
 
 def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str, str]:
     split, candidates = prepared.split, config.retriever.candidates
-    retriever = ROW_NAMES[config.retriever.model]
+    retriever, users = ROW_NAMES[config.retriever.model], evaluated_users(config, split)
     protocol = {
         "data": f"{split.num_users:,} users, {split.num_items:,} items, "
         f"{prepared.num_interactions:,} interactions after {config.data.min_count}-core",
         "split": "leave-one-out by time (stable, ties in file order): the last item of a user "
         "tests, the one before validates",
-        "users": "all",
+        "users": "all"
+        if len(users) == split.num_users
+        else f"{len(users):,} drawn at random from all, the same in every row",
         "items ranked": "the whole catalog without the user's seen items",
         "rank": "1 + items scored strictly higher + half of the ties; outside a slate: a miss",
         "MRR": f"reciprocal rank within the slate of {SLATE}, else 0",
@@ -181,8 +208,10 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
         }[config.evaluate.decoding],
         "tuned on": f"training items of {config.instruct.user_share:.0%} of the users",
         "compared with": retriever,
-        "ci95": f"paired bootstrap over users of the difference to {retriever}, "
-        f"{config.evaluate.bootstrap:,} resamples",
+        f"{retriever} + popularity": f"{retriever}'s candidates by the log-softmax of its scores + "
+        "a weight x log(1 + training interactions), the weight tuned on validation NDCG@10",
+        "ci95": f"paired bootstrap over users of the difference to {retriever} and to {retriever} "
+        f"+ popularity, {config.evaluate.bootstrap:,} resamples",
         "seed": str(config.seed),
     }
     if config.evaluate.shuffles:
@@ -192,10 +221,11 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
     if config.profile.kind == "llm":
         protocol["profiles"] = run.profile_sources()
     if run.fusion.exists():
-        weight = read_json(run.fusion)["weight"]
+        weights = run.read_weights()
         protocol["fusion"] = (
-            f"log-softmax of {retriever}'s scores + {weight} x log P(candidate | prompt), "
-            "the weight tuned on validation NDCG@10"
+            f"log-softmax of {retriever}'s scores + {weights.ranker} x log P(candidate | prompt) + "
+            f"{weights.popularity} x log(1 + training interactions), the weights tuned on "
+            "validation NDCG@10"
         )
     return protocol
 
@@ -217,25 +247,29 @@ def _charts(config: Config, run: RunDirectory) -> list[Chart]:
 
 
 def _examples(
-    config: Config, run: RunDirectory, prepared: Prepared, slates: dict[str, np.ndarray]
+    config: Config,
+    run: RunDirectory,
+    prepared: Prepared,
+    task: Task,
+    slates: dict[str, np.ndarray],
 ) -> list[SlateExample]:
-    """The first users of the data set, whoever they are."""
+    """The first of the evaluated users, whoever they are."""
     split, titles = prepared.split, prepared.catalog.titles
-    found = read_arrays(run.candidates(config.retriever.model))
     tokenizer, items = run.read_tokens()
     writer = PromptWriter(tokenizer, items, config.instruct)
-    histories, profiles = split.histories("test"), run.read_profiles()
-    columns = {ROW_NAMES[config.retriever.model]: found["test_items"][:, :SLATE], **slates}
+    columns = {ROW_NAMES[config.retriever.model]: task.candidates_UC[:, :SLATE], **slates}
     examples = []
-    for user in range(min(_EXAMPLES, split.num_users)):
-        prompt_T = writer.prompt(histories[user], profiles[user], found["test_items"][user])
+    for number, user in enumerate(task.users[:_EXAMPLES]):
+        prompt_T, _ = writer.ranking_prompt(
+            task.histories[number], task.profiles[number], task.candidates_UC[number]
+        )
         examples.append(
             SlateExample(
                 user=str(split.user_ids[user]),
                 prompt=tokenizer.decode(prompt_T),
                 target=titles[split.test_U[user]],
                 slates={
-                    name: [titles[item] for item in slate_UK[user]]
+                    name: [titles[item] for item in slate_UK[number]]
                     for name, slate_UK in columns.items()
                 },
             )

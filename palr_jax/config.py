@@ -107,6 +107,9 @@ class EvaluateConfig:
             the means, at as many times the cost. 0 is the retriever's order alone.
         width: hypotheses of an item when PALR_v1 writes; 1 takes the best token at every branch.
         batch_size: users at a time.
+        users: how many users every row is over, drawn at random; null for all.
+        controls: also rank with candidates in other orders, histories shuffled and titles
+            exchanged, to show what carries the result.
         bootstrap: resamples of the users for the confidence intervals.
     """
 
@@ -115,6 +118,8 @@ class EvaluateConfig:
     shuffles: Annotated[int, Field(ge=0)] = 0
     width: Positive = 1
     batch_size: Positive = 32
+    users: Positive | None = None
+    controls: bool = False
     bootstrap: Annotated[int, Field(ge=100)] = 10_000
 
 
@@ -184,6 +189,7 @@ class Config:
 
     def _check_moments(self) -> None:
         instruct, tuning = self.instruct, self.finetune
+        instruct.check_held_out()
         if instruct.prompt == "history" and instruct.moments > tuning.moments:
             raise ValueError(
                 f"finetune.moments ({tuning.moments}) must be at least instruct.moments "

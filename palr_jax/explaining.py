@@ -51,6 +51,7 @@ def explanations(
     histories: Ragged,
     profiles: Sequence[str],
     candidates_UC: np.ndarray,
+    retriever_UC: np.ndarray | None = None,
 ) -> list[dict[str, Explanation]]:
     """Why each candidate of each user, by its title.
 
@@ -60,8 +61,9 @@ def explanations(
         histories: items per user, oldest first.
         profiles: a sentence per user.
         candidates_UC: item indices, -1 where there is none.
+        retriever_UC: the retriever's scores of them, for a ranker with a prior.
     """
-    found = lifts(ranker, histories, profiles, candidates_UC)
+    found = lifts(ranker, histories, profiles, candidates_UC, retriever_UC)
     return [
         {
             titles[item]: _explanation(mine, profile, place, titles)
@@ -80,7 +82,11 @@ def _explanation(found: Lifts, profile: str, place: int, titles: Sequence[str]) 
 
 
 def lifts(
-    ranker: Ranker, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray
+    ranker: Ranker,
+    histories: Ragged,
+    profiles: Sequence[str],
+    candidates_UC: np.ndarray,
+    retriever_UC: np.ndarray | None = None,
 ) -> list[Lifts]:
     """Scores every user's prompt once more without each of its history items and its profile.
 
@@ -92,13 +98,17 @@ def lifts(
     parts = []
     for user, profile in enumerate(profiles):
         candidates_C = candidates_UC[user][candidates_UC[user] >= 0]
-        kept_H = ranker.writer.kept(histories[user], profile, candidates_C)
+        kept_H = ranker.writer.kept_for_ranking(histories[user], profile, candidates_C)
         shorter = [np.delete(kept_H, place) for place in range(len(kept_H))]
         rows += [kept_H, kept_H, *shorter]
         sentences += [profile, "", *[profile] * len(kept_H)]
         users += [user] * (len(kept_H) + 2)
         parts.append(kept_H)
-    logp_XC = ranker.score(Ragged.from_rows(rows), sentences, candidates_UC[users], "explain")
+    # The prior stays what it is: what is taken away is what the ranker reads.
+    scores_XC = None if retriever_UC is None else retriever_UC[users]
+    logp_XC = ranker.score(
+        Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", retriever_UC=scores_XC
+    )
     result, start = [], 0
     for kept_H in parts:
         whole_C, plain_C, *without = logp_XC[start : start + len(kept_H) + 2]

@@ -22,7 +22,7 @@ from palr_jax.llm.llama import Llama
 from palr_jax.llm.loading import shape_of_weights
 from palr_jax.llm.shapes import SHAPES, shape_of
 from palr_jax.paths import path_of
-from palr_jax.ranker import PROMPT_BUCKET
+from palr_jax.ranker import prompt_width
 from palr_jax.sharding import AXES, Shards, make_mesh
 from palr_jax.training.chips import Topology, parse_topology
 from palr_jax.training.feed import check_rows
@@ -209,7 +209,7 @@ def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topolo
             f"evaluate.batch_size ({users}) does not divide over data {config.mesh.data} x fsdp "
             f"{config.mesh.fsdp} = {ways} devices"
         )
-    length = -(-config.instruct.length // PROMPT_BUCKET) * PROMPT_BUCKET
+    length = prompt_width(config.instruct.length)
     _, adapters, base = nnx.split(model, trainable(model), ...)
     weights = nnx.merge_state(
         _placed(adapters, shards, "float32"), _placed(base, shards, config.ranker.dtype)

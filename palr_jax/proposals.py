@@ -127,9 +127,8 @@ def _by_users(config: Config, split: Split, users: np.ndarray) -> list[_Part]:
         others = np.setdiff1d(np.flatnonzero(split.train.lengths_R >= 2), fold)
         if not len(others):
             raise UserError(
-                "instruct.held_out users needs users beside the held-out ones, to train a "
-                "retriever: raise instruct.folds above 1 or lower instruct.user_share "
-                f"({config.instruct.user_share})"
+                "no users remain beside the held-out ones to train their retriever on: raise "
+                f"instruct.folds or lower instruct.user_share ({config.instruct.user_share})"
             )
         mine = set(fold.tolist())
         parts.append(

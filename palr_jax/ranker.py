@@ -31,8 +31,6 @@ from palr_jax.untuned import make_model, with_head
 # Tries of this many users are measured at a time.
 _TRIES_AT_ONCE = 512
 
-# Prompts are padded to a multiple of this, so that few programs serve all lengths.
-PROMPT_BUCKET = 128
 
 
 @dataclass(frozen=True)
@@ -238,12 +236,12 @@ class Ranker:
             candidates = None
             if candidates_UC is not None:
                 candidates = candidates_UC[user][candidates_UC[user] >= 0]
-            if candidates is not None and room.prompt == "history":
-                kept_H = self.writer.kept_in_history(histories[user])
-                tokens_T, item_T = self.writer.history_prompt(kept_H)
+            if candidates is not None:
+                kept_H = self.writer.kept_for_ranking(histories[user], profile, candidates)
+                tokens_T, item_T = self.writer.ranking_prompt(kept_H, profile, candidates)
             else:
-                kept_H = self.writer.kept(histories[user], profile, candidates)
-                tokens_T, item_T = self.writer.marked_prompt(kept_H, profile, candidates)
+                kept_H = self.writer.kept(histories[user], profile)
+                tokens_T, item_T = self.writer.marked_prompt(kept_H, profile)
             cut += len(kept_H) < min(len(histories[user]), room.history)
             rows.append(tokens_T)
             marks.append(item_T)
@@ -342,10 +340,16 @@ def _check(logp: np.ndarray) -> None:
         )
 
 
+def prompt_width(length: int) -> int:
+    """What prompts of so many tokens are padded to, so that few programs serve all lengths."""
+    step = 32 if length <= 256 else 128
+    return -(-length // step) * step
+
+
 def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as rows of one width, int32 [B, T], and their lengths, int32 [B]."""
     length_B = prompts.lengths_R.astype(np.int32)
-    width = -(-int(length_B.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
+    width = prompt_width(int(length_B.max()))
     tokens_BT = np.zeros((len(prompts), width), np.int32)
     tokens_BT[np.arange(width) < length_B[:, None]] = prompts.values_N
     return tokens_BT, length_B

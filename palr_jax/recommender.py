@@ -17,10 +17,9 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
-from palr_jax.evaluation import fusion
+from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
 from palr_jax.evaluation.metrics import SLATE
 from palr_jax.explaining import Explanation, explanations
-from palr_jax.files import read_json
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
@@ -63,7 +62,7 @@ class Recommender:
         catalog: its items, and others that were added since.
         retriever: proposes candidates among the items of the run.
         ranker: knows the tokens of all items of `catalog`.
-        weight: of the ranker beside the retriever.
+        weights: of ranker and popularity beside the retriever.
         step: of the ranker's training.
     """
 
@@ -72,7 +71,7 @@ class Recommender:
     catalog: Catalog
     retriever: Retriever
     ranker: Ranker
-    weight: float
+    weights: Weights
     step: int
 
     @classmethod
@@ -104,8 +103,8 @@ class Recommender:
         if step is None:
             step = trained_step(directory.ranker / "PALR_v2")
         ranker = load_ranker(config, directory, "PALR_v2", step, devices)
-        weight = float(read_json(directory.fusion)["weight"])
-        return cls(config, prepared, prepared.catalog, retriever, ranker, weight, step)
+        weights = directory.read_weights()
+        return cls(config, prepared, prepared.catalog, retriever, ranker, weights, step)
 
     def with_items(
         self, titles: Sequence[str], categories: Sequence[Sequence[str]] | None = None
@@ -181,7 +180,12 @@ class Recommender:
         if not explain:
             return slates
         why = explanations(
-            self.ranker, self.catalog.titles, known, self.profiles(known), candidates_UC
+            self.ranker,
+            self.catalog.titles,
+            known,
+            self.profiles(known),
+            candidates_UC,
+            retriever_UC,
         )
         return [
             [replace(entry, explanation=mine[entry.title]) for entry in slate]
@@ -250,14 +254,17 @@ class Recommender:
         Args:
             known: histories.
             candidates_UC: item indices, -1 where there is none.
-            retriever_UC: scores of the candidates; without them the ranker's word is the last.
+            retriever_UC: scores of the candidates; if None, the ranker's score is used alone.
             shown: where progress is shown.
             sizes: as of `Ranker.score`.
         """
-        ranker_UC = self._score(known, candidates_UC, shown, sizes)
+        ranker_UC = self._score(known, candidates_UC, shown, sizes, retriever_UC)
         if retriever_UC is None:
             return ranker_UC
-        fused_UC = fusion.fuse(retriever_UC, ranker_UC, self.weight)
+        split = self.prepared.split
+        popularity_UC = log_popularity(candidates_UC, split.train.values_N, split.num_items)
+        scores = Scores(candidates_UC, retriever_UC, ranker_UC, popularity_UC)
+        fused_UC = scores.fused(self.weights)
         return fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
 
     def _score(
@@ -266,10 +273,18 @@ class Recommender:
         candidates_UC: np.ndarray,
         shown: str | Advance,
         sizes: Sizes | None = None,
+        retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         evaluate, profiles = self.config.evaluate, self.profiles(known)
         return self.ranker.score_in_orders(
-            known, profiles, candidates_UC, shown, evaluate.shuffles, self.config.seed, sizes
+            known,
+            profiles,
+            candidates_UC,
+            shown,
+            evaluate.shuffles,
+            self.config.seed,
+            sizes,
+            retriever_UC,
         )
 
     def _items(self, lists: Sequence[Sequence[str]], like: Ragged | None = None) -> Ragged:

@@ -12,12 +12,13 @@ ranker/                    tokenizer.model or .json, items.npz (tokens of every 
 ranker/<variant>.json      the step with the lowest validation loss (if it was validated)
 ranker/<variant>/<step>/   Orbax checkpoints
 metrics.jsonl              one line a logged step
-fusion.json                the weight of the ranker beside the retriever
+fusion.json                the weights of ranker and popularity beside the retriever
 slates.npz                 the slates of every ranker row
 results.json               the table
 report.html                the table, curves, examples
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ import yaml
 from palr_jax import processes
 from palr_jax.config import Config, parse_config, to_dict
 from palr_jax.errors import UserError
+from palr_jax.evaluation.fusion import Weights
 from palr_jax.files import (
     fingerprint,
     read_arrays,
@@ -176,6 +178,29 @@ class RunDirectory:
         if config.ranker.item_embeddings == "none":
             return None
         return read_arrays(self.vectors)["vectors_IR"]
+
+    def write_weights(self, weights: Weights, tuned_on: str) -> None:
+        """Writes the weights of ranker and popularity beside the retriever."""
+        write_json(self.fusion, {**dataclasses.asdict(weights), "tuned on": tuned_on})
+
+    def read_weights(self) -> Weights:
+        """Reads what `write_weights` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, or of an older version.
+        """
+        found = read_json(self.fusion)
+        try:
+            weights = Weights(float(found["ranker"]), float(found["popularity"]))
+            finite = bool(np.isfinite(dataclasses.astuple(weights)).all())
+        except (KeyError, TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise UserError(
+                f"{self.fusion} does not hold the weights of a fusion: delete it and run "
+                "`palr evaluate`"
+            )
+        return weights
 
     def is_done(self, stage: str, made_from: Any) -> bool:
         """Whether a stage has finished with exactly these inputs."""

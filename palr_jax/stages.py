@@ -164,9 +164,9 @@ def _validation(
     """All moments of the tuning users that are held out of tuning, with their priors."""
     if not len(instructions.held_out):
         return []
-    rows = whole_pass(
-        replace(maker, prior_dropout=0.0), instructions.held_out, packing(config, "PALR_v2")
-    )
+    maker = replace(maker, prior_dropout=0.0, with_text=False)
+    users = maker.usable(instructions.held_out)
+    rows = whole_pass(maker, users, packing(config, "PALR_v2"))
     return fixed_batches(rows, config.finetune.batch_size, shards)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from palr_jax import instructions, stages
+from palr_jax import proposals, stages
 from palr_jax.config import Config, load_config
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
@@ -83,7 +83,7 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
     config = load_config(Path("paper.yaml"), {"instruct.user_share": "0.5"})
     run = marked_run(here, config)
     seen = []
-    real = instructions.MODELS["sasrec"]
+    real = proposals.MODELS["sasrec"]
 
     class Spy:
         def __init__(self, *arguments) -> None:
@@ -97,7 +97,7 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
             seen.append(histories)
             return self._retriever.recommend(histories, k)
 
-    monkeypatch.setitem(instructions.MODELS, "sasrec", Spy)
+    monkeypatch.setitem(proposals.MODELS, "sasrec", Spy)
     found = load_instructions(config, run)
     split, histories = seen
     train = preparing.load(run.data).split.train

@@ -93,6 +93,11 @@ def render(
     parts = [
         f"<h1>{_text(title)}</h1>",
         _results_table(results),
+        *(
+            ["<h2>Controls</h2>", _controls_table(results["controls"])]
+            if "controls" in results
+            else []
+        ),
         "<h2>Protocol</h2>",
         f"<dl>{protocol}</dl>",
         "<h2>The paper's Table 2</h2>",
@@ -124,25 +129,39 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _results_table(results: dict[str, Any]) -> str:
-    return _table(header(results), [cells(row) for row in results["rows"]])
+    return _table(header(results), [cells(results, row) for row in results["rows"]])
 
 
 def header(results: dict[str, Any]) -> list[str]:
     """The column titles of the results table."""
-    compared = results["protocol"]["compared with"]
-    return ["model", "users", *METRICS, f"NDCG@10 − {compared}, 95%"]
+    return ["model", "users", *METRICS, *(f"NDCG@10 − {name}, 95%" for name in _compared(results))]
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """One row of results.json as the cells of the results table."""
-    interval = row["ci95"].get("NDCG@10")
-    difference = f"{interval[0]:+.4f} … {interval[1]:+.4f}" if interval else ""
+    intervals = [row["ci95"].get(name, {}).get("NDCG@10") for name in _compared(results)]
     return [
         row["model"],
         f"{row['users']:,}",
         *(f"{row[name]:.4f}" for name in METRICS),
-        difference,
+        *(f"{bounds[0]:+.4f} … {bounds[1]:+.4f}" if bounds else "" for bounds in intervals),
     ]
+
+
+def _compared(results: dict[str, Any]) -> list[str]:
+    """The rows that others are compared with, in the order of the table."""
+    names = {name for row in results["rows"] for name in row["ci95"]}
+    return [row["model"] for row in results["rows"] if row["model"] in names]
+
+
+def _controls_table(rows: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        ["control of PALR_v2", "users", "HR@10", "NDCG@10"],
+        [
+            [row["control"], f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}"]
+            for row in rows
+        ],
+    )
 
 
 def _paper_table() -> str:

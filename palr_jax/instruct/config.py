@@ -136,8 +136,23 @@ class InstructConfig:
     length: Annotated[int, Field(ge=64)] = 1024
 
     def __post_init__(self) -> None:
+        if self.retriever_negatives:
+            self.check_held_out()
         if self.label > self.candidates:
             raise ValueError(
                 f"label ({self.label}) must be at most candidates ({self.candidates}), "
                 "which hold all items of the label"
+            )
+
+    def check_held_out(self) -> None:
+        """Checks that users remain to train the retriever of the moments on.
+
+        Raises:
+            ValueError: none do.
+        """
+        if self.held_out == "users" and self.folds == 1 and self.user_share == 1:
+            raise ValueError(
+                "held_out users: the retriever of the moments is trained on the users that the "
+                "ranker is not tuned on: lower user_share below 1, raise folds, or set held_out "
+                "time"
             )

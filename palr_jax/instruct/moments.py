@@ -49,6 +49,8 @@ class MomentExample:
         position_T: int32, position of each token; fed tokens continue from their moment's.
         horizon_T: int32, index of the last token that sees each one.
         item_T: int32, at the last token of an item the item, elsewhere -1.
+        next_T: int32, the token of the text that follows each one, -1 where there is none and at
+            fed tokens.
         moments: what is asked, in order.
     """
 
@@ -56,6 +58,7 @@ class MomentExample:
     position_T: np.ndarray
     horizon_T: np.ndarray
     item_T: np.ndarray
+    next_T: np.ndarray
     moments: tuple[Moment, ...]
 
 
@@ -71,6 +74,8 @@ class MomentMaker:
         retrieved: the candidates of every moment, from a retriever that was not trained on it.
         config: the form of the prompts.
         prior_dropout: share of moments at which the prior says nothing.
+        with_text: whether the text of prompts is learned too, so that users without a moment have
+            an example.
         seed: of the run.
     """
 
@@ -81,10 +86,13 @@ class MomentMaker:
     retrieved: Retrieved
     config: InstructConfig
     prior_dropout: float
+    with_text: bool
     seed: int
 
     def usable(self, users: np.ndarray) -> np.ndarray:
-        """The users with a moment that can be learned from."""
+        """The users whose examples can be learned from."""
+        if self.with_text:
+            return users
         return np.array([user for user in users if len(self._moments(int(user)))], np.int64)
 
     def example(self, user: int, epoch: int) -> MomentExample:
@@ -132,14 +140,15 @@ class MomentMaker:
         """All moments of a user behind their places in one history."""
         asked = [self._asked(rng, user, int(number)) for number in numbers]
         length_Q = self.retrieved.moments.values_N[numbers]
+        newest = length_Q[-1] if len(length_Q) else self.retrieved.moments[user][-1]
         fed = sum(len(choices.fed_F) for *_, choices in asked)
-        known = self.train[user][: length_Q[-1]]
+        known = self.train[user][:newest]
         kept = len(self.writer.kept_in_history(known, self.config.length - fed))
         tokens_T, item_T = self.writer.history_prompt(known, self.config.length - fed)
         end_H = np.flatnonzero(item_T >= 0)
         builder = _Builder(tokens_T, item_T)
         for length, (items_S, prior_S, choices) in zip(length_Q, asked, strict=True):
-            place = kept - (length_Q[-1] - length) - 1  # of the newest item known then
+            place = kept - (newest - length) - 1  # of the newest item known then
             if place >= 0:
                 builder.ask(int(end_H[place]), items_S, prior_S, choices)
         return builder.build()
@@ -186,6 +195,8 @@ class _Builder:
         position_T, horizon_T = np.zeros(total, np.int32), np.full(total, total - 1, np.int32)
         tokens_T[index_T], item_T[index_T] = self._prompt_T, self._item_T
         position_T[index_T] = np.arange(len(self._prompt_T))
+        next_T = np.full(total, -1, np.int32)
+        next_T[index_T[:-1]] = self._prompt_T[1:]
         moments = []
         for place, items_S, prior_S, choices in self._asked:
             start, fed = int(index_T[place]) + 1, len(choices.fed_F)
@@ -194,7 +205,7 @@ class _Builder:
             horizon_T[start : start + fed] = start + fed - 1
             order_S = choices.order_C
             moments.append(Moment(start - 1, start, choices, items_S[order_S], prior_S[order_S]))
-        return MomentExample(tokens_T, position_T, horizon_T, item_T, tuple(moments))
+        return MomentExample(tokens_T, position_T, horizon_T, item_T, next_T, tuple(moments))
 
 
 def pack_moments(
@@ -211,11 +222,11 @@ def pack_moments(
         rng: of the order of rows.
 
     Returns:
-        `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding) and `item_RT`; for every moment
-        `place_RQ`, `target_RQ` (the leaf of the target), `weight_RQ` (1, or 0 at padding),
-        `candidate_RQS` (items, as their leaves stand; -1 at padding) and `prior_RQS`; for the
-        edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it is
-        chosen), `edge_source_RQE` (-1 at padding), `edge_first_RQE` and `edge_last_RQE`. All are
+        `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding), `item_RT` and `next_RT`; for
+        every moment `place_RQ`, `target_RQ` (the leaf of the target), `weight_RQ` (1, or 0 at
+        padding), `candidate_RQS` (items, as their leaves stand; -1 at padding) and `prior_RQS`;
+        for the edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it
+        is chosen), `edge_source_RQE` (-1 at padding), `edge_first_RQE` and `edge_last_RQE`. All are
         int32 but the prior, which is float32.
     """
     length_N = np.array([len(example.tokens_T) for example in examples])
@@ -229,6 +240,7 @@ def pack_moments(
         "position_RT": np.zeros((rows, T), np.int32),
         "horizon_RT": np.full((rows, T), -1, np.int32),
         "item_RT": np.full((rows, T), -1, np.int32),
+        "next_RT": np.full((rows, T), -1, np.int32),
     }
     by_moment = {name: np.zeros((rows, Q), np.int32) for name in ("place_RQ", "target_RQ")}
     by_moment["weight_RQ"] = np.zeros((rows, Q), np.int32)
@@ -247,6 +259,7 @@ def pack_moments(
         by_token["position_RT"][row, start:stop] = example.position_T
         by_token["horizon_RT"][row, start:stop] = example.horizon_T + start
         by_token["item_RT"][row, start:stop] = example.item_T
+        by_token["next_RT"][row, start:stop] = example.next_T
         for number, moment in enumerate(example.moments, asked_R[row]):
             choices, here = moment.choices, (row, number)
             by_moment["place_RQ"][here] = start + moment.place

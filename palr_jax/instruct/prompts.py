@@ -66,6 +66,24 @@ class PromptWriter:
             marks[5] = self._marks(np.asarray(candidates, np.int64))
         return np.concatenate(parts), np.concatenate(marks)
 
+    def ranking_prompt(
+        self, history: Sequence[int] | np.ndarray, profile: str, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The prompt behind which candidates are ranked, in the form of `config.prompt`, and its
+        marks; see `marked_prompt`.
+        """
+        if self.config.prompt == "history":
+            return self.history_prompt(history)
+        return self.marked_prompt(history, profile, candidates)
+
+    def kept_for_ranking(
+        self, history: Sequence[int] | np.ndarray, profile: str, candidates: np.ndarray
+    ) -> np.ndarray:
+        """The items of a history that a `ranking_prompt` holds, oldest first."""
+        if self.config.prompt == "history":
+            return self.kept_in_history(history)
+        return self.kept(history, profile, candidates)
+
     def history_prompt(
         self, history: Sequence[int] | np.ndarray, room: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from palr_jax.decoding.retriever_head import Known, head_of
 from palr_jax.decoding.score import Choices, path_logps, siblings, with_retriever
@@ -33,6 +34,7 @@ class MomentBatch:
     position_BT: Array
     horizon_BT: Array
     item_BT: Array
+    next_BT: Array
     place_BQ: Array
     target_BQ: Array
     weight_BQ: Array
@@ -44,10 +46,10 @@ class MomentBatch:
     edge_first_BQE: Array
     edge_last_BQE: Array
 
-    @property
-    def count(self) -> jax.Array:
-        """How many moments are asked."""
-        return jnp.asarray(self.weight_BQ).sum()
+    def count(self, text_loss: float = 0.0) -> jax.Array:
+        """The sum of the weights: 1 of a moment, `text_loss` of a token of text."""
+        text = (jnp.asarray(self.next_BT) >= 0).sum()
+        return jnp.asarray(self.weight_BQ).sum() + text_loss * text
 
 
 def candidate_loss(
@@ -57,8 +59,12 @@ def candidate_loss(
     remat: Remat = "none",
     count: jax.Array | None = None,
     shards: Shards | None = None,
+    text_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-log P(target) among the candidates, averaged over the moments of the batch.
+
+    With a weight for text, the mean is also over the cross-entropy of the prompts' tokens: a small
+    model that learns to write histories overfits less when it ranks.
 
     Args:
         model: the ranker.
@@ -67,16 +73,20 @@ def candidate_loss(
         remat: see `FinetuneConfig`.
         count: what sums are divided by, if the batch is a part of a larger one.
         shards: over which mesh rows and weights are divided, if at all.
+        text_loss: weight of a token of text beside a moment's 1.
 
     Returns:
         The loss and the metrics `loss`, `accuracy` (share of moments at which the best edge of
         every choice leads to the target), `tokens` (not padding), `label tokens` (moments), and
         `pairs`: the sum over the tokens of how many tokens each sees.
     """
-    logp_N, is_best_N = target_logps(model, batch, dropout_key, remat, shards)
+    hidden_BTD = _hidden(model, batch, dropout_key, remat, shards)
+    logp_N, is_best_N = _target_logps(model, batch, hidden_BTD, shards)
     weight_N = jnp.asarray(batch.weight_BQ).reshape(-1)
-    count = jnp.maximum(batch.count if count is None else count, 1)
+    count = jnp.maximum(batch.count(text_loss) if count is None else count, 1)
     loss = -jnp.where(weight_N > 0, logp_N, 0).sum() / count
+    if text_loss:
+        loss += text_loss * _text_nll(model, batch, hidden_BTD, shards) / count
     real_BT = jnp.asarray(batch.horizon_BT) >= 0
     metrics = {
         "loss": loss,
@@ -88,20 +98,35 @@ def candidate_loss(
     return loss, metrics
 
 
-def target_logps(
+def _hidden(
     model: Llama,
     batch: MomentBatch,
-    dropout_key: jax.Array | None = None,
-    remat: Remat = "none",
-    shards: Shards | None = None,
+    dropout_key: jax.Array | None,
+    remat: Remat,
+    shards: Shards | None,
+) -> jax.Array:
+    head = head_of(model)
+    layout = Layout(jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True)
+    added_BTD = None if head is None else head.inputs(batch.item_BT)
+    tokens_BT = jnp.asarray(batch.tokens_BT)
+    return model.hidden(tokens_BT, layout, dropout_key, remat, shards, added_BTD=added_BTD)
+
+
+def _text_nll(
+    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array, shards: Shards | None
+) -> jax.Array:
+    """The sum of -log P(token | text before it) over the tokens of the prompts."""
+    next_BT = jnp.asarray(batch.next_BT)
+    logits_BTV = model.logits(hidden_BTD, shards)
+    nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(next_BT, 0))
+    return jnp.where(next_BT >= 0, nll_BT, 0).sum()
+
+
+def _target_logps(
+    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array, shards: Shards | None
 ) -> tuple[jax.Array, jax.Array]:
     """log P(target) of every moment, float32 [N], and whether every best edge leads to it, [N]."""
     head = head_of(model)
-    layout = Layout(jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True)
-    hidden_BTD = model.hidden(
-        jnp.asarray(batch.tokens_BT), layout, dropout_key, remat, shards,
-        added_BTD=None if head is None else head.inputs(batch.item_BT),
-    )  # fmt: skip
     B, Q, E = batch.edge_token_BQE.shape
     behind_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_place_BQE).reshape(B, -1))
     weights_BXD = model.head_weights(shards)[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]

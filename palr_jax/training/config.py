@@ -22,6 +22,9 @@ class FinetuneConfig:
             candidates as what may be written.
         prior_dropout: of objective candidates: share of moments at which the prior says nothing,
             so that the ranker also learns to rank without it.
+        text_loss: of objective candidates: weight of a token of a prompt's text beside the 1 of a
+            moment. It teaches a small model to write histories, so that it overfits less in
+            ranking; 0 leaves it out.
         validation_share: of objective candidates: share of the tuning users that are held out of
             tuning. Their loss chooses the checkpoint, and stops training early.
         validate_every: steps between two looks at held-out users.
@@ -53,6 +56,7 @@ class FinetuneConfig:
 
     objective: Literal["tokens", "candidates"] = "tokens"
     prior_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    text_loss: Annotated[float, Field(ge=0)] = 0.0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validate_every: Positive = 50
     patience: Positive = 5

@@ -43,9 +43,8 @@ class Batch:
     target_index_BM: jax.Array | np.ndarray
     weight_BM: jax.Array | np.ndarray
 
-    @property
-    def count(self) -> jax.Array:
-        """How many label tokens there are."""
+    def count(self, text_loss: float = 0.0) -> jax.Array:
+        """How many label tokens there are; the text of prompts is never learned here."""
         return jnp.asarray(self.weight_BM).sum()
 
 
@@ -137,10 +136,11 @@ def loss_of(
     remat: Remat = "none",
     count: jax.Array | None = None,
     shards: Shards | None = None,
+    text_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and the metrics of a batch: `candidate_loss` of moments, else `label_loss`."""
     if isinstance(batch, MomentBatch):
-        return candidate_loss(model, batch, dropout_key, remat, count, shards)
+        return candidate_loss(model, batch, dropout_key, remat, count, shards, text_loss)
     return label_loss(model, batch, dropout_key, remat, count, shards)
 
 
@@ -161,13 +161,13 @@ def train_step(
 
     # Drawn from the step alone, so that a resumed run drops out the same inputs.
     dropout_key = jax.random.fold_in(jax.random.key(0), state.step)
-    count = batch.count
+    count = batch.count(config.text_loss)
 
     def loss(
         params: nnx.State, part: AnyBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
-        return loss_of(model, part, key, config.remat, count, shards)
+        return loss_of(model, part, key, config.remat, count, shards, config.text_loss)
 
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
@@ -188,7 +188,7 @@ def validation_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of the losses of a batch without dropout, and over how many they are summed."""
     loss, _ = loss_of(nnx.merge(graph, params, frozen), batch, shards=shards)
-    return loss * batch.count, batch.count
+    return loss * batch.count(), batch.count()
 
 
 def initial_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:

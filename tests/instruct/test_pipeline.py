@@ -57,6 +57,9 @@ def test_every_epoch_visits_every_user_once_in_a_new_order(dataset) -> None:
             visits.append((epoch, user))
             return maker.example(user, epoch)
 
+        def pack(self, examples, packing, rng):
+            return maker.pack(examples, packing, rng)
+
     iterator = iter(batches(Recorder(), np.arange(12), Packing(3, 900, 200)))
     next(iterator)
     orders = [[user for at, user in visits if at == epoch] for epoch in range(3)]

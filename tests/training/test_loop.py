@@ -60,10 +60,10 @@ def die_at(monkeypatch, step: int) -> None:
     """Raises when the loop logs `step`, which is after it has started the step behind it."""
     write = loop.MetricsLog.write
 
-    def dying(self, at, metrics):
+    def dying(self, at, *rest):
         if at == step:
             raise DiesError
-        return write(self, at, metrics)
+        return write(self, at, *rest)
 
     monkeypatch.setattr(loop.MetricsLog, "write", dying)
 
