@@ -73,6 +73,9 @@ class RankerConfig:
         retrieval_share: share of Recommend_Retrieval examples in the data of PALR_v2.
         prior: retriever puts the retriever's probabilities of the candidates into every choice of
             PALR_v2's trie, in training and inference; the LLaMA adds to them what it reads.
+        reads: of PALR_v2: choices are the few tokens where the candidates' titles part, titles the
+            whole text of every candidate behind the history, whose last state is mapped to a
+            score.
         item_embeddings: retriever gives PALR_v2 the retriever's item vectors, behind titles and in
             the scores of candidates.
     """
@@ -86,6 +89,7 @@ class RankerConfig:
     retrieval_share: Annotated[float, Field(gt=0, le=1)] = 0.7
     prior: Literal["none", "retriever"] = "none"
     item_embeddings: Literal["none", "retriever"] = "none"
+    reads: Literal["choices", "titles"] = "choices"
 
     def __post_init__(self) -> None:
         if self.dtype != "float32" and not (self.weights and self.lora):
@@ -174,8 +178,8 @@ class Config:
             self._check_moments()
         elif self._has_head:
             raise ValueError(
-                "ranker.prior and ranker.item_embeddings are learned by finetune.objective "
-                "candidates: set it"
+                "ranker.prior, item_embeddings and reads: titles are learned by "
+                "finetune.objective candidates: set it"
             )
         if self.finetune.mode == "lora" and self.ranker.lora is None:
             raise ValueError("finetune.mode lora trains adapters: set ranker.lora")
@@ -185,7 +189,8 @@ class Config:
 
     @property
     def _has_head(self) -> bool:
-        return "retriever" in (self.ranker.prior, self.ranker.item_embeddings)
+        ranker = self.ranker
+        return "retriever" in (ranker.prior, ranker.item_embeddings) or ranker.reads == "titles"
 
     def _check_moments(self) -> None:
         instruct, tuning = self.instruct, self.finetune

@@ -125,6 +125,7 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
             retrieved=proposals.retrieved,
             config=instruct,
             prior_dropout=config.finetune.prior_dropout,
+            reads_titles=config.ranker.reads == "titles",
             with_text=config.finetune.text_loss > 0,
             seed=config.seed,
         )

@@ -214,7 +214,7 @@ def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topolo
     weights = nnx.merge_state(
         _placed(adapters, shards, "float32"), _placed(base, shards, config.ranker.dtype)
     )
-    widths = (_FED,) * 3 + (_EDGES,) * 4 + (config.retriever.candidates,)
+    widths = (_FED,) * 3 + (_EDGES,) * 4 + (config.retriever.candidates,) * 2
     plan = ScorePlan(*(_rows(shards, users, width) for width in widths))
     tokens_BT, length_B = _rows(shards, users, length), _rows(shards, users)
     lowered = score_step.lower(nnx.graphdef(model), weights, tokens_BT, length_B, plan, shards)

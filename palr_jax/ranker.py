@@ -32,7 +32,6 @@ from palr_jax.untuned import make_model, with_head
 _TRIES_AT_ONCE = 512
 
 
-
 @dataclass(frozen=True)
 class Ranker:
     """Ranks candidates of users, or writes slates from the whole catalog.
@@ -83,7 +82,7 @@ class Ranker:
         prior_UC = log_prior(candidates_UC, retriever_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
-            plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes)
+            plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes, self._whole)
             known = self._known(marks, rows_B, tokens_BT.shape[1], candidates_UC, prior_UC)
             tokens_BT, length_B, plan, known = self.shards.spread(
                 (tokens_BT, length_B, plan, known)
@@ -214,8 +213,14 @@ class Ranker:
         sizes = Sizes()
         for start in range(0, len(candidates_UC), _TRIES_AT_ONCE):
             chunk_RC = candidates_UC[start : start + _TRIES_AT_ONCE]
-            sizes = sizes.cover(sizes_of(build(self.items, chunk_RC)))
+            sizes = sizes.cover(sizes_of(build(self.items, chunk_RC), self._whole))
         return sizes
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the model reads the whole text of every candidate."""
+        head = head_of(self.model)
+        return head is not None and head.title_D is not None
 
     def prompts(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None

@@ -107,9 +107,10 @@ def with_head(model: Llama, config: Config, vectors_IR: np.ndarray | None, shard
         shards: the mesh.
     """
     has_prior = config.ranker.prior == "retriever"
-    if not has_prior and vectors_IR is None:
+    reads_titles = config.ranker.reads == "titles"
+    if not has_prior and vectors_IR is None and not reads_titles:
         return model
-    head = RetrieverHead(model.config.dim, vectors_IR, has_prior)
+    head = RetrieverHead(model.config.dim, vectors_IR, has_prior, reads_titles)
     nnx.update(head, jax.device_put(nnx.state(head), shards.of()))
     return RankingLlama(model, head)
 

@@ -58,8 +58,8 @@ def test_every_slate_is_ten_distinct_unseen_items(world: Path) -> None:
     assert set(slates) == {"users", *NAMES[3:]}
     users = slates.pop("users")
     np.testing.assert_array_equal(users, np.arange(split.num_users))
-    for name in slates:
-        for user, slate in enumerate(slates[name]):
+    for name, slate_UK in slates.items():
+        for user, slate in enumerate(slate_UK):
             seen = {*split.train[user], split.validation_U[user]}
             assert len(set(slate)) == 10
             assert not set(slate) & seen

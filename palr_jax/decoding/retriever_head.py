@@ -1,10 +1,12 @@
-"""The parameters with which a ranker uses what its retriever knows.
+"""The parameters with which a ranker scores candidates beside the choices of their trie.
 
-Beside the text, a ranker may get two things from the retriever. The *prior*: the probability of
+A ranker may get two things from the retriever. The *prior*: the probability of
 each candidate, which stands at every choice of the trie; the LLaMA adds to it what it reads in the
 text. And *item vectors*: the retriever's embedding of every item, mapped linearly to the input
 behind a title (as in CoLLM, Zhang et al. 2023, and LLaRA, Liao et al. 2024), and compared with the
-hidden state at the end of the prompt.
+hidden state at the end of the prompt. A ranker may also *read titles*: it reads the whole text of
+every candidate behind the history, and the hidden state at its end is mapped to a score. The
+choices alone look at the few tokens where titles part.
 
 Shapes: B rows, T tokens, S candidates, I items, R width of an item vector, D width of the LLaMA.
 """
@@ -55,7 +57,10 @@ class RetrieverHead(nnx.Module):
     Maps start at zero: an untrained head ranks by the prior and the text alone.
     """
 
-    def __init__(self, dim: int, vectors_IR: Array | None, has_prior: bool) -> None:
+    def __init__(
+        self, dim: int, vectors_IR: Array | None, has_prior: bool, reads_titles: bool
+    ) -> None:
+        self.title_D = HeadParam(jnp.zeros((dim,))) if reads_titles else None
         self.text_scale = HeadParam(jnp.float32(_TEXT_SCALE if has_prior else 1.0))
         self.prior_scale = HeadParam(jnp.float32(1.0)) if has_prior else None
         self.has_vectors = vectors_IR is not None
@@ -72,13 +77,22 @@ class RetrieverHead(nnx.Module):
         vector_BTR = self._vectors(item_BT) * self.input_RD.shape[0] ** -0.5
         return jnp.einsum("BTR,RD->BTD", vector_BTR, self.input_RD[...])
 
-    def item_scores(self, end_BD: jax.Array, known: Known) -> jax.Array:
-        """The score of each candidate beside the text, float32 [B, S]."""
+    def item_scores(self, end_BD: jax.Array, title_BSD: jax.Array, known: Known) -> jax.Array:
+        """The score of each candidate beside the choices, float32 [B, S].
+
+        Args:
+            end_BD: the hidden state at the end of each prompt.
+            title_BSD: the hidden state at the end of each candidate's text.
+            known: of the same rows.
+        """
         score_BS = jnp.zeros(known.item_BS.shape, jnp.float32)
+        if self.title_D is not None:
+            # The width taken off, a step of the optimizer moves scores by little.
+            weight_D = self.title_D[...] * self.title_D.size**-0.5
+            score_BS += jnp.einsum("BSD,D->BS", title_BSD.astype(jnp.float32), weight_D)
         if self.prior_scale is not None:
             score_BS += self.prior_scale[...] * jnp.asarray(known.prior_BS)
         if self.has_vectors:
-            # The width of both factors taken off, a step of the optimizer moves scores by little.
             scale = self.query_DR.size**-0.5
             query_BR = end_BD.astype(jnp.float32) @ self.query_DR[...] * scale
             score_BS += jnp.einsum("BR,BSR->BS", query_BR, self._vectors(known.item_BS))

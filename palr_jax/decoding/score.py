@@ -63,6 +63,7 @@ class ScorePlan:
         edge_first_BE: int32, the first leaf below the edge.
         edge_last_BE: int32, the last leaf below the edge; -1 at padding.
         leaf_BS: int32, the leaf of each slot; -1 where there is no candidate.
+        end_BS: int32, the fed node that ends the text of each slot; -1 where it is not fed.
     """
 
     token_BM: Array
@@ -73,6 +74,7 @@ class ScorePlan:
     edge_first_BE: Array
     edge_last_BE: Array
     leaf_BS: Array
+    end_BS: Array
 
     @property
     def choices(self) -> Choices:
@@ -107,9 +109,14 @@ class Sizes:
         )
 
 
-def sizes_of(trie: Trie) -> Sizes:
-    """The least sizes that all rows of a trie have room in; a pass costs what is fed in it."""
-    is_fed_RN, is_edge_RN = _fed(trie), _edges(trie)
+def sizes_of(trie: Trie, whole: bool = False) -> Sizes:
+    """The least sizes that all rows of a trie have room in; a pass costs what is fed in it.
+
+    Args:
+        trie: of any rows.
+        whole: see `plan_score`.
+    """
+    is_fed_RN, is_edge_RN = _fed(trie, whole), _edges(trie)
     return Sizes(
         fed=max(8, -(-int(is_fed_RN.sum(axis=1).max()) // 8) * 8),
         edges=round_up(max(1, int(is_edge_RN.sum(axis=1).max()))),
@@ -117,9 +124,10 @@ def sizes_of(trie: Trie) -> Sizes:
     )
 
 
-def _fed(trie: Trie) -> np.ndarray:
+def _fed(trie: Trie, whole: bool) -> np.ndarray:
     """The nodes to feed, bool [R, N]: with two leaves below, one branches or leads to another."""
-    has_two_RN = np.asarray(trie.last_leaf_RN) > np.asarray(trie.first_leaf_RN)
+    first_RN, last_RN = np.asarray(trie.first_leaf_RN), np.asarray(trie.last_leaf_RN)
+    has_two_RN = last_RN >= first_RN if whole else last_RN > first_RN
     return (np.asarray(trie.depth_RN) > 0) & has_two_RN
 
 
@@ -130,19 +138,20 @@ def _edges(trie: Trie) -> np.ndarray:
     return (np.asarray(trie.depth_RN) > 0) & (siblings_RN > 1)
 
 
-def plan_score(trie: Trie, sizes: Sizes | None = None) -> ScorePlan:
+def plan_score(trie: Trie, sizes: Sizes | None = None, whole: bool = False) -> ScorePlan:
     """Plans on the host, in numpy, how to score the tries of a batch of rows.
 
     Args:
         trie: one per row.
         sizes: of the plan, which must have room for the trie; by default as small as can be.
+        whole: feed all nodes, for a model that reads the whole text of every candidate.
     """
-    sizes = sizes or sizes_of(trie)
+    sizes = sizes or sizes_of(trie, whole)
     first_BN, last_BN = np.asarray(trie.first_leaf_RN), np.asarray(trie.last_leaf_RN)
     depth_BN, parent_BN = np.asarray(trie.depth_RN), np.asarray(trie.parent_RN)
     token_BN = np.asarray(trie.token_RN)
 
-    is_fed_BN = _fed(trie)
+    is_fed_BN = _fed(trie, whole)
     source_BN = np.where(is_fed_BN, np.cumsum(is_fed_BN, axis=1), 0)
     fed_BM = _indices(is_fed_BN, sizes.fed)
     edge_BE = _indices(_edges(trie), sizes.edges)
@@ -161,7 +170,23 @@ def plan_score(trie: Trie, sizes: Sizes | None = None) -> ScorePlan:
         edge_first_BE=_pick(first_BN, edge_BE, fill=0),
         edge_last_BE=_pick(last_BN, edge_BE, fill=-1),
         leaf_BS=np.asarray(trie.leaf_RS),
+        end_BS=_ends(trie, source_BN) - 1,
     )
+
+
+def _ends(trie: Trie, fed_BN: np.ndarray) -> np.ndarray:
+    """Number of the fed node that ends the text of each slot, from 1, [B, S]; 0 if there is none.
+
+    Args:
+        trie: of the rows.
+        fed_BN: number of each node among the fed ones, from 1; 0 for the others.
+    """
+    leaf_BS = np.asarray(trie.leaf_RS)
+    ends_BN = (np.asarray(trie.num_children_RN) == 0) & (np.asarray(trie.last_leaf_RN) >= 0)
+    by_leaf_BS = np.zeros(leaf_BS.shape, np.int32)
+    row, node = np.nonzero(ends_BN & (np.asarray(trie.depth_RN) > 0))
+    by_leaf_BS[row, np.asarray(trie.first_leaf_RN)[row, node]] = fed_BN[row, node]
+    return np.where(leaf_BS >= 0, np.take_along_axis(by_leaf_BS, np.maximum(leaf_BS, 0), 1), 0)
 
 
 def _indices(mask_BN: np.ndarray, width: int) -> np.ndarray:
@@ -233,7 +258,9 @@ def score_step(
     logit_BE = edge_logits(weights_BED, hidden_BTD, T, prompt_length_B, plan)
     if head is not None and known is not None:
         end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
-        logit_BE = with_retriever(head, logit_BE, end_BD, known, plan.choices)
+        place_BS = jnp.where(jnp.asarray(plan.end_BS) >= 0, T + plan.end_BS, 0)
+        title_BSD = jnp.take_along_axis(hidden_BTD, place_BS[:, :, None], axis=1)
+        logit_BE = with_retriever(head, logit_BE, end_BD, title_BSD, known, plan.choices)
     return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan.choices)
 
 
@@ -246,7 +273,12 @@ def _inputs(head: RetrieverHead, known: Known | None, plan: ScorePlan) -> jax.Ar
 
 
 def with_retriever(
-    head: RetrieverHead, logit_BE: jax.Array, end_BD: jax.Array, known: Known, choices: Choices
+    head: RetrieverHead,
+    logit_BE: jax.Array,
+    end_BD: jax.Array,
+    title_BSD: jax.Array,
+    known: Known,
+    choices: Choices,
 ) -> jax.Array:
     """Logits of the edges, [B, E], with what the retriever says of the candidates below each.
 
@@ -257,10 +289,11 @@ def with_retriever(
         head: weighs text and retriever.
         logit_BE: of the LM head.
         end_BD: the hidden state at the end of each prompt.
+        title_BSD: the hidden state at the end of each candidate's text, if the head reads it.
         known: scores and vectors of the candidates.
         choices: of the same rows.
     """
-    item_score_B1S = head.item_scores(end_BD, known)[:, None]
+    item_score_B1S = head.item_scores(end_BD, title_BSD, known)[:, None]
     below_BES = jnp.where(above(choices), item_score_B1S, DEAD)
     return head.text_scale[...] * logit_BE + jax.nn.logsumexp(below_BES, axis=-1)
 

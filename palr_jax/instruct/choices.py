@@ -1,9 +1,11 @@
 """The choices that lead to one item among some candidates, for training.
 
 Ranking looks at all choices of a trie; the probability of one item takes those on its own path
-alone. So training feeds a few tokens a moment and not the whole trie.
+alone. So training feeds a few tokens a moment and not the whole trie, unless the ranker reads the
+whole text of every candidate.
 
-Shapes: C candidates, W tokens of the longest candidate, E edges, F fed tokens.
+Shapes: C candidates, W tokens of the longest candidate, E edges, F fed tokens, P tokens of the path
+to the target that are fed.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,11 @@ class PathChoices:
     Attributes:
         order_C: the candidates as the leaves of their trie stand.
         target: the leaf of the target.
-        fed_F: int32, the tokens of the target up to its last choice.
+        fed_F: int32, the tokens to feed.
+        depth_F: int32, how many tokens each makes with those above it.
+        horizon_F: int32, the last fed token below each (itself, if none).
+        path_P: int32, where the tokens of the target stand among the fed ones.
+        end_C: int32, where the last token of each leaf stands among them; -1 if it is not fed.
         token_E: int32, the token of each edge.
         source_E: int32, the choice that it belongs to, from 0 down the path.
         depth_E: int32, how many tokens of the target stand before the choice.
@@ -31,6 +37,10 @@ class PathChoices:
     order_C: np.ndarray
     target: int
     fed_F: np.ndarray
+    depth_F: np.ndarray
+    horizon_F: np.ndarray
+    path_P: np.ndarray
+    end_C: np.ndarray
     token_E: np.ndarray
     source_E: np.ndarray
     depth_E: np.ndarray
@@ -38,13 +48,16 @@ class PathChoices:
     last_E: np.ndarray
 
 
-def path_choices(items: Ragged, candidates_C: np.ndarray, target: int) -> PathChoices:
+def path_choices(
+    items: Ragged, candidates_C: np.ndarray, target: int, whole: bool = False
+) -> PathChoices:
     """Finds the choices that lead to candidate number `target`.
 
     Args:
         items: the tokens of every item; none begins with all tokens of another.
         candidates_C: distinct items, at least one.
         target: index into `candidates_C`.
+        whole: feed the whole trie, and not only what the choices need.
     """
     length_C = items.lengths_R[candidates_C]
     padded_CW = np.full((len(candidates_C), int(length_C.max())), -1, np.int32)
@@ -69,5 +82,40 @@ def path_choices(items: Ragged, candidates_C: np.ndarray, target: int) -> PathCh
         group = int(np.searchsorted(first_G, leaf, side="right")) - 1
         start, stop, depth = int(first_G[group]), int(end_G[group]), depth + 1
     table_5E = np.concatenate([np.zeros((5, 0), np.int32), *edges], axis=1).astype(np.int32)
+    if whole:
+        return PathChoices(order_C, leaf, *_whole_trie(sorted_CW, leaf), *table_5E)
     fed = int(table_5E[2].max(initial=0))
-    return PathChoices(order_C, leaf, sorted_CW[leaf, :fed], *table_5E)
+    path_P = np.arange(fed, dtype=np.int32)
+    end_C = np.full(len(order_C), -1, np.int32)
+    chain = (sorted_CW[leaf, :fed], path_P + 1, np.full(fed, fed - 1, np.int32), path_P, end_C)
+    return PathChoices(order_C, leaf, *chain, *table_5E)
+
+
+def _whole_trie(sorted_CW: np.ndarray, leaf: int) -> tuple[np.ndarray, ...]:
+    """All nodes in preorder: tokens, depths, horizons, the path to a leaf, and the ends of leaves.
+
+    Args:
+        sorted_CW: the tokens of the leaves in their order, -1 behind the last.
+        leaf: where the path leads.
+    """
+    length_C = (sorted_CW >= 0).sum(axis=1)
+    differs_CW = sorted_CW[1:] != sorted_CW[:-1]
+    shared_C = np.append(0, differs_CW.argmax(axis=1))  # tokens shared with the leaf before
+    # A leaf brings the nodes that it does not share with the leaf before it.
+    fresh_C = length_C - shared_C
+    start_C1 = np.append(0, np.cumsum(fresh_C))
+    leaf_F = np.repeat(np.arange(len(length_C)), fresh_C)
+    depth_F = np.arange(len(leaf_F)) - start_C1[leaf_F] + shared_C[leaf_F] + 1
+    # least_CC[i, j]: tokens that all leaves from i to j share. Those below a node share its depth.
+    later_CC = np.where(np.tri(len(length_C), dtype=bool), sorted_CW.shape[1], shared_C)
+    least_CC = np.minimum.accumulate(later_CC, axis=1)
+    inside_FC = (least_CC[leaf_F] >= depth_F[:, None]) & (
+        np.arange(len(length_C)) > leaf_F[:, None]
+    )
+    last_F = leaf_F + inside_FC.sum(axis=1)
+    on_path_F = (leaf_F <= leaf) & (leaf <= last_F)
+    parts = (
+        sorted_CW[leaf_F, depth_F - 1], depth_F, start_C1[last_F + 1] - 1,
+        np.flatnonzero(on_path_F), start_C1[1:] - 1,
+    )  # fmt: skip
+    return tuple(part.astype(np.int32) for part in parts)

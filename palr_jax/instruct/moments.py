@@ -27,7 +27,7 @@ class Moment:
 
     Attributes:
         place: index of the token behind which the next item is asked for.
-        fed: index of the first token that its choices need; they stand one behind the other.
+        fed: index of the first token that is fed for it; they stand one behind the other.
         choices: the choices that lead to the target.
         item_S: int32, the candidates in the order of their leaves.
         prior_S: float32, the retriever's log-probability of each; zeros say nothing.
@@ -74,6 +74,7 @@ class MomentMaker:
         retrieved: the candidates of every moment, from a retriever that was not trained on it.
         config: the form of the prompts.
         prior_dropout: share of moments at which the prior says nothing.
+        reads_titles: whether the whole text of every candidate is fed.
         with_text: whether the text of prompts is learned too, so that users without a moment have
             an example.
         seed: of the run.
@@ -86,6 +87,7 @@ class MomentMaker:
     retrieved: Retrieved
     config: InstructConfig
     prior_dropout: float
+    reads_titles: bool
     with_text: bool
     seed: int
 
@@ -132,7 +134,8 @@ class MomentMaker:
         if rng.random() < self.prior_dropout:
             prior_S = np.zeros_like(prior_S)
         place = int((items_S == target).argmax())
-        return items_S, prior_S.astype(np.float32), path_choices(self.items, items_S, place)
+        choices = path_choices(self.items, items_S, place, self.reads_titles)
+        return items_S, prior_S.astype(np.float32), choices
 
     def _history_example(
         self, rng: np.random.Generator, user: int, numbers: np.ndarray
@@ -201,8 +204,8 @@ class _Builder:
         for place, items_S, prior_S, choices in self._asked:
             start, fed = int(index_T[place]) + 1, len(choices.fed_F)
             tokens_T[start : start + fed] = choices.fed_F
-            position_T[start : start + fed] = place + 1 + np.arange(fed)
-            horizon_T[start : start + fed] = start + fed - 1
+            position_T[start : start + fed] = place + choices.depth_F
+            horizon_T[start : start + fed] = start + choices.horizon_F
             order_S = choices.order_C
             moments.append(Moment(start - 1, start, choices, items_S[order_S], prior_S[order_S]))
         return MomentExample(tokens_T, position_T, horizon_T, item_T, next_T, tuple(moments))
@@ -224,8 +227,9 @@ def pack_moments(
     Returns:
         `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding), `item_RT` and `next_RT`; for
         every moment `place_RQ`, `target_RQ` (the leaf of the target), `weight_RQ` (1, or 0 at
-        padding), `candidate_RQS` (items, as their leaves stand; -1 at padding) and `prior_RQS`;
-        for the edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it
+        padding), `candidate_RQS` (items, as their leaves stand; -1 at padding), `prior_RQS`
+        and `end_RQS` (the last token of each candidate's text; -1 where it is not fed); for the
+        edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it
         is chosen), `edge_source_RQE` (-1 at padding), `edge_first_RQE` and `edge_last_RQE`. All are
         int32 but the prior, which is float32.
     """
@@ -247,6 +251,7 @@ def pack_moments(
     candidates = {
         "candidate_RQS": np.full((rows, Q, slots), -1, np.int32),
         "prior_RQS": np.zeros((rows, Q, slots), np.float32),
+        "end_RQS": np.full((rows, Q, slots), -1, np.int32),
     }
     names = ("token", "place", "source", "first", "last")
     edges = {f"edge_{name}_RQE": np.zeros((rows, Q, E), np.int32) for name in names}
@@ -267,7 +272,11 @@ def pack_moments(
             by_moment["weight_RQ"][here] = 1
             candidates["candidate_RQS"][row, number, : len(moment.item_S)] = moment.item_S
             candidates["prior_RQS"][row, number, : len(moment.prior_S)] = moment.prior_S
-            behind_E = np.where(choices.depth_E > 0, moment.fed + choices.depth_E - 1, moment.place)
+            # A choice at depth d is decided behind the d-th token of the path to the target.
+            behind_D = np.append(moment.place, moment.fed + choices.path_P)
+            behind_E = behind_D[choices.depth_E]
+            end_S = np.where(choices.end_C >= 0, start + moment.fed + choices.end_C, -1)
+            candidates["end_RQS"][row, number, : len(end_S)] = end_S
             values = (
                 choices.token_E, start + behind_E, choices.source_E, choices.first_E, choices.last_E
             )  # fmt: skip

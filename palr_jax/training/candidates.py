@@ -40,6 +40,7 @@ class MomentBatch:
     weight_BQ: Array
     candidate_BQS: Array
     prior_BQS: Array
+    end_BQS: Array
     edge_token_BQE: Array
     edge_place_BQE: Array
     edge_source_BQE: Array
@@ -137,7 +138,10 @@ def _target_logps(
     logit_NE = logit_BX.reshape(B * Q, E)
     if head is not None:
         end_ND = _take(hidden_BTD, jnp.asarray(batch.place_BQ)).reshape(B * Q, -1)
-        logit_NE = with_retriever(head, logit_NE, end_ND, known, choices)
+        S = batch.end_BQS.shape[2]
+        ends_BX = jnp.maximum(jnp.asarray(batch.end_BQS).reshape(B, -1), 0)
+        title_NSD = _take(hidden_BTD, ends_BX).reshape(B * Q, S, -1)
+        logit_NE = with_retriever(head, logit_NE, end_ND, title_NSD, known, choices)
     logp_NS = path_logps(logit_NE, jnp.asarray(choices.leaf_BS) >= 0, choices)
     target_N1 = jnp.asarray(batch.target_BQ).reshape(-1, 1)
     logp_N = jnp.take_along_axis(logp_NS, target_N1, axis=1)[:, 0]

@@ -184,7 +184,12 @@ def test_retriever_negatives_are_what_was_proposed_at_that_moment(
     rng = np.random.default_rng(5)
     proposed = np.array([rng.permutation(30)[:10] for _ in moments.values_N])
     maker = make_maker(
-        catalog, train, writer, config, 1.0, Retrieved(moments, proposed.astype(np.int32), np.zeros(proposed.shape, np.float32)),
+        catalog,
+        train,
+        writer,
+        config,
+        1.0,
+        Retrieved(moments, proposed.astype(np.int32), np.zeros(proposed.shape, np.float32)),
     )
     for user in users:
         items = train[user].tolist()

@@ -1,0 +1,140 @@
+"""The loss of ranking is -log of the very probability that ranking computes."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from palr_jax.decoding.retriever_head import Known, RankingLlama, RetrieverHead
+from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.trie import build
+from palr_jax.instruct.moments import MomentExample, MomentMaker
+from palr_jax.instruct.packing import Packing
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.training.candidates import MomentBatch, candidate_loss
+from tests.instruct.test_moments import make_moments
+
+PACKING = Packing(2, 1000, 12)
+
+
+def new_model(vocab_size: int, prior: bool, vectors: bool, titles: bool) -> Llama:
+    """A model whose head is trained: nothing in it is zero."""
+    shape = LlamaConfig(
+        vocab_size=vocab_size, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+        ffn_dim=24, max_length=1000,
+    )  # fmt: skip
+    llama = Llama(shape, nnx.Rngs(params=0))
+    if not (prior or vectors or titles):
+        return llama
+    vectors_IR = np.random.default_rng(3).normal(size=(30, 6)) if vectors else None
+    model = RankingLlama(llama, RetrieverHead(16, vectors_IR, prior, titles))
+    state = nnx.state(model.retriever)
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(state))))
+    nnx.update(
+        model.retriever,
+        jax.tree.map(lambda leaf: leaf + jax.random.normal(next(keys), leaf.shape), state),
+    )
+    return model
+
+
+def as_batch(maker: MomentMaker, examples: list[MomentExample]) -> MomentBatch:
+    rows = maker.pack(examples, PACKING, np.random.default_rng(0))
+    return MomentBatch(**{name.replace("_R", "_B"): array for name, array in rows.items()})
+
+
+def ranked_logps(model: Llama, maker: MomentMaker, example: MomentExample, whole: bool) -> list:
+    """log P(target) of every moment by ranking, each with a prompt of its own."""
+    fed_T = np.zeros(len(example.tokens_T), bool)
+    for moment in example.moments:
+        fed_T[moment.fed : moment.fed + len(moment.choices.fed_F)] = True
+    found = []
+    for moment in example.moments:
+        before_T = np.flatnonzero(~fed_T[: moment.place + 1])
+        plan = plan_score(build(maker.items, moment.item_S[None]), whole=whole)
+        known = Known(example.item_T[before_T][None], moment.item_S[None], moment.prior_S[None])
+        logp_BS = score(
+            model, example.tokens_T[before_T][None], np.array([len(before_T)]), plan, known=known
+        )
+        np.testing.assert_allclose(np.exp(logp_BS).sum(), 1, rtol=1e-4)
+        found.append(float(logp_BS[0, moment.choices.target]))
+    return found
+
+
+@pytest.mark.parametrize("form", ["history", "candidates"])
+@pytest.mark.parametrize(
+    ("prior", "vectors", "titles"),
+    [(False, False, False), (True, False, False), (True, True, False), (True, False, True)],
+)
+def test_the_loss_is_that_of_ranking_each_moment_on_its_own(
+    train, tokenizer, item_tokens, instruct_config, form, prior, vectors, titles
+) -> None:
+    config = replace(instruct_config, prompt=form, moments=3, held_out="time", history=6)
+    maker = make_moments(train, tokenizer, item_tokens, config, titles)
+    model = new_model(tokenizer.vocab_size, prior, vectors, titles)
+    examples = [maker.example(user, 0) for user in (5, 8, 11)]
+    expected = [
+        logp for example in examples for logp in ranked_logps(model, maker, example, titles)
+    ]
+    loss, metrics = candidate_loss(model, as_batch(maker, examples))
+    assert float(loss) == pytest.approx(-np.mean(expected), rel=1e-4)
+    assert int(metrics["label tokens"]) == len(expected)
+    assert int(metrics["tokens"]) == sum(len(example.tokens_T) for example in examples)
+
+
+def test_gradients_equal_finite_differences(train, tokenizer, item_tokens, instruct_config) -> None:
+    config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=4)
+    maker = make_moments(train, tokenizer, item_tokens, config, True)
+    batch = as_batch(maker, [maker.example(user, 0) for user in (8, 11)])
+    model = new_model(tokenizer.vocab_size, True, True, True)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def loss(params: nnx.State) -> jax.Array:
+        return candidate_loss(nnx.merge(graph, params, rest), batch, text_loss=0.1)[0]
+
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
+    grads = jax.jit(jax.grad(loss))(params)
+    slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)))
+    step = 1e-3
+    ahead, behind = (
+        float(loss(jax.tree.map(lambda p, d: p + sign * step * d, params, direction)))
+        for sign in (1, -1)
+    )
+    assert slope == pytest.approx((ahead - behind) / (2 * step), rel=2e-2)
+
+
+def test_a_silent_text_leaves_the_prior(train, tokenizer, item_tokens, instruct_config) -> None:
+    config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=4)
+    maker = make_moments(train, tokenizer, item_tokens, config)
+    model = new_model(tokenizer.vocab_size, True, False, False)
+    model.retriever.text_scale[...] = jnp.float32(0)
+    model.retriever.prior_scale[...] = jnp.float32(1)
+    example = maker.example(11, 0)
+    for moment, logp in zip(
+        example.moments, ranked_logps(model, maker, example, False), strict=True
+    ):
+        assert logp == pytest.approx(float(moment.prior_S[moment.choices.target]), abs=1e-5)
+
+
+def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
+    train, tokenizer, item_tokens, instruct_config
+) -> None:
+    config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=6)
+    maker = make_moments(train, tokenizer, item_tokens, config)
+    model = new_model(tokenizer.vocab_size, True, False, False)
+    example = maker.example(11, 0)
+    batch = as_batch(maker, [example])
+    ranking = float(candidate_loss(model, batch)[0])
+    both, _ = candidate_loss(model, batch, text_loss=0.5)
+    text_T = maker.writer.history_prompt(train[11][:-1])[0]
+    logp_TV = jax.nn.log_softmax(model(jnp.asarray(text_T[None]), None)[0])
+    # The vectors that the head adds are zero here, as it has none.
+    nll = -float(logp_TV[np.arange(len(text_T) - 1), text_T[1:]].sum())
+    count = len(example.moments) + 0.5 * (len(text_T) - 1)
+    expected = (ranking * len(example.moments) + 0.5 * nll) / count
+    assert float(both) == pytest.approx(expected, rel=1e-4)
