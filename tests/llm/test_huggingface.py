@@ -116,7 +116,7 @@ def test_an_old_table_and_a_tied_head_are_passed_over(tmp_path: Path) -> None:
         ({"rms_norm_eps": "absent"}, "config.json lacks the key 'rms_norm_eps'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "config.json lacks the key 'factor'"),
         ({"hidden_size": "sixteen"}, "config.json holds a value of the wrong kind"),
-        ({"intermediate_size": 2.5}, "ffn_dim: Input should be a valid integer"),
+        ({"intermediate_size": 2.5}, "intermediate_size: Input should be a valid integer"),
         ({"num_hidden_layers": 4}, "tensor model.layers.3.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 2}, "has no place in a plain LLaMA"),
         ({"tie_word_embeddings": False, "vocab_size": 64, "num_attention_heads": 2},
@@ -217,7 +217,7 @@ def test_a_path_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -
     empty.mkdir()
     assert "config.json is missing" in refusal(empty)
     (folder / "config.json").write_text("[]")
-    assert "holds no config" in refusal(folder)
+    assert "holds no JSON object" in refusal(folder)
     (folder / "model.safetensors").unlink()
     rewrite(folder, {})
     assert "holds no .safetensors file" in refusal(folder)
