@@ -13,6 +13,7 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 # No array has a longer axis; what is larger is damage.
 Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class LlamaConfig:
     max_length: Positive
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: LinearScaling | Llama3Scaling | None = None
-    norm_eps: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 1e-5
+    norm_eps: NotNegative = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:

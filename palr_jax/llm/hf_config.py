@@ -6,11 +6,10 @@ understands.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import (
     BaseModel,
-    Field,
     StrictBool,
     StrictFloat,
     StrictStr,
@@ -24,6 +23,7 @@ from palr_jax.llm.config import (
     LinearScaling,
     Llama3Scaling,
     LlamaConfig,
+    NotNegative,
     Positive,
     PositiveFloat,
 )
@@ -79,7 +79,7 @@ class _Content(BaseModel):
     head_dim: Positive | None = None
     intermediate_size: Positive
     max_position_embeddings: Positive
-    rms_norm_eps: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+    rms_norm_eps: NotNegative
     rope_theta: PositiveFloat | None = None
     rope_parameters: _Rope | None = None
     rope_scaling: _Rope | None = None

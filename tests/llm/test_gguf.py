@@ -85,7 +85,7 @@ def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) 
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
           "tokenizer.ggml.eos_token_id": 0}, "the pre-tokenizer 'qwen2' is not supported"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.eos_token_id": 0},
-         "lacks the key tokenizer.ggml.tokens"),
+         "lacks the key .tokenizer.ggml.tokens.: copy it"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_plain_llama_is_refused_by_name(
