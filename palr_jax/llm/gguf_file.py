@@ -243,7 +243,8 @@ def _dequantised(entry: Entry, raw: np.ndarray) -> np.ndarray:
     try:
         if entry.order != "<":
             raise NotImplementedError
-        return gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), entry.kind)
+        with np.errstate(invalid="ignore", over="ignore"):  # scales may be of any value
+            return gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), entry.kind)
     except NotImplementedError:
         raise UserError(
             f"{entry.path}: tensor {entry.name} is quantised as {entry.kind.name}, which cannot be "
