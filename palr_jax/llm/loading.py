@@ -82,8 +82,9 @@ def read(
     kind = None if dtype is None else jnp.dtype(dtype)
     _check_kind(path)
     if imported.is_imported(path):
+        tokenizer = tokenizer_of(path)
         config, arrays = imported.read(path, kind, places)
-        return Checkpoint(config, arrays, huggingface.find_tokenizer(path))
+        return Checkpoint(config, arrays, tokenizer)
     if path.is_dir():
         config, tensors = huggingface.open_folder(path)
         tokenizer = huggingface.find_tokenizer(path)

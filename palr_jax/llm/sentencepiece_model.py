@@ -26,6 +26,11 @@ def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> byte
         raise UserError(f"{name} is not a SentencePiece model: {error}") from None
     if not content.pieces:
         raise UserError(f"{name} is not a SentencePiece model: it holds no tokens")
+    trainer = content.trainer_spec
+    texts = [trainer.bos_piece, trainer.eos_piece, trainer.unk_piece]
+    texts += [piece.piece for piece in content.pieces]
+    if not all(isinstance(text, str) for text in texts):  # else bytes, which are not UTF-8
+        raise UserError(f"{name} is not a SentencePiece model: a token is not UTF-8")
     numbers = {piece.piece: number for number, piece in enumerate(content.pieces)}
     for number in sorted(special.added):
         _add(content, numbers, number, special.added[number], name)
@@ -49,6 +54,8 @@ def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> byte
 def _add(content: Any, numbers: dict[str, int], number: int, token: Token, name: str) -> None:
     kind = _PIECE.CONTROL if token.special else _PIECE.USER_DEFINED
     text = token.content if token.special else token.content.replace(" ", "▁")
+    if not text:
+        raise UserError(f"{name}: the added token {number} in the files beside it has no text")
     there = numbers.setdefault(text, number)
     if there != number:
         raise UserError(

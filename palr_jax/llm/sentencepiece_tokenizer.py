@@ -14,6 +14,8 @@ from palr_jax.llm.sentencepiece_model import with_special_tokens
 from palr_jax.llm.small_files import read_bytes
 from palr_jax.llm.special_tokens import NOTHING_SAID, SpecialTokens, read_special_tokens
 
+_NAME = "tokenizer.model"
+
 
 class SentencePieceTokenizer:
     """A `tokenizer.model`; see `palr_jax.llm.tokenizer.Tokenizer`.
@@ -40,7 +42,7 @@ class SentencePieceTokenizer:
                 model_proto=with_special_tokens(model, special, name)
             )
             self._guard = self._pieces.encode("\n")
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"{name} is not a SentencePiece model: {error}") from None
         if self._pieces.unk_id() in self._guard:
             raise UserError(f"{name} cannot write a line break: use a model with byte fallback")
@@ -49,12 +51,18 @@ class SentencePieceTokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "SentencePieceTokenizer":
-        """Reads a `tokenizer.model` and what the JSON files beside it say of its special tokens.
+        """Reads a SentencePiece model.
+
+        Where its name is `tokenizer.model`, the JSON files beside it are of the same tokenizer, and
+        say more of its special tokens.
 
         Raises:
             UserError: a file is missing or damaged, or they are of two models.
         """
-        return cls(read_bytes(path), str(path), read_special_tokens(path.parent))
+        model = read_bytes(path)
+        if path.name != _NAME:  # the files beside it may be of another tokenizer
+            return cls(model, str(path))
+        return cls(model, str(path), read_special_tokens(path.parent))
 
     @property
     def vocab_size(self) -> int:
@@ -98,7 +106,7 @@ class SentencePieceTokenizer:
         """The serialised model and, as transformers has it, what is to be known beside it."""
         settings = json.dumps(self._settings(), indent=2, ensure_ascii=False)
         return {
-            "tokenizer.model": self._model,
+            _NAME: self._model,
             "tokenizer_config.json": f"{settings}\n".encode(),
         }
 

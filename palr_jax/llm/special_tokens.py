@@ -26,7 +26,7 @@ class Token(BaseModel):
         special: it is never read out of a text.
     """
 
-    content: Annotated[StrictStr, Field(min_length=1)]
+    content: StrictStr
     special: StrictBool = False
 
 
@@ -130,4 +130,5 @@ def _object(path: Path, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _text(token: str | Token | None) -> str | None:
-    return token.content if isinstance(token, Token) else token
+    """The text of a named token; some old files name an empty one, which is none."""
+    return (token.content if isinstance(token, Token) else token) or None

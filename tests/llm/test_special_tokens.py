@@ -98,6 +98,18 @@ def test_a_gap_before_an_added_token_keeps_its_number(tmp_path: Path) -> None:
     assert (tokenizer.eos_id, tokenizer.vocab_size) == (SIZE + 5, SIZE + 6)
 
 
+def test_an_empty_name_of_a_token_is_no_name(tmp_path: Path) -> None:
+    """As in the first conversions of LLaMA 1."""
+    config = {"bos_token": "", "eos_token": "", "unk_token": ""}
+    assert made(tmp_path, tokenizer_config=config).eos_id == OWN.eos_id
+
+
+def test_a_model_of_another_name_has_no_files_of_its_own(tmp_path: Path) -> None:
+    made(tmp_path, tokenizer_config={"add_bos_token": False})
+    (tmp_path / "tokenizer.model").rename(tmp_path / "own.model")
+    assert load_tokenizer(tmp_path / "own.model").begin_ids == OWN.begin_ids
+
+
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
@@ -109,6 +121,7 @@ def test_a_gap_before_an_added_token_keeps_its_number(tmp_path: Path) -> None:
         ({"added_tokens_decoder": {"-1": special("<end>")}}, "greater than or equal to 0"),
         ({"added_tokens_decoder": [1]}, "added_tokens_decoder: Input should be a valid dict"),
         ({"add_bos_token": "no"}, "add_bos_token: Input should be a valid boolean"),
+        ({"added_tokens_decoder": {str(SIZE): special("")}}, "has no text"),
         ({"eos_token": 7}, "eos_token"),
         ({"eos_token": {"text": "</s>"}}, "eos_token"),
     ],
