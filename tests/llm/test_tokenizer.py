@@ -248,6 +248,33 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, files: dict, complaint: 
     assert "\n" not in str(error.value)
 
 
+def panicking() -> str:
+    """A tokenizer.json that makes the package panic: its template names a token of no number."""
+    content = json.loads(byte_level("<s>"))
+    content["post_processor"]["special_tokens"] = {}
+    return json.dumps(content)
+
+
+def test_a_panic_of_the_package_is_one_clear_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(panicking())
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
+    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer.json that works"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\x12\x00"])
+def test_a_sentencepiece_model_of_nothing_is_one_clear_line(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     for name in ("none.model", "none.json"):
         with pytest.raises(
