@@ -13,7 +13,7 @@ from palr_jax.instruct.templates import item_text, profile_text, template
 from palr_jax.llm.axes import check_divides
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
-from palr_jax.llm.loading import load, shape_of_weights, tokenizer_of
+from palr_jax.llm.loading import fit_tokenizer, load, shape_of_weights, tokenizer_of
 from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.llm.weights import draw
@@ -25,15 +25,20 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
     """The tokenizer of a ranker: the given one, that of its weights, or one made for the catalog.
 
     Raises:
-        UserError: the named tokenizer is missing or cannot be read, or the weights have none.
+        UserError: the named tokenizer is missing, cannot be read or is of other weights, or the
+            weights have none.
     """
     if config.tokenizer:
-        return load_tokenizer(path_of(config.tokenizer))
-    if config.weights:
-        tokenizer = tokenizer_of(path_of(config.weights))
-        if tokenizer is None:
-            raise UserError(f"{config.weights} has no tokenizer: name one in ranker.tokenizer")
+        tokenizer = load_tokenizer(path_of(config.tokenizer))
+        if config.weights:
+            shape = shape_of_weights(path_of(config.weights))
+            tokenizer = fit_tokenizer(shape, tokenizer, f"{config.weights}, {config.tokenizer}")
         return tokenizer
+    if config.weights:
+        own = tokenizer_of(path_of(config.weights))
+        if own is None:
+            raise UserError(f"{config.weights} has no tokenizer: name one in ranker.tokenizer")
+        return own
     kinds = sorted({name.lower() for row in catalog.categories for name in row})
     parts = template(instruct)
     texts = [

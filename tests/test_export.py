@@ -1,5 +1,6 @@
 """From imported weights through fine-tuning to weights that other tools read."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -68,6 +69,8 @@ def test_the_merged_export_and_the_adapter_are_the_tuned_ranker(here: Path) -> N
     tuned = load_ranker(run.read_config(), run, "PALR_v2").model
     tokens = jnp.array([[5, 80, 3, 200, 17, 9]])
 
+    written = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(Path("weights").absolute())
     lora = read_lora(Path("adapter"))
     assert (lora.rank, lora.targets, lora.dropout) == (2, ("q", "down"), 0.1)
     model, _ = llm.load("weights", "bfloat16", lora)

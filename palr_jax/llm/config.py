@@ -10,8 +10,10 @@ Remat = Literal["none", "dots", "full"]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+# No array has a longer axis; what is larger is damage.
+Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class LlamaConfig:
     max_length: Positive
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: LinearScaling | Llama3Scaling | None = None
-    norm_eps: Annotated[float, Field(ge=0)] = 1e-5
+    norm_eps: NotNegative = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
@@ -104,6 +106,6 @@ class LoRAConfig:
     """
 
     rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = TARGETS

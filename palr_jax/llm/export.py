@@ -43,4 +43,11 @@ def export_adapter(
         )
     with creating(folder) as temporary:
         huggingface.write_tokenizer(tokenizer, temporary)
-        peft.write_adapter(model, lora, base, temporary)
+        peft.write_adapter(model, lora, _from_anywhere(base), temporary)
+
+
+def _from_anywhere(base: str) -> str:
+    """The name of a base that holds in every working directory: PEFT takes others for a hub's."""
+    if "://" in base or not Path(base).exists():
+        return base
+    return str(Path(base).absolute())

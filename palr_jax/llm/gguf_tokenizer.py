@@ -7,17 +7,21 @@ Two kinds belong to the LLaMA family: byte-level BPE (`gpt2`: LLaMA 3, SmolLM2),
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, FiniteFloat, StrictBool, StrictInt, StrictStr
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from palr_jax.errors import UserError
 from palr_jax.llm.json_tokenizer import JsonTokenizer
 from palr_jax.llm.sentencepiece_tokenizer import SentencePieceTokenizer
+from palr_jax.llm.small_files import validated
+from palr_jax.llm.special_tokens import SpecialTokens
 from palr_jax.llm.tokenizer import Tokenizer
 
 # Token types of GGUF, the same numbers as SentencePiece's.
-_CONTROL, _USER_DEFINED = 3, 4
+_PLAIN, _CONTROL, _USER_DEFINED = 1, 3, 4
+_KEY = "tokenizer.ggml."
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3_WORDS = (
@@ -38,42 +42,84 @@ _WORDS: dict[str, tuple[str, ...]] = {
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")
 
 
+_Kind = Annotated[StrictInt, Field(ge=1, le=6)]
+
+
+class _Vocabulary(BaseModel):
+    """The metadata of a tokenizer, of both kinds."""
+
+    tokens: Annotated[list[StrictStr], Field(min_length=1)] = Field(alias="tokenizer.ggml.tokens")
+    kinds: list[_Kind] = Field(alias="tokenizer.ggml.token_type")
+    scores: list[FiniteFloat] | None = Field(None, alias="tokenizer.ggml.scores")
+    merges: list[StrictStr] | None = Field(None, alias="tokenizer.ggml.merges")
+    bos: StrictInt | None = Field(None, alias="tokenizer.ggml.bos_token_id")
+    eos: StrictInt | None = Field(None, alias="tokenizer.ggml.eos_token_id")
+    unknown: StrictInt | None = Field(None, alias="tokenizer.ggml.unknown_token_id")
+    begins: StrictBool | None = Field(None, alias="tokenizer.ggml.add_bos_token")
+    adds_space: StrictBool = Field(True, alias="tokenizer.ggml.add_space_prefix")
+
+
 def tokenizer_of(metadata: dict[str, Any], path: Path) -> Tokenizer | None:
     """The tokenizer that the metadata of a GGUF file describes; None where there is none.
 
     Raises:
-        UserError: it is of an unknown kind or incomplete.
+        UserError: it is of an unknown kind, incomplete or damaged.
     """
-    values = {
-        name.removeprefix("tokenizer.ggml."): value
-        for name, value in metadata.items()
-        if name.startswith("tokenizer.ggml.")
-    }
-    if not values:
+    if not any(name.startswith(_KEY) for name in metadata):
         return None
-    kind = values.get("model")
+    kind, cut = metadata.get(_KEY + "model"), metadata.get(_KEY + "pre", "default")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"{path}: a tokenizer of the kind {kind!r} is not supported")
-    name = f"the tokenizer in {path}"
-    try:
-        if kind == "llama":
-            return SentencePieceTokenizer(_sentencepiece(values), name)
-        begin = values.get("add_bos_token", values.get("pre") in _WHOLE_WORDS)
-        begin_ids = (int(values["bos_token_id"]),) if begin else ()
-        text = json.dumps(_byte_level_bpe(values, path), ensure_ascii=False)
-        return JsonTokenizer(text, begin_ids, int(values["eos_token_id"]), name)
-    except KeyError as error:
-        raise UserError(f"{path} lacks the key tokenizer.ggml.{error.args[0]}") from None
-
-
-def _byte_level_bpe(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content of a tokenizer.json."""
-    cut = values.get("pre", "default")
-    if cut not in _WORDS:
+    if kind == "gpt2" and cut not in [*_WORDS]:
         raise UserError(
             f"{path}: the pre-tokenizer {cut!r} is not supported; {', '.join(_WORDS)} are"
         )
-    tokens, kinds = values["tokens"], values["token_type"]
+    values = validated(_Vocabulary, metadata, str(path))
+    _check_lengths(values, path)
+    name = f"the tokenizer in {path}"
+    if kind == "llama":
+        special = SpecialTokens(begins=values.begins is not False)
+        return SentencePieceTokenizer(_sentencepiece(values, path), name, special)
+    begins = cut in _WHOLE_WORDS if values.begins is None else values.begins
+    begin_ids = (_id(values, "bos", None, path),) if begins else ()
+    text = json.dumps(_byte_level_bpe(values, cut, path), ensure_ascii=False)
+    return JsonTokenizer(text, begin_ids, _id(values, "eos", None, path), name)
+
+
+def _check_lengths(values: _Vocabulary, path: Path) -> None:
+    count = len(values.tokens)
+    for key, found in (("token_type", values.kinds), ("scores", values.scores)):
+        if found is not None and len(found) != count:
+            raise UserError(
+                f"{path}: {_KEY}{key} has {len(found):,} values for {count:,} tokens: copy it again"
+            )
+    if len(set(values.tokens)) < count:
+        raise UserError(f"{path}: a token stands twice in {_KEY}tokens: copy it again")
+
+
+def _id(values: _Vocabulary, name: str, default: int | None, path: Path) -> int:
+    """The number of a special token: "bos", "eos" or "unknown"."""
+    found = getattr(values, name)
+    number = default if found is None else found
+    if number is None:
+        raise UserError(f"{path} lacks the key {_KEY}{name}_token_id: convert it again")
+    if not 0 <= number < len(values.tokens):
+        raise UserError(
+            f"{path}: {_KEY}{name}_token_id is {number}, of {len(values.tokens):,} tokens: "
+            "convert it again"
+        )
+    return int(number)
+
+
+def _byte_level_bpe(values: _Vocabulary, cut: str, path: Path) -> dict[str, Any]:
+    """The content of a tokenizer.json; `cut` names how a text is cut before the merges."""
+    if values.merges is None:
+        raise UserError(f"{path} lacks the key {_KEY}merges: convert it again")
+    merges = [merge.split(" ", 1) for merge in values.merges]
+    whole = next((pair for pair in merges if len(pair) < 2), None)
+    if whole is not None:
+        raise UserError(f"{path}: {_KEY}merges holds {whole[0]!r}, which is no pair: copy it again")
+    tokens, kinds = values.tokens, values.kinds
     splits = [
         {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
         for words in _WORDS[cut]
@@ -113,30 +159,36 @@ def _byte_level_bpe(values: dict[str, Any], path: Path) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": cut in _WHOLE_WORDS,
             "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in values["merges"]],
+            "merges": merges,
         },
     }
 
 
-def _sentencepiece(values: dict[str, Any]) -> bytes:
+def _sentencepiece(values: _Vocabulary, path: Path) -> bytes:
     """The bytes of a tokenizer.model."""
+    if values.scores is None:
+        raise UserError(f"{path} lacks the key {_KEY}scores: convert it again")
+    unknown, bos, eos = (
+        _id(values, name, default, path)
+        for name, default in (("unknown", 0), ("bos", 1), ("eos", 2))
+    )
     model = proto.ModelProto()
-    for token, score, kind in zip(
-        values["tokens"], values["scores"], values["token_type"], strict=True
+    for number, (token, score, kind) in enumerate(
+        zip(values.tokens, values.scores, values.kinds, strict=True)
     ):
-        model.pieces.add(piece=token, score=score, type=kind)
+        # Old files call the tokens that were added to a model, and that it ends with, plain ones.
+        ends = number in (bos, eos) and kind in (_PLAIN, _USER_DEFINED)
+        model.pieces.add(piece=token, score=score, type=_CONTROL if ends else kind)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = trainer.BPE
-    trainer.vocab_size = len(values["tokens"])
+    trainer.vocab_size = len(values.tokens)
     trainer.byte_fallback = True
-    trainer.unk_id = int(values.get("unknown_token_id", 0))
-    trainer.bos_id = int(values.get("bos_token_id", 1))
-    trainer.eos_id = int(values.get("eos_token_id", 2))
     trainer.pad_id = -1
-    for name, number in (("unk", trainer.unk_id), ("bos", trainer.bos_id), ("eos", trainer.eos_id)):
-        setattr(trainer, f"{name}_piece", values["tokens"][number])
+    for name, number in (("unk", unknown), ("bos", bos), ("eos", eos)):
+        setattr(trainer, f"{name}_id", number)
+        setattr(trainer, f"{name}_piece", values.tokens[number])
     normalizer.name = "identity"
-    normalizer.add_dummy_prefix = bool(values.get("add_space_prefix", True))
+    normalizer.add_dummy_prefix = values.adds_space
     normalizer.remove_extra_whitespaces = False
     normalizer.escape_whitespaces = True
     return bytes(model.SerializeToString())

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
+from pydantic import BaseModel, StrictStr
 
 from palr_jax.errors import UserError
-from palr_jax.files import read_json
 from palr_jax.llm import safetensors_file
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.hf_config import read_config, to_hf
+from palr_jax.llm.small_files import read_object, validated
 from palr_jax.llm.stored import Stored
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
 
@@ -19,6 +19,12 @@ _SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # The size of a file above which a checkpoint is written in several.
 _SHARD_BYTES = 5_000_000_000
+
+
+class _Index(BaseModel):
+    """Which file holds which tensor."""
+
+    weight_map: dict[StrictStr, StrictStr]
 
 
 def open_folder(folder: Path) -> tuple[LlamaConfig, dict[str, Stored]]:
@@ -82,11 +88,7 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
     """Writes the files of a tokenizer, in a form that transformers reads as well."""
     if tokenizer is None:
         return
-    files = dict(tokenizer.files())
-    if "tokenizer.model" in files and "tokenizer_config.json" not in files:
-        settings = json.dumps(_sentencepiece_settings(files["tokenizer.model"]), indent=2)
-        files["tokenizer_config.json"] = f"{settings}\n".encode()
-    for name, content in files.items():
+    for name, content in tokenizer.files().items():
         (folder / name).write_bytes(content)
 
 
@@ -120,28 +122,18 @@ def write_tensors(tensors: Iterable[tuple[str, Stored]], folder: Path) -> None:
         safetensors_file.write_file(folder / file, shard, {"format": "pt"})
 
 
-def _sentencepiece_settings(model: bytes) -> dict[str, object]:
-    """What transformers has to be told about a SentencePiece model."""
-    pieces = SentencePieceProcessor(model_proto=model)
-    return {
-        "tokenizer_class": "LlamaTokenizer",
-        "bos_token": pieces.id_to_piece(pieces.bos_id()),
-        "eos_token": pieces.id_to_piece(pieces.eos_id()),
-        "unk_token": pieces.id_to_piece(pieces.unk_id()),
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "add_prefix_space": pieces.encode("a", out_type=str)[0].startswith("▁"),
-        "legacy": False,
-    }
-
-
 def _files(folder: Path) -> list[Path]:
     """The files that hold the model: those of the index, else the single one, else all."""
     if (folder / _INDEX).exists():
-        try:
-            names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{folder / _INDEX} holds no weight_map: copy it again") from None
+        index = validated(_Index, read_object(folder / _INDEX), str(folder / _INDEX))
+        names = sorted(set(index.weight_map.values()))
+        odd = [name for name in names if Path(name).name != name or not name.isprintable()]
+        if odd or not names:
+            raise UserError(
+                f"{folder / _INDEX} names {odd[0]!r}, which is no file beside it: copy it again"
+                if odd
+                else f"{folder / _INDEX} names no file: copy it again"
+            )
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             raise UserError(

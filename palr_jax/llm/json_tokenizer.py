@@ -10,15 +10,24 @@ The package `tokenizers` is an extra (`hf`), so it is imported only when such a 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, StrictInt
 
 from palr_jax.errors import UserError
-from palr_jax.files import read_json
+from palr_jax.llm.rust_panics import faults_refused
+from palr_jax.llm.small_files import read_bytes, read_object, validated
+from palr_jax.llm.special_tokens import MOST_TOKENS, read_special_tokens
 
 # Texts that any tokenizer splits off a line break, to see what it does at the start of a text.
 _PROBES = ("a", '"a"', "The")
+
+
+class _EndIds(BaseModel):
+    """How the configs of a model name what ends a text."""
+
+    eos_token_id: StrictInt | Annotated[list[StrictInt], Field(min_length=1)] | None = None
 
 
 class JsonTokenizer:
@@ -37,28 +46,39 @@ class JsonTokenizer:
             UserError: the package `tokenizers` is missing, the text is not a tokenizer.json, it
                 cannot write a line break, or a special token is not in its vocabulary.
         """
-        self._pieces = _parse(text, name)
+        self._given, self._name = text, name
         self._begin_ids = tuple(map(int, begin_ids))
         self._eos_id = int(eos_id)
+        with faults_refused(f"{name} is not a tokenizer.json that works", silent=True):
+            self._pieces = _parse(text, name)
+            self._text, self._guard_text = self._prepare()
+            self._guard = self._ids(self._guard_text)
+            size = self.vocab_size
+        if size > MOST_TOKENS:
+            raise UserError(f"{name} has a token {size - 1:,}: that is no vocabulary")
+
+    def _prepare(self) -> tuple[str, str]:
+        """The JSON that writes `begin_ids` before a text, and what segments are encoded behind."""
         for token in (*self._begin_ids, self._eos_id):
-            if self._pieces.id_to_token(token) is None:
-                raise UserError(f"{name} has no token {token}: it is not the one of this model")
-        self._text = text
+            if token < 0 or self._pieces.id_to_token(token) is None:
+                raise UserError(
+                    f"{self._name} has no token {token}: it is not the one of this model"
+                )
+        text = self._given
         if _begin_ids(self._pieces) != self._begin_ids:
-            self._text = _with_begin(text, self._begin_ids, self._pieces)
+            text = _with_begin(text, self._begin_ids, self._pieces)
         # A title may hold "</s>": that is text like any other.
         self._pieces.encode_special_tokens = True
         if not self._pieces.decode(self._ids("a\nb")).endswith("a\nb"):
-            raise UserError(f"{name} cannot write a line break, which ends every item")
+            raise UserError(f"{self._name} cannot write a line break, which ends every item")
         starts_alike = all(
             self._ids("\n" + probe) == self._ids("\n") + self._ids(probe) for probe in _PROBES
         )
-        self._guard_text = "" if starts_alike else "\n"
-        self._guard = self._ids(self._guard_text)
+        return text, "" if starts_alike else "\n"
 
     @classmethod
     def from_file(cls, path: Path) -> "JsonTokenizer":
-        """Reads a `tokenizer.json` and, beside it, `tokenizer_config.json` or `config.json`.
+        """Reads a `tokenizer.json` and what the files beside it say of its special tokens.
 
         What begins a prompt is what the file's own post-processor puts before a text; what ends
         a label is the end token that one of the files beside it names.
@@ -67,12 +87,13 @@ class JsonTokenizer:
             UserError: a file is missing or damaged, or none names the end token.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UserError(f"cannot read the tokenizer {path}: {reason}") from None
-        pieces = _parse(text, str(path))
-        return cls(text, _begin_ids(pieces), _eos_beside(path, pieces), str(path))
+            text = read_bytes(path).decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{path} cannot be read (not UTF-8): copy it again") from None
+        with faults_refused(f"{path} is not a tokenizer.json that works", silent=True):
+            pieces = _parse(text, str(path))
+            begin_ids, eos_id = _begin_ids(pieces), _eos_beside(path, pieces)
+        return cls(text, begin_ids, eos_id, str(path))
 
     @property
     def vocab_size(self) -> int:
@@ -100,13 +121,27 @@ class JsonTokenizer:
         """The token ids of one segment, int32 [T], without begin or end token."""
         ids = self._ids(self._guard_text + segment)
         if ids[: len(self._guard)] != self._guard:
-            raise ValueError(f"the tokenizer merges a line break with what follows: {segment!r}")
+            raise UserError(
+                f"{self._name} merges a line break with what follows ({segment!r}): use another one"
+            )
         return np.array(ids[len(self._guard) :], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; begin and end tokens vanish."""
         tokens = [*self._guard, *map(int, ids)]
-        return str(self._pieces.decode(tokens))[len(self._guard_text) :]
+        with faults_refused(f"{self._name} cannot write a text"):
+            return str(self._pieces.decode(tokens))[len(self._guard_text) :]
+
+    def below(self, size: int) -> "JsonTokenizer":
+        """The same tokenizer without the added tokens from number `size` on."""
+        content = json.loads(self._given)
+        content["added_tokens"] = [
+            token
+            for token in content.get("added_tokens") or ()
+            if self._pieces.token_to_id(token["content"]) < size
+        ]
+        text = json.dumps(content, ensure_ascii=False)
+        return JsonTokenizer(text, self._begin_ids, self._eos_id, self._name)
 
     def files(self) -> dict[str, bytes]:
         """The JSON, whose post-processor writes `begin_ids`, and the name of the end token."""
@@ -117,7 +152,8 @@ class JsonTokenizer:
         }
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._pieces.encode(text, add_special_tokens=False).ids)
+        with faults_refused(f"{self._name} cannot read a text"):
+            return list(self._pieces.encode(text, add_special_tokens=False).ids)
 
 
 def _parse(text: str, name: str) -> Any:
@@ -148,20 +184,21 @@ def _begin_ids(pieces: Any) -> tuple[int, ...]:
 
 def _eos_beside(path: Path, pieces: Any) -> int:
     """The end token by the files beside a tokenizer.json."""
-    for name in ("tokenizer_config.json", "config.json"):
-        if not path.with_name(name).exists():
-            continue
-        beside = read_json(path.with_name(name))
-        token, number = beside.get("eos_token"), beside.get("eos_token_id")
-        token = token["content"] if isinstance(token, dict) else token
-        if token is not None:
-            number = pieces.token_to_id(token)
-            if number is None:
-                raise UserError(
-                    f"{path} lacks the end token {token!r} of {name}: the files are of two models"
-                )
-        if number is not None:
-            return int(number[0] if isinstance(number, list) else number)
+    token = read_special_tokens(path.parent).eos
+    if token is not None:
+        number = pieces.token_to_id(token)
+        if number is None:
+            raise UserError(
+                f"{path} lacks the end token {token!r} that the files beside it name: they are of "
+                "two models"
+            )
+        return int(number)
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        beside = path.with_name(name)
+        if beside.exists():
+            numbers = validated(_EndIds, read_object(beside), str(beside)).eos_token_id
+            if numbers is not None:
+                return numbers[0] if isinstance(numbers, list) else numbers
     raise UserError(
         f"nothing beside {path} names its end token: add tokenizer_config.json with eos_token"
     )

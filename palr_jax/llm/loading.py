@@ -18,7 +18,8 @@ from palr_jax.llm.tokenizer import Tokenizer
 from palr_jax.paths import path_of
 from palr_jax.sharding import Shards
 
-_LEAST_SHARE = 0.9
+# A vocabulary is padded to a multiple of some power of two; large ones by more.
+_LEAST_SHARE, _PADDING = 0.9, 1024
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def read(
     kind = None if dtype is None else jnp.dtype(dtype)
     _check_kind(path)
     if imported.is_imported(path):
+        tokenizer = tokenizer_of(path)
         config, arrays = imported.read(path, kind, places)
-        return Checkpoint(config, arrays, huggingface.find_tokenizer(path))
+        return Checkpoint(config, arrays, tokenizer)
     if path.is_dir():
         config, tensors = huggingface.open_folder(path)
         tokenizer = huggingface.find_tokenizer(path)
@@ -93,7 +95,8 @@ def read(
         config, tensors, metadata = gguf_file.open_file(path)
         tokenizer = gguf_tokenizer.tokenizer_of(metadata, path)
     # Before the weights are read, which may take minutes.
-    check_tokenizer(config, tokenizer, path)
+    if tokenizer is not None:
+        tokenizer = fit_tokenizer(config, tokenizer, str(path))
     arrays = weights.assemble(config, tensors, str(path), kind, places)
     return Checkpoint(config, arrays, tokenizer)
 
@@ -106,10 +109,14 @@ def tokenizer_of(path: Path) -> Tokenizer | None:
     """
     _check_kind(path)
     if path.is_dir():
-        return huggingface.find_tokenizer(path)
-    from palr_jax.llm import gguf_file, gguf_tokenizer  # noqa: PLC0415
+        tokenizer = huggingface.find_tokenizer(path)
+        config = read_config(path / "config.json")
+    else:
+        from palr_jax.llm import gguf_file, gguf_tokenizer  # noqa: PLC0415
 
-    return gguf_tokenizer.tokenizer_of(gguf_file.open_file(path)[2], path)
+        config, _, metadata = gguf_file.open_file(path)
+        tokenizer = gguf_tokenizer.tokenizer_of(metadata, path)
+    return None if tokenizer is None else fit_tokenizer(config, tokenizer, str(path))
 
 
 def shape_of_weights(path: Path) -> LlamaConfig:
@@ -135,21 +142,37 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path} is one file of a checkpoint: name its folder")
 
 
-def check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer | None, path: Path) -> None:
-    """Checks that a tokenizer has about as many tokens as the model.
+def fit_tokenizer(config: LlamaConfig, tokenizer: Tokenizer, where: str) -> Tokenizer:
+    """The tokenizer that a model can be used with.
 
-    Some models have a few more, so that their vocabulary divides well among devices.
+    Tokens that were added to a tokenizer and not to its model, which has no embedding for them,
+    are left out: a text that holds one is read as any other. Many models know a few more tokens
+    than their tokenizer, so that their vocabulary divides well among devices.
 
     Raises:
-        UserError: the tokenizer has more tokens than the model, or a tenth less.
+        UserError: the tokenizer has many fewer tokens than the model, or more beside added ones,
+            or its begin or end token is none of the model's.
     """
-    if tokenizer is None:
-        return
-    if not _LEAST_SHARE * config.vocab_size <= tokenizer.vocab_size <= config.vocab_size:
+    size = config.vocab_size
+    for number in (*tokenizer.begin_ids, tokenizer.eos_id):
+        if number >= size:
+            raise UserError(
+                f"{where}: the tokenizer begins or ends texts with token {number}, the model "
+                f"knows {size:,} tokens: the files are of two models"
+            )
+    if tokenizer.vocab_size > size:
+        tokenizer = tokenizer.below(size)
+    if tokenizer.vocab_size > size or tokenizer.vocab_size < _least(size):
         raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows "
-            f"{config.vocab_size:,}: the files are of two models"
+            f"{where}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows "
+            f"{size:,}: the files are of two models"
         )
+    return tokenizer
+
+
+def _least(size: int) -> float:
+    """The fewest tokens that the tokenizer of a model may have: more than padding are missing."""
+    return min(_LEAST_SHARE * size, size - _PADDING)
 
 
 def import_weights(source: str, folder: Path) -> str:

@@ -5,7 +5,8 @@ Shapes: L layers, I inputs, O outputs, R rank.
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,21 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.errors import UserError
-from palr_jax.files import read_json
 from palr_jax.llm import safetensors_file
 from palr_jax.llm.config import LoRAConfig, Target
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.peft_config import NAME, PeftConfig, read_peft_config
 from palr_jax.llm.stored import Stored
 from palr_jax.llm.weights import LINEARS
 
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_TENSORS = "adapter_model.safetensors"
 # Without this prefix PEFT finds no tensor and leaves its B at zero, without a word.
 _PREFIX = "base_model.model.model.layers"
 # The key in the file's metadata that names the base; other tools pass over it.
 _BASE = "palr_jax.base"
-# What changes the computation, and cannot be done here.
-_UNSUPPORTED = (
-    "use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
-    "layers_to_transform", "layer_replication", "target_parameters", "trainable_token_indices",
-    "lora_bias", "megatron_config", "eva_config", "corda_config",
-)  # fmt: skip
+_NAMES = re.compile(
+    rf"{re.escape(_PREFIX)}\.(\d{{1,9}})\.(\w+\.\w+)\.lora_([AB])\.weight", re.ASCII
+)
 
 
 def write_adapter(model: Llama, lora: LoRAConfig, base: str, folder: Path) -> None:
@@ -59,65 +57,45 @@ def write_adapter(model: Llama, lora: LoRAConfig, base: str, folder: Path) -> No
     }
     metadata = {"format": "pt", _BASE: fingerprint(model)}
     safetensors_file.write_file(folder / _TENSORS, _tensors(model, lora), metadata)
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lora(folder: Path) -> LoRAConfig:
     """The rank, alpha, dropout and targets of an adapter.
 
     Raises:
-        UserError: a file is missing or damaged, or the adapter is of a kind that is not known.
+        UserError: a file is missing or damaged, or the adapter is not plain LoRA on the linears
+            of a LLaMA.
     """
-    path = folder / _CONFIG
-    if not path.exists():
-        raise UserError(f"{path} is missing: name a PEFT adapter folder")
-    config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported")
-    for feature in _UNSUPPORTED:
-        if config.get(feature):
-            raise UserError(f"{path}: {feature} is not supported; plain LoRA is")
-    if config.get("bias", "none") != "none":
-        raise UserError(f"{path}: bias is not supported; plain LoRA is")
+    config = read_peft_config(folder)
     tensors, _ = safetensors_file.read_header(_file(folder))
-    targets = tuple(
-        target for target in LINEARS if any(f".{LINEARS[target]}." in name for name in tensors)
-    )
+    found = {_linear(name, folder): tensor for name, tensor in tensors.items()}
+    targets = tuple(target for target in LINEARS if any(target == key[1] for key in found))
     if not targets:
         raise UserError(f"{folder} adapts no linear of a LLaMA: it belongs to another model")
-    try:
-        return LoRAConfig(
-            rank=int(config["r"]),
-            alpha=float(config["lora_alpha"]),
-            dropout=float(config.get("lora_dropout", 0.0)),
-            targets=targets,
-        )
-    except KeyError as error:
-        raise UserError(f"{path} lacks the key {error}: copy it again") from None
+    for (_, target, letter), tensor in found.items():
+        rank = tensor.shape[:1] if letter == "A" else tensor.shape[1:]
+        if rank != (config.rank,):
+            raise UserError(
+                f"{folder}: a tensor of {LINEARS[target]} has shape {tensor.shape}, its {NAME} "
+                f"says rank {config.rank}: copy both files again"
+            )
+    return LoRAConfig(config.rank, config.alpha, config.dropout, targets)
 
 
 def load_adapter(model: Llama, lora: LoRAConfig, folder: Path) -> None:
     """Puts an adapter into a model that was made with `read_lora(folder)`.
 
+    Linears that the adapter passes over (it may be for some layers only) get one of zeros.
+
     Raises:
         UserError: the adapter was made for another base: its tensors are missing, of another
             shape, or it says so itself.
     """
+    config = read_peft_config(folder)
     tensors, metadata = safetensors_file.read_header(_file(folder))
-    expected = dict(_tensors(model, lora))
-    for name, tensor in expected.items():
-        found = tensors.get(name)
-        if found is None or found.shape != tensor.shape:
-            what = "is missing" if found is None else f"has shape {found.shape}"
-            raise UserError(
-                f"{folder} is an adapter for another base: tensor {name} {what}, this one "
-                f"needs {tensor.shape}"
-            )
-    surplus = sorted(tensors.keys() - expected.keys())
-    if surplus:
-        raise UserError(
-            f"{folder} is an adapter for another base: tensor {surplus[0]} has no place in this one"
-        )
+    _check_fit(tensors, dict(_tensors(model, lora)), folder)
+    _check_whole(tensors, config, model.config.num_layers, folder)
     if metadata.get(_BASE, fingerprint(model)) != fingerprint(model):
         raise UserError(
             f"{folder} is an adapter for another base: it was trained on weights of the same "
@@ -126,11 +104,12 @@ def load_adapter(model: Llama, lora: LoRAConfig, folder: Path) -> None:
     for target in lora.targets:
         linear = getattr(model.layers, target)
         for parameter, letter in ((linear.lora_a_IR, "A"), (linear.lora_b_RO, "B")):
-            layers = [
-                tensors[_name(layer, target, letter)].read().T.astype(np.float32)
-                for layer in range(model.config.num_layers)
-            ]
-            parameter[...] = jax.device_put(np.stack(layers), parameter[...].sharding)
+            parts = np.zeros(parameter.shape, np.float32)
+            for layer in range(model.config.num_layers):
+                name = _name(layer, target, letter)
+                if name in tensors:
+                    parts[layer] = tensors[name].read().T
+            parameter[...] = jax.device_put(parts, parameter[...].sharding)
 
 
 def fingerprint(model: Llama) -> str:
@@ -160,6 +139,48 @@ def _file(folder: Path) -> Path:
             "PeftModel.from_pretrained(BASE, OLD).save_pretrained(NEW)"
         )
     return folder / _TENSORS
+
+
+def _linear(name: str, folder: Path) -> tuple[int, Target, str]:
+    """The layer, the linear and the letter that a tensor's name tells."""
+    match = _NAMES.fullmatch(name)
+    targets = [target for target, module in LINEARS.items() if match and match[2] == module]
+    if match is None or not targets:
+        raise UserError(
+            f"{folder}: tensor {name} belongs to no linear of a LLaMA's layers, which alone get "
+            "adapters here: merge the adapter with peft's merge_and_unload(), save the result and "
+            "name that as the weights"
+        )
+    return int(match[1]), targets[0], match[3]
+
+
+def _check_fit(tensors: Mapping[str, Stored], expected: Mapping[str, Stored], folder: Path) -> None:
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise UserError(
+                f"{folder} is an adapter for another base: tensor {name} has no place in this one"
+            )
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{folder} is an adapter for another base: tensor {name} has shape {tensor.shape}, "
+                f"this one needs {expected[name].shape}"
+            )
+
+
+def _check_whole(
+    tensors: Mapping[str, Stored], config: PeftConfig, num_layers: int, folder: Path
+) -> None:
+    """Checks that the linears which the config names have both parts, and others both or none."""
+    for layer in range(num_layers):
+        for target, module in LINEARS.items():
+            names = [_name(layer, target, letter) for letter in "AB"]
+            missing = [name for name in names if name not in tensors]
+            demanded = config.demands(layer, f"model.layers.{layer}.{module}")
+            if len(missing) == 1 or (missing and demanded):
+                raise UserError(
+                    f"{folder} is an adapter for another base: tensor {missing[0]} is missing "
+                    "for this one"
+                )
 
 
 def _name(layer: int, target: Target, letter: str) -> str:

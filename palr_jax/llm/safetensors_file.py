@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from palr_jax.errors import UserError
+from palr_jax.llm.small_files import refuse_pointer
 from palr_jax.llm.stored import Stored
 
 _DTYPES: dict[str, np.dtype] = {
@@ -38,15 +39,22 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _LONGEST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
             size = file.seek(0, 2)
-        metadata = header.pop("__metadata__", {})
+            file.seek(0)
+            start = file.read(8)
+            refuse_pointer(path, start + file.read(64))
+            file.seek(8)
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise ValueError(f"its header takes {length:,} bytes, the file {size:,}")
+            header = json.loads(file.read(length), object_pairs_hook=_once)
+        metadata = _metadata(header.pop("__metadata__", {}))
         tensors = {name: _entry(path, 8 + length, size, info) for name, info in header.items()}
+        _check_places(header, size - 8 - length)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy it again") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read (nested too deeply): copy it again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again") from None
     for name, info in header.items():
@@ -78,16 +86,48 @@ def write_file(path: Path, tensors: Iterable[tuple[str, Stored]], metadata: dict
             file.write(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose keys are different from one another, as the format wants it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in its header twice")
+    return found
+
+
+def _metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("its metadata is more than texts")
+    return found
+
+
 def _entry(path: Path, start: int, size: int, info: dict[str, Any]) -> Stored:
     dtype = _DTYPES.get(info["dtype"], np.dtype(np.uint8))
-    shape = tuple(int(axis) for axis in info["shape"])
-    first, last = info["data_offsets"]
+    shape = tuple(_whole(axis) for axis in info["shape"])
+    first, last = (_whole(offset) for offset in info["data_offsets"])
     if start + last > size:
         raise ValueError(f"it is cut off: {size:,} bytes of at least {start + last:,}")
     count = math.prod(shape)
     if info["dtype"] in _DTYPES and last - first != count * dtype.itemsize:
         raise ValueError(f"its header gives shape {shape} to {last - first:,} bytes")
     return Stored(shape, dtype, partial(_read, path, start + first, shape, dtype))
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"its header holds {number!r} where a size is due")
+    return number
+
+
+def _check_places(header: dict[str, Any], size: int) -> None:
+    """Checks that the tensors lie end to end, as the format wants it, and fill the file."""
+    places = sorted(tuple(info["data_offsets"]) for info in header.values())
+    end = 0
+    for first, last in places:
+        if first != end or last < first:
+            raise ValueError(f"its tensors overlap or leave a gap at byte {min(first, end):,}")
+        end = last
+    if end != size:
+        raise ValueError(f"{size - end:,} bytes follow its last tensor")
 
 
 def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -1,13 +1,20 @@
 """SentencePiece models (LLaMA 1 and 2, Mistral, one's own) as tokenizers of segments."""
 
 import io
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import sentencepiece as spm
 
 from palr_jax.errors import UserError
+from palr_jax.llm.sentencepiece_model import with_special_tokens
+from palr_jax.llm.small_files import read_bytes
+from palr_jax.llm.special_tokens import NOTHING_SAID, SpecialTokens, read_special_tokens
+
+_NAME = "tokenizer.model"
 
 
 class SentencePieceTokenizer:
@@ -18,34 +25,44 @@ class SentencePieceTokenizer:
     the concatenated ids of two segments decode to the concatenation of their texts.
     """
 
-    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+    def __init__(
+        self, model: bytes, name: str = "tokenizer", special: SpecialTokens = NOTHING_SAID
+    ) -> None:
         """Takes a serialised SentencePiece model; `name` stands in error messages.
 
+        `special` is what is said of its special and added tokens elsewhere.
+
         Raises:
-            UserError: the bytes are not a SentencePiece model, or it lacks a needed token.
+            UserError: the bytes are not a SentencePiece model, it lacks a needed token, or the
+                added tokens do not go with it.
         """
-        self._model = model
+        self._model, self._name, self._special = model, name, special
         try:
-            self._pieces = spm.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            self._pieces = spm.SentencePieceProcessor(
+                model_proto=with_special_tokens(model, special, name)
+            )
+            self._guard = self._pieces.encode("\n")
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"{name} is not a SentencePiece model: {error}") from None
-        self._guard = self._pieces.encode("\n")
         if self._pieces.unk_id() in self._guard:
             raise UserError(f"{name} cannot write a line break: use a model with byte fallback")
-        if self._pieces.bos_id() < 0 or self._pieces.eos_id() < 0:
+        if self._pieces.eos_id() < 0 or (special.begins and self._pieces.bos_id() < 0):
             raise UserError(f"{name} has no begin or end token: LLaMA's prompts need both")
 
     @classmethod
     def from_file(cls, path: Path) -> "SentencePieceTokenizer":
-        """Reads a `tokenizer.model`.
+        """Reads a SentencePiece model.
+
+        Where its name is `tokenizer.model`, the JSON files beside it are of the same tokenizer, and
+        say more of its special tokens.
 
         Raises:
-            UserError: the file is missing or is not a SentencePiece model.
+            UserError: a file is missing or damaged, or they are of two models.
         """
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+        model = read_bytes(path)
+        if path.name != _NAME:  # the files beside it may be of another tokenizer
+            return cls(model, str(path))
+        return cls(model, str(path), read_special_tokens(path.parent))
 
     @property
     def vocab_size(self) -> int:
@@ -54,8 +71,8 @@ class SentencePieceTokenizer:
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """The begin token, which every LLaMA with such a model expects."""
-        return (int(self._pieces.bos_id()),)
+        """The begin token, which every LLaMA with such a model expects unless it is told not to."""
+        return (int(self._pieces.bos_id()),) if self._special.begins else ()
 
     @property
     def eos_id(self) -> int:
@@ -71,16 +88,46 @@ class SentencePieceTokenizer:
         """The token ids of one segment, int32 [T], without begin or end token."""
         ids = self._pieces.encode("\n" + segment)
         if ids[: len(self._guard)] != self._guard:
-            raise ValueError(f"the tokenizer merges a line break with what follows: {segment!r}")
+            raise UserError(
+                f"{self._name} merges a line break with what follows ({segment!r}): use another one"
+            )
         return np.array(ids[len(self._guard) :], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; begin and end tokens vanish."""
         return str(self._pieces.decode([int(token) for token in [*self._guard, *ids]]))[1:]
 
+    def below(self, size: int) -> "SentencePieceTokenizer":
+        """The same tokenizer without the added tokens from number `size` on."""
+        added = {number: token for number, token in self._special.added.items() if number < size}
+        return SentencePieceTokenizer(self._model, self._name, replace(self._special, added=added))
+
     def files(self) -> dict[str, bytes]:
-        """The serialised model."""
-        return {"tokenizer.model": self._model}
+        """The serialised model and, as transformers has it, what is to be known beside it."""
+        settings = json.dumps(self._settings(), indent=2, ensure_ascii=False)
+        return {
+            _NAME: self._model,
+            "tokenizer_config.json": f"{settings}\n".encode(),
+        }
+
+    def _settings(self) -> dict[str, object]:
+        pieces, special = self._pieces, self._special
+        bos = pieces.id_to_piece(pieces.bos_id()) if pieces.bos_id() >= 0 else special.bos
+        flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        return {
+            "tokenizer_class": "LlamaTokenizer",
+            "bos_token": bos,
+            "eos_token": pieces.id_to_piece(pieces.eos_id()),
+            "unk_token": pieces.id_to_piece(pieces.unk_id()),
+            "add_bos_token": special.begins,
+            "add_eos_token": False,
+            "add_prefix_space": "".join(pieces.encode("a", out_type=str)).startswith("▁"),
+            "legacy": False,
+            "added_tokens_decoder": {
+                str(number): {"content": token.content, "special": token.special, **flags}
+                for number, token in sorted(special.added.items())
+            },
+        }
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:

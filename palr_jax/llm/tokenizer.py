@@ -46,6 +46,13 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; begin and end tokens vanish."""
 
+    def below(self, size: int) -> "Tokenizer":
+        """The same tokenizer without the added tokens from number `size` on.
+
+        Raises:
+            UserError: one of them begins a prompt or ends a label.
+        """
+
     def files(self) -> Mapping[str, bytes]:
         """The files, by name, from which `load_tokenizer` makes this tokenizer again."""
 
@@ -59,6 +66,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         UserError: there is none, it is damaged or of another kind, it lacks a needed token, or
             the package for it is not installed.
     """
+    if not path.exists():
+        raise UserError(f"{path} is missing: name a tokenizer.model, a tokenizer.json or a folder")
     if path.is_dir():
         found = [path / name for name in ("tokenizer.model", "tokenizer.json")]
         present = [file for file in found if file.exists()]

@@ -85,7 +85,7 @@ def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) 
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
           "tokenizer.ggml.eos_token_id": 0}, "the pre-tokenizer 'qwen2' is not supported"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.eos_token_id": 0},
-         "lacks the key tokenizer.ggml.tokens"),
+         "lacks the key .tokenizer.ggml.tokens.: copy it"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_plain_llama_is_refused_by_name(
@@ -225,3 +225,173 @@ def test_the_tokenizer_of_a_file_comes_with_its_model(tmp_path: Path) -> None:
                metadata_of(made, "smollm"))  # fmt: skip
     with pytest.raises(UserError, match="the model knows 200: the files are of two models"):
         llm.load(tmp_path / "n")
+
+
+def numbers(path: Path, **changes: float | str) -> Path:
+    write_gguf(path, TYPES.F32, metadata={f"llama.{key}": v for key, v in changes.items()})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("rope.scaling.factor", float("nan"), "rope.scaling.factor: Input should be a finite"),
+        ("rope.scaling.factor", -2.0, "rope.scaling.factor: Input should be greater than"),
+        ("attention.key_length", 0, "attention.key_length: Input should be greater than"),
+        ("attention.key_length", "16", "attention.key_length: Input should be a valid integer"),
+        ("expert_count", "x", "expert_count: Input should be a valid integer"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(
+    key: str, value: float | str, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        llm.load(numbers(tmp_path / "m", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"num_attention_heads": 0}, "attention.head_count: Input should be greater than"),
+        ({"rope_theta": 0.0}, "rope.freq_base: Input should be greater than"),
+        ({"rope_theta": float("nan")}, "rope.freq_base: Input should be a finite number"),
+        ({"rope_theta": float("inf")}, "rope.freq_base: Input should be a finite number"),
+        ({"rms_norm_eps": -1e-5}, "rms_epsilon: Input should be greater than"),
+        ({"max_position_embeddings": 0}, "context_length: Input should be greater than"),
+    ],
+)
+def test_numbers_of_the_shape_are_checked(change: dict, complaint: str, tmp_path: Path) -> None:
+    written = write_gguf_numbers(tmp_path / "n", {**CONFIG, **change})
+    with pytest.raises(UserError, match=complaint):
+        llm.load(written)
+
+
+def write_gguf_numbers(path: Path, config: dict) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_tensor("token_embd.weight", np.ones((400, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_type_of_scaling_decides_over_its_factor(tmp_path: Path) -> None:
+    """As in llama.cpp: without a type a factor is linear, with the type none it is nothing."""
+    for number, (changes, expected) in enumerate(
+        [
+            ({"rope.scaling.factor": 4.0}, LinearScaling(4.0)),
+            ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, None),
+            ({"rope.scale_linear": 2.5}, LinearScaling(2.5)),
+            ({"rope.scale_linear": 0.0}, None),
+        ]
+    ):
+        path = numbers(tmp_path / str(number), **changes)
+        assert llm.load(path)[0].config.rope_scaling == expected
+    with pytest.raises(UserError, match="factor is 0"):
+        llm.load(numbers(tmp_path / "z", **{"rope.scaling.factor": 0.0,
+                                           "rope.scaling.type": "linear"}))  # fmt: skip
+
+
+def split(whole: Path, count: int) -> list[Path]:
+    """Writes a model in several files, as llama.cpp's gguf-split does."""
+    reader = gguf.GGUFReader(whole)
+    paths = []
+    for number in range(count):
+        path = whole.with_name(f"{whole.stem}-{number + 1:05}-of-{count:05}.gguf")
+        writer = gguf.GGUFWriter(path, "llama")
+        if number == 0:
+            for name, field in reader.fields.items():
+                if name.startswith("llama."):
+                    writer.add_key_value(name, field.contents(), field.types[0])
+        writer.add_key_value("split.no", number, gguf.GGUFValueType.UINT16)
+        writer.add_key_value("split.count", count, gguf.GGUFValueType.UINT16)
+        for tensor in reader.tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        paths.append(path)
+    return paths
+
+
+def test_a_model_in_several_files_is_read_as_one(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", TYPES.Q8_0)
+    first, second, third = split(tmp_path / "m.gguf", 3)
+    whole, _ = llm.load(tmp_path / "m.gguf")
+    parts, _ = llm.load(first)
+    np.testing.assert_array_equal(parts(jnp.array(TOKENS)), whole(jnp.array(TOKENS)))
+    with pytest.raises(UserError, match="is not the first of the 3 files of a model"):
+        llm.load(second)
+    renamed = third.rename(tmp_path / "elsewhere.gguf")
+    with pytest.raises(UserError, match=r"of which 1 are missing \(m-00003-of-00003.gguf\)"):
+        llm.load(first)
+    second.rename(third)
+    renamed.rename(second)
+    with pytest.raises(UserError, match="is no part of the same model"):
+        llm.load(first)
+    first.rename(tmp_path / "first.gguf")
+    with pytest.raises(UserError, match=r"should be named NAME-00001-of-00003.gguf"):
+        llm.load(tmp_path / "first.gguf")
+
+
+def test_a_begin_token_of_sentencepiece_follows_the_metadata_too(tmp_path: Path) -> None:
+    assert tokenizer_of(SPM, tmp_path).begin_ids == (1,)
+    assert tokenizer_of(SPM | {"tokenizer.ggml.add_bos_token": True}, tmp_path).begin_ids == (1,)
+    assert tokenizer_of(SPM | {"tokenizer.ggml.add_bos_token": False}, tmp_path).begin_ids == ()
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_an_added_end_token_ends_a_label(kind: int, tmp_path: Path) -> None:
+    values = {key: [*v] if isinstance(v, list) else v for key, v in SPM.items()}
+    values["tokenizer.ggml.tokens"] += ["<|im_start|>", "<|im_end|>", "Toy"]
+    values["tokenizer.ggml.scores"] += [-1000.0] * 3
+    values["tokenizer.ggml.token_type"] += [3, kind, 4]
+    tokenizer = tokenizer_of(values | {"tokenizer.ggml.eos_token_id": 260}, tmp_path)
+    assert tokenizer.eos_id == 260
+    assert tokenizer.special_id("<|im_start|>") == 259
+    ids = tokenizer.encode("Toy <|im_end|>").tolist()
+    assert ids[0] == 261
+    assert not {259, 260} & {*ids}
+
+
+SPM = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+    "tokenizer.ggml.scores": [0.0] * 259,
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"scores": [0.0] * 258}, "scores has 258 values for 259 tokens"),
+        ({"token_type": [1]}, "token_type has 1 values for 259 tokens"),
+        ({"tokens": []}, "tokens: List should have at least 1 item"),
+        ({"tokens": 7}, "tokens: Input should be a valid list"),
+        ({"tokens": ["<unk>"] * 259}, "a token stands twice"),
+        ({"eos_token_id": 259}, "eos_token_id is 259, of 259 tokens"),
+        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ({"bos_token_id": "<s>"}, "bos_token_id: Input should be a valid integer"),
+        ({"add_bos_token": 3}, "add_bos_token: Input should be a valid boolean"),
+        ({"scores": [float("nan")] * 259}, "scores.0: Input should be a finite number"),
+        ({"model": ["llama"]}, "of the kind .'llama'. is not supported"),
+        ({"model": "gpt2"}, "lacks the key tokenizer.ggml.merges"),
+        ({"model": "gpt2", "merges": ["ab"]}, "merges holds 'ab', which is no pair"),
+        ({"model": "gpt2", "merges": []}, "lacks the key tokenizer.ggml.eos_token_id"),
+        ({"model": "gpt2", "pre": ["smollm"]}, "the pre-tokenizer .'smollm'. is not supported"),
+    ],
+)
+def test_a_damaged_vocabulary_is_one_line(change: dict, complaint: str, tmp_path: Path) -> None:
+    values = SPM | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(UserError, match=complaint):
+        tokenizer_of(values, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import jax
@@ -116,7 +117,26 @@ def test_an_old_table_and_a_tied_head_are_passed_over(tmp_path: Path) -> None:
         ({"rms_norm_eps": "absent"}, "config.json lacks the key 'rms_norm_eps'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "config.json lacks the key 'factor'"),
         ({"hidden_size": "sixteen"}, "config.json holds a value of the wrong kind"),
-        ({"intermediate_size": 2.5}, "ffn_dim: Input should be a valid integer"),
+        ({"rope_theta": 0}, "rope_theta: Input should be greater than 0"),
+        ({"rope_theta": float("nan")}, "rope_theta: Input should be a finite number"),
+        ({"rope_theta": -1.0}, "rope_theta: Input should be greater than 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: Input should be a finite number"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor: Input should be"),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "rope_scaling.factor: Inp"),
+        ({"rope_scaling": {"type": "linear", "factor": -4.0}}, "rope_scaling.factor: Input shoul"),
+        ({"rope_scaling": [1]}, "rope_scaling: Input should be a valid dictionary"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "some layers are not supp"),
+        ({"architectures": {"a": 1}}, "architecture {'a': 1} is not supported"),
+        ({"architectures": "LlamaForCausalLM"}, "architecture 'LlamaForCausalLM' is not supported"),
+        ({"layer_types": 3}, "layer_types: Input should be a valid list"),
+        ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
+        ({"head_dim": 0}, "head_dim: Input should be greater than or equal to 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: Input should be greater than or equal"),
+        ({"num_attention_heads": 0}, "num_attention_heads: Input should be greater than or equal"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers: Input should be less than"),
+        ({"hidden_size": True}, "hidden_size: Input should be a valid integer"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: Input should be a valid boolean"),
+        ({"intermediate_size": 2.5}, "intermediate_size: Input should be a valid integer"),
         ({"num_hidden_layers": 4}, "tensor model.layers.3.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 2}, "has no place in a plain LLaMA"),
         ({"tie_word_embeddings": False, "vocab_size": 64, "num_attention_heads": 2},
@@ -217,7 +237,7 @@ def test_a_path_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -
     empty.mkdir()
     assert "config.json is missing" in refusal(empty)
     (folder / "config.json").write_text("[]")
-    assert "holds no config" in refusal(folder)
+    assert "holds no JSON object" in refusal(folder)
     (folder / "model.safetensors").unlink()
     rewrite(folder, {})
     assert "holds no .safetensors file" in refusal(folder)
@@ -225,3 +245,47 @@ def test_a_path_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -
 
 def test_logits_of_a_list_of_prompts_have_the_shape_of_the_vocabulary(folder: Path) -> None:
     assert llm.load(str(folder))[0](jnp.ones((2, 5), jnp.int32)).shape == (2, 5, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"[" * 200_000, "config.json is not valid JSON .nested too deeply."),
+        (b'{"a": ' * 200_000, "config.json is not valid JSON .nested too deeply."),
+        (b"\xff\xfe\x00", "config.json is not valid JSON"),
+        (b'{"model_type": "\\ud800"}', "config.json is not valid JSON .*surrogates"),
+        (b"7", "config.json holds no JSON object"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "config.json is a Git LFS pointer"),
+    ],
+)
+def test_a_damaged_config_is_one_line(folder: Path, content: bytes, complaint: str) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert re.search(complaint, refusal(folder))
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "complaint"),
+    [
+        ({"a": "../other.safetensors"}, "names '../other.safetensors', which is no file beside"),
+        ({"a": "/etc/passwd"}, "names '/etc/passwd'"),
+        ({"a": 3}, "weight_map.a: Input should be a valid string"),
+        ({}, "names no file"),
+        (None, "weight_map: Input should be a valid dict"),
+    ],
+)
+def test_an_index_names_files_beside_it_alone(
+    folder: Path, weight_map: object, complaint: str
+) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert complaint in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "tokenizer_config.json"])
+def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
+    tokenizer = train_tokenizer(["Toy Story (1995)"], 400)
+    write_checkpoint(folder, LLAMA3 | {"vocab_size": tokenizer.vocab_size})
+    for file, content in tokenizer.files().items():
+        (folder / file).write_bytes(content)
+    llm.load(folder)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert f"{name} is a Git LFS pointer and not the file itself" in refusal(folder)

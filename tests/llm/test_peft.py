@@ -1,6 +1,7 @@
 """LoRA adapters in and out in PEFT's format."""
 
 import json
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -97,12 +98,29 @@ def edit(adapter: Path, **values: object) -> None:
     ("change", "complaint"),
     [
         ({"use_dora": True}, "use_dora is not supported"),
-        ({"use_rslora": True}, "use_rslora is not supported"),
         ({"bias": "all"}, "bias is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is not supported"),
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
-        ({"r": 4}, "is an adapter for another base"),
+        ({"r": 4}, r"has shape \(3, 24\), its adapter_config.json says rank 4"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported, as it chan"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights 'pissa_niter_16' is not"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' is not supported"),
+        ({"init_lora_weights": ["olora"]}, "is not supported"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is not supported"),
+        ({"use_qalora": True}, "use_qalora is not supported"),
+        ({"something_of_tomorrow": {"on": 1}}, "something_of_tomorrow is not supported"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is not supported"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: Input should be a finite number"),
+        ({"lora_alpha": 0}, "lora_alpha: Input should be greater than 0"),
+        ({"lora_alpha": -4}, "lora_alpha: Input should be greater than 0"),
+        ({"lora_alpha": "16"}, "lora_alpha: Input should be a valid number"),
+        ({"lora_dropout": float("inf")}, "lora_dropout: Input should be"),
+        ({"r": 0}, "r: Input should be greater than"),
+        ({"r": 3.5}, "r: Input should be a valid integer"),
+        ({"r": 10**9}, "says rank 1000000000"),
+        ({"target_modules": 7}, "target_modules"),
+        ({"use_rslora": "yes"}, "use_rslora: Input should be a valid boolean"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused(
@@ -112,6 +130,130 @@ def test_what_is_not_plain_lora_is_refused(
     with pytest.raises(UserError, match=complaint) as error:
         adapted(*folders)
     assert "\n" not in str(error.value)
+
+
+def update(adapter: Path, name: str, scale: float = LORA["lora_alpha"] / LORA["r"]) -> np.ndarray:
+    """What an adapter adds to a linear, named as `0.self_attn.q_proj`."""
+    values = load_file(adapter / "adapter_model.safetensors")
+    stem = f"base_model.model.model.layers.{name}"
+    return scale * values[f"{stem}.lora_B.weight"] @ values[f"{stem}.lora_A.weight"]
+
+
+def merged(model: Llama, name: str, out: Path) -> np.ndarray:
+    export_model(model, None, out)
+    return load_file(out / "model.safetensors")[f"model.layers.{name}.weight"]
+
+
+def test_rslora_has_a_factor_of_its_own(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = folders
+    edit(adapter, use_rslora=True)
+    name = "1.self_attn.q_proj"
+    kernel = load_file(base / "model.safetensors")[f"model.layers.{name}.weight"]
+    expected = kernel + update(adapter, name, LORA["lora_alpha"] / LORA["r"] ** 0.5)
+    model = adapted(base, adapter)
+    np.testing.assert_allclose(merged(model, name, tmp_path / "out"), expected, atol=1e-5)
+    # Going out it is an adapter of the usual factor, of the same effect.
+    export_adapter(model, read_lora(adapter), str(base), TOKENIZER, tmp_path / "again")
+    again = adapted(base, tmp_path / "again")
+    np.testing.assert_allclose(
+        again(jnp.array(TOKENS)), model(jnp.array(TOKENS)), rtol=1e-5, atol=1e-5
+    )
+
+
+PARTS = {
+    "by layer": ({"layers_to_transform": [0, 2]}, r"layers\.1\."),
+    "by number": ({"layers_to_transform": 1}, r"layers\.[02]\."),
+    "by expression": ({"target_modules": r".*layers\.(0|2)\..*(q|down)_proj"}, r"layers\.1\."),
+    "by full name": (
+        {"target_modules": ["model.layers.0.self_attn.q_proj", "2.mlp.down_proj"]},
+        r"layers\.(1\.|0\.mlp|2\.self)",
+    ),
+    "by exclusion": ({"exclude_modules": ["0.self_attn.q_proj"]}, r"layers\.0\.self"),
+    "by expressed exclusion": ({"exclude_modules": r".*\.0\..*q_proj"}, r"layers\.0\.self"),
+}
+
+
+@pytest.mark.parametrize(("change", "absent"), PARTS.values(), ids=PARTS)
+def test_an_adapter_of_some_layers_leaves_the_others_as_they_are(
+    folders: tuple[Path, Path], change: dict, absent: str, tmp_path: Path
+) -> None:
+    base, adapter = folders
+    edit(adapter, **change)
+    file = adapter / "adapter_model.safetensors"
+    whole = load_file(file)
+    save_file({name: whole[name] for name in whole if not re.search(absent, name)}, file)
+    export_model(adapted(base, adapter), None, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, kernel in load_file(base / "model.safetensors").items():
+        part = name.removeprefix("model.layers.").removesuffix(".weight")
+        there = f"base_model.model.model.layers.{part}.lora_A.weight" in load_file(file)
+        expected = kernel + update(adapter, part) if there else kernel
+        np.testing.assert_allclose(written[name], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost", "complaint"),
+    [
+        ({}, "layers.1.mlp.down_proj.lora_A", "layers.1.mlp.down_proj.lora_A.weight is missing"),
+        ({}, "layers.1.mlp.down_proj", "layers.1.mlp.down_proj.lora_A.weight is missing"),
+        ({"layers_to_transform": [0, 2]}, "layers.2.", "layers.2.self_attn.q_proj.*is missing"),
+        ({"target_modules": ".*_proj"}, "layers.0.mlp.down_proj.lora_B", "lora_B.weight is miss"),
+        ({"target_modules": ["q_proj", "down_proj", "v_proj"]}, "none", "v_proj.*is missing"),
+    ],
+)
+def test_a_tensor_that_should_be_there_is_missed(
+    folders: tuple[Path, Path], change: dict, lost: str, complaint: str
+) -> None:
+    edit(folders[1], **change)
+    file = folders[1] / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if lost not in name}, file)
+    with pytest.raises(UserError, match=complaint):
+        adapted(*folders)
+
+
+@pytest.mark.parametrize("name", ["lm_head.lora_A", "lm_head.base_layer", "model.norm"])
+def test_an_adapter_of_more_than_linears_is_to_be_merged(
+    folders: tuple[Path, Path], name: str
+) -> None:
+    file = folders[1] / "adapter_model.safetensors"
+    more = {f"base_model.model.{name}.weight": np.ones((3, 16), np.float32)}
+    save_file(load_file(file) | more, file)
+    with pytest.raises(UserError, match=rf"tensor .*{name}.weight belongs to no linear .*merge"):
+        adapted(*folders)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False},
+        {"init_lora_weights": "orthogonal"},
+        {"fan_in_fan_out": True},
+        {"task_type": None, "revision": "main", "megatron_core": "x", "qalora_group_size": 16},
+        {"something_of_tomorrow": None, "rank_pattern": {}, "alora_invocation_tokens": None},
+    ],
+)
+def test_settings_that_change_nothing_are_passed_over(
+    folders: tuple[Path, Path], change: dict
+) -> None:
+    edit(folders[1], **change)
+    np.testing.assert_allclose(adapted(*folders)(jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4)
+
+
+def test_the_base_of_an_adapter_is_found_from_anywhere(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lora = adapted(*folders), read_lora(folders[1])
+    monkeypatch.chdir(tmp_path)
+    for given, written in (
+        ("base", str(tmp_path / "base")),
+        ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"),
+        ("gs://bucket/base", "gs://bucket/base"),
+    ):
+        out = tmp_path / "out" / given.replace("/", "_")
+        export_adapter(model, lora, given, TOKENIZER, out)
+        config = json.loads((out / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == written
 
 
 @pytest.mark.parametrize(

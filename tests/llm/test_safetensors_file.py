@@ -69,6 +69,32 @@ def header(entries: dict) -> bytes:
         header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + bytes(8),
         header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + bytes(7),
         header({"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 8]}}) + bytes(8),
+        header({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}) + bytes(8),
+        header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}) + bytes(8),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}) + bytes(8),
+        header(
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+            }
+        )
+        + bytes(12),
+        header(
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            }
+        )
+        + bytes(8),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}) + bytes(12),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + bytes(9),
+        header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}) + bytes(8),
+        header({"a": {"dtype": "I64", "shape": [1], "data_offsets": [8, 0]}}) + bytes(8),
+        header({"__metadata__": ["x"]}),
+        header({"__metadata__": {"palr_jax.base": 1}}),
+        struct.pack("<Q", 27) + b'{"__metadata__":{},"a":{},"a":{}}'[:27],
+        struct.pack("<Q", 60) + b'{"__metadata__": {"a": "1", "a": "2"}}'.ljust(60),
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
     ],
 )
 def test_a_damaged_file_is_one_clear_line(content: bytes, tmp_path: Path) -> None:

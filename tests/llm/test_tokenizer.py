@@ -216,7 +216,7 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
         ({"tokenizer.model": OWN.files()["tokenizer.model"][:200]}, "not a SentencePiece model"),
         ({"tokenizer.json": b"{"}, "is not a tokenizer.json"),
         ({"tokenizer.json": b'{"model": 3}'}, "is not a tokenizer.json"),
-        ({"tokenizer.json": b"\xff"}, "cannot read the tokenizer .*: not UTF-8"),
+        ({"tokenizer.json": b"\xff"}, "tokenizer.json cannot be read .not UTF-8.: copy it again"),
         ({"tokenizer.json": byte_level().encode()}, "nothing beside .* names its end token"),
         (
             {"tokenizer.json": byte_level().encode(), "config.json": b'{"eos_token_id": 9999}'},
@@ -227,7 +227,7 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
                 "tokenizer.json": byte_level().encode(),
                 "tokenizer_config.json": b'{"eos_token": "<end>"}',
             },
-            "lacks the end token '<end>' of tokenizer_config.json: the files are of two models",
+            "lacks the end token '<end>' that the files beside it name: they are of two models",
         ),
         (
             {
@@ -248,9 +248,38 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, files: dict, complaint: 
     assert "\n" not in str(error.value)
 
 
+def panicking() -> str:
+    """A tokenizer.json that makes the package panic: its template names a token of no number."""
+    content = json.loads(byte_level("<s>"))
+    content["post_processor"]["special_tokens"] = {}
+    return json.dumps(content)
+
+
+def test_a_panic_of_the_package_is_one_clear_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(panicking())
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
+    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer.json that works"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\x12\x00"])
+def test_a_sentencepiece_model_of_nothing_is_one_clear_line(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     for name in ("none.model", "none.json"):
-        with pytest.raises(UserError, match=rf"cannot read the tokenizer .*{name}: No such file"):
+        with pytest.raises(
+            UserError, match=rf"{name} is missing: name a tokenizer.model, a tokenizer.json"
+        ):
             load_tokenizer(tmp_path / name)
 
 

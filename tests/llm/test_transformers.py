@@ -14,6 +14,7 @@ import pytest
 
 from palr_jax import llm
 from palr_jax.cli import main
+from palr_jax.errors import UserError
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.llm.export import export_adapter, export_model
 from palr_jax.llm.gguf_tokenizer import tokenizer_of
@@ -105,6 +106,61 @@ def test_a_fresh_adapter_of_peft_loads(tmp_path: Path) -> None:
     model, _ = llm.load(tmp_path / "base", lora=lora)
     load_adapter(model, lora, tmp_path / "adapter")
     close(model, torch_logits(adapted))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "v_proj"], "use_rslora": True},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+        {"target_modules": r".*layers\.[02]\..*(k|o)_proj"},
+        {"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["0.self_attn.k_proj"]},
+        {"target_modules": ["model.layers.0.self_attn.q_proj", "2.mlp.gate_proj"]},
+        {"target_modules": ["q_proj"], "fan_in_fan_out": True},
+        {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+        {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+        {"target_modules": ["q_proj"], "init_lora_weights": False},
+    ],
+    ids=str,
+)
+def test_adapters_of_each_plain_kind_give_the_logits_of_peft(
+    settings: dict, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "base", VARIANTS["llama3"])
+    made = peft.get_peft_model(
+        load_torch(tmp_path / "base"), peft.LoraConfig(r=4, lora_alpha=6, **settings)
+    )
+    for name, parameter in made.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    made.save_pretrained(tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(load_torch(tmp_path / "base"), tmp_path / "adapter")
+    close(llm.load(tmp_path / "base", adapter=tmp_path / "adapter")[0], torch_logits(theirs))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_on_changed_weights_is_converted_as_the_message_says(
+    start: str, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "base", VARIANTS["llama3"])
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj"], init_lora_weights=start
+    )
+    made = peft.get_peft_model(load_torch(tmp_path / "base"), settings)
+    made.peft_config["default"].init_lora_weights = True  # as peft's own guide has it
+    made.save_pretrained(tmp_path / "start")
+    made.peft_config["default"].init_lora_weights = start
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    made.save_pretrained(tmp_path / "trained")
+    with pytest.raises(UserError, match=f"init_lora_weights '{start}' is not supported"):
+        llm.load(tmp_path / "base", adapter=tmp_path / "trained")
+    expected = torch_logits(made)
+    made.save_pretrained(
+        tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    close(llm.load(tmp_path / "base", adapter=tmp_path / "plain")[0], expected, atol=1e-3)
 
 
 def test_exported_tokenizers_load_in_transformers(tmp_path: Path) -> None:
