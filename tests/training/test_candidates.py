@@ -101,10 +101,11 @@ def test_gradients_equal_finite_differences(train, tokenizer, item_tokens, instr
     grads = jax.jit(jax.grad(loss))(params)
     slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)))
     step = 1e-3
-    ahead, behind = (
-        float(loss(jax.tree.map(lambda p, d: p + sign * step * d, params, direction)))
-        for sign in (1, -1)
-    )
+
+    def moved(by: float) -> float:
+        return float(loss(jax.tree.map(lambda p, d: p + by * d, params, direction)))
+
+    ahead, behind = moved(step), moved(-step)
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=2e-2)
 
 
