@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from palr_jax.config import Config, Variant
+from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.generate import Mode, Slate, generate
-from palr_jax.decoding.retriever_head import Known, head_of
 from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
 from palr_jax.decoding.search import search
 from palr_jax.decoding.trie import build, round_up
@@ -76,14 +76,14 @@ class Ranker:
         Raises:
             UserError: the model returned NaN.
         """
-        prompts, marks = self._marked_prompts(histories, profiles, candidates_UC)
+        prompts, marks, kept = self._marked_prompts(histories, profiles, candidates_UC)
         prefix = self._prefix(with_candidates=True)
         sizes = sizes or self.sizes(candidates_UC)
         prior_UC = log_prior(candidates_UC, retriever_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
             plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes, self._whole)
-            known = self._known(marks, rows_B, tokens_BT.shape[1], candidates_UC, prior_UC)
+            known = self._known(marks, kept, rows_B, tokens_BT.shape[1], candidates_UC, prior_UC)
             tokens_BT, length_B, plan, known = self.shards.spread(
                 (tokens_BT, length_B, plan, known)
             )
@@ -234,9 +234,11 @@ class Ranker:
 
     def _marked_prompts(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
-    ) -> tuple[Ragged, Ragged]:
-        """Prompts, and at the last token of each item the item, elsewhere -1."""
-        rows, marks, cut, room = [], [], 0, self.writer.config
+    ) -> tuple[Ragged, Ragged, Ragged]:
+        """Prompts, at the last token of each item the item and elsewhere -1, and the histories in
+        the prompts.
+        """
+        rows, marks, kept, cut, room = [], [], [], 0, self.writer.config
         for user, profile in enumerate(profiles):
             candidates = None
             if candidates_UC is not None:
@@ -250,22 +252,24 @@ class Ranker:
             cut += len(kept_H) < min(len(histories[user]), room.history)
             rows.append(tokens_T)
             marks.append(item_T)
+            kept.append(kept_H)
         if cut:
             say(
                 f"{cut:,} of {len(rows):,} histories were cut below {room.history} items, oldest "
                 f"first, to fit instruct.length ({room.length})"
             )
-        return Ragged.from_rows(rows), Ragged.from_rows(marks)
+        return Ragged.from_rows(rows), Ragged.from_rows(marks), Ragged.from_rows(kept)
 
     def _known(
         self,
         marks: Ragged,
+        kept: Ragged,
         rows_B: np.ndarray,
         width: int,
         candidates_UC: np.ndarray,
         prior_UC: np.ndarray,
     ) -> Known | None:
-        """What a retriever head needs of some users; None for a model without one."""
+        """What a candidate head needs of some users; None for a model without one."""
         head = head_of(self.model)
         if head is None:
             return None
@@ -273,7 +277,10 @@ class Ranker:
         item_BT = np.full((len(rows_B), width), -1, np.int32)
         item_BT[np.arange(width) < taken.lengths_R[:, None]] = taken.values_N
         return Known(
-            head.with_vector(item_BT), head.with_vector(candidates_UC[rows_B]), prior_UC[rows_B]
+            head.with_vector(item_BT),
+            head.with_vector(candidates_UC[rows_B]),
+            head.with_vector(kept.take(rows_B).last(self.writer.config.history, fill=-1)),
+            prior_UC[rows_B],
         )
 
     def _prefix(self, with_candidates: bool) -> Prefix:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from palr_jax.config import Config, RankerConfig
 from palr_jax.data.catalog import Catalog
-from palr_jax.decoding.retriever_head import RankingLlama, RetrieverHead
+from palr_jax.decoding.candidate_head import CandidateHead, RankingLlama
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.templates import item_text, profile_text, template
@@ -103,7 +103,7 @@ def make_model(
 
 
 def with_head(model: Llama, config: Config, vectors_IR: np.ndarray | None, shards: Shards) -> Llama:
-    """The model with the retriever head that a config asks for, whole on every device.
+    """The model with the candidate head that a config asks for, whole on every device.
 
     Args:
         model: of PALR_v2.
@@ -115,7 +115,7 @@ def with_head(model: Llama, config: Config, vectors_IR: np.ndarray | None, shard
     reads_titles = config.ranker.reads == "titles"
     if not has_prior and vectors_IR is None and not reads_titles:
         return model
-    head = RetrieverHead(model.config.dim, vectors_IR, has_prior, reads_titles)
+    head = CandidateHead(model.config.dim, vectors_IR, has_prior, reads_titles)
     nnx.update(head, jax.device_put(nnx.state(head), shards.of()))
     return RankingLlama(model, head)
 

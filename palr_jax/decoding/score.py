@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from palr_jax.decoding.retriever_head import Known, RetrieverHead, head_of
+from palr_jax.decoding.candidate_head import CandidateHead, Known, head_of
 from palr_jax.decoding.trie import Array, Trie, round_up
 from palr_jax.llm.llama import Layout, Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
@@ -223,7 +223,7 @@ def score(
         plan: what `plan_score` made of the tries of the same rows.
         shards: over which mesh rows and weights are divided, if at all.
         prefix: how many tokens all prompts begin with.
-        known: what the retriever knows of the same rows; a model with a retriever head needs it.
+        known: what the retriever knows of the same rows; a model with a candidate head needs it.
 
     Returns:
         [B, S] float32, the log-probability of each candidate when only candidates can be written;
@@ -260,20 +260,20 @@ def score_step(
         end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
         place_BS = jnp.where(jnp.asarray(plan.end_BS) >= 0, T + plan.end_BS, 0)
         title_BSD = jnp.take_along_axis(hidden_BTD, place_BS[:, :, None], axis=1)
-        logit_BE = with_retriever(head, logit_BE, end_BD, title_BSD, known, plan.choices)
+        logit_BE = with_item_scores(head, logit_BE, end_BD, title_BSD, known, plan.choices)
     return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan.choices)
 
 
-def _inputs(head: RetrieverHead, known: Known | None, plan: ScorePlan) -> jax.Array | None:
+def _inputs(head: CandidateHead, known: Known | None, plan: ScorePlan) -> jax.Array | None:
     """What the head adds to the inputs of prompts; fed nodes get nothing."""
     if known is None:
-        raise ValueError("a model with a retriever head scores with what the retriever knows")
+        raise ValueError("a model with a candidate head scores with what the retriever knows")
     fed = plan.token_BM.shape[1]
     return head.inputs(jnp.pad(jnp.asarray(known.item_BT), ((0, 0), (0, fed)), constant_values=-1))
 
 
-def with_retriever(
-    head: RetrieverHead,
+def with_item_scores(
+    head: CandidateHead,
     logit_BE: jax.Array,
     end_BD: jax.Array,
     title_BSD: jax.Array,

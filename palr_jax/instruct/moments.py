@@ -30,6 +30,7 @@ class Moment:
         fed: index of the first token that is fed for it; they stand one behind the other.
         choices: the choices that lead to the target.
         item_S: int32, the candidates in the order of their leaves.
+        history_H: int32, the items of the prompt before it, the newest last.
         prior_S: float32, the retriever's log-probability of each; zeros say nothing.
     """
 
@@ -37,6 +38,7 @@ class Moment:
     fed: int
     choices: PathChoices
     item_S: np.ndarray
+    history_H: np.ndarray
     prior_S: np.ndarray
 
 
@@ -109,7 +111,8 @@ class MomentMaker:
         self, examples: Sequence[MomentExample], packing: Packing, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """Packs examples; see `pack_moments`."""
-        return pack_moments(examples, packing, self.retrieved.items_PK.shape[1], rng)
+        slots = self.retrieved.items_PK.shape[1]
+        return pack_moments(examples, packing, slots, self.config.history, rng)
 
     def _moments(self, user: int) -> np.ndarray:
         """The numbers of a user's moments in `retrieved`, oldest first."""
@@ -147,13 +150,14 @@ class MomentMaker:
         fed = sum(len(choices.fed_F) for *_, choices in asked)
         known = self.train[user][:newest]
         kept = len(self.writer.kept_in_history(known, self.config.length - fed))
+        kept_H = known[len(known) - kept :]
         tokens_T, item_T = self.writer.history_prompt(known, self.config.length - fed)
         end_H = np.flatnonzero(item_T >= 0)
         builder = _Builder(tokens_T, item_T)
         for length, (items_S, prior_S, choices) in zip(length_Q, asked, strict=True):
             place = kept - (newest - length) - 1  # of the newest item known then
             if place >= 0:
-                builder.ask(int(end_H[place]), items_S, prior_S, choices)
+                builder.ask(int(end_H[place]), items_S, kept_H[: place + 1], prior_S, choices)
         return builder.build()
 
     def _candidates_example(
@@ -168,7 +172,8 @@ class MomentMaker:
             known, self.profiles[user], listed_S, len(choices.fed_F)
         )
         builder = _Builder(tokens_T, item_T)
-        builder.ask(len(tokens_T) - 1, items_S, prior_S, choices)
+        kept_H = self.writer.kept(known, self.profiles[user], listed_S, len(choices.fed_F))
+        builder.ask(len(tokens_T) - 1, items_S, kept_H, prior_S, choices)
         return builder.build()
 
 
@@ -177,13 +182,18 @@ class _Builder:
 
     def __init__(self, tokens_T: np.ndarray, item_T: np.ndarray) -> None:
         self._prompt_T, self._item_T = tokens_T, item_T
-        self._asked: list[tuple[int, np.ndarray, np.ndarray, PathChoices]] = []
+        self._asked: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, PathChoices]] = []
 
     def ask(
-        self, place: int, items_S: np.ndarray, prior_S: np.ndarray, choices: PathChoices
+        self,
+        place: int,
+        items_S: np.ndarray,
+        history_H: np.ndarray,
+        prior_S: np.ndarray,
+        choices: PathChoices,
     ) -> None:
         """Adds a moment behind prompt token `place`; places ascend."""
-        self._asked.append((place, items_S, prior_S, choices))
+        self._asked.append((place, items_S, history_H, prior_S, choices))
 
     def build(self) -> MomentExample:
         """The example."""
@@ -201,18 +211,23 @@ class _Builder:
         next_T = np.full(total, -1, np.int32)
         next_T[index_T[:-1]] = self._prompt_T[1:]
         moments = []
-        for place, items_S, prior_S, choices in self._asked:
+        for place, items_S, history_H, prior_S, choices in self._asked:
             start, fed = int(index_T[place]) + 1, len(choices.fed_F)
             tokens_T[start : start + fed] = choices.fed_F
             position_T[start : start + fed] = place + choices.depth_F
             horizon_T[start : start + fed] = start + choices.horizon_F
             order_S = choices.order_C
-            moments.append(Moment(start - 1, start, choices, items_S[order_S], prior_S[order_S]))
+            mine = (items_S[order_S], history_H, prior_S[order_S])
+            moments.append(Moment(start - 1, start, choices, *mine))
         return MomentExample(tokens_T, position_T, horizon_T, item_T, next_T, tuple(moments))
 
 
 def pack_moments(
-    examples: Sequence[MomentExample], packing: Packing, slots: int, rng: np.random.Generator
+    examples: Sequence[MomentExample],
+    packing: Packing,
+    slots: int,
+    history: int,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Packs examples; the rows come in random order.
 
@@ -222,13 +237,15 @@ def pack_moments(
         examples: with at least one moment each.
         packing: the shapes.
         slots: S, candidates of a moment at most.
+        history: H, items of a history at most.
         rng: of the order of rows.
 
     Returns:
         `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding), `item_RT` and `next_RT`; for
         every moment `place_RQ`, `target_RQ` (the leaf of the target), `weight_RQ` (1, or 0 at
         padding), `candidate_RQS` (items, as their leaves stand; -1 at padding), `prior_RQS`
-        and `end_RQS` (the last token of each candidate's text; -1 where it is not fed); for the
+        and `end_RQS` (the last token of each candidate's text; -1 where it is not fed) and
+        `history_RQH` (the items before it, the newest last; -1 at padding); for the
         edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it
         is chosen), `edge_source_RQE` (-1 at padding), `edge_first_RQE` and `edge_last_RQE`. All are
         int32 but the prior, which is float32.
@@ -252,6 +269,7 @@ def pack_moments(
         "candidate_RQS": np.full((rows, Q, slots), -1, np.int32),
         "prior_RQS": np.zeros((rows, Q, slots), np.float32),
         "end_RQS": np.full((rows, Q, slots), -1, np.int32),
+        "history_RQH": np.full((rows, Q, history), -1, np.int32),
     }
     names = ("token", "place", "source", "first", "last")
     edges = {f"edge_{name}_RQE": np.zeros((rows, Q, E), np.int32) for name in names}
@@ -272,6 +290,8 @@ def pack_moments(
             by_moment["weight_RQ"][here] = 1
             candidates["candidate_RQS"][row, number, : len(moment.item_S)] = moment.item_S
             candidates["prior_RQS"][row, number, : len(moment.prior_S)] = moment.prior_S
+            known = len(moment.history_H)
+            candidates["history_RQH"][row, number, history - known :] = moment.history_H
             # A choice at depth d is decided behind the d-th token of the path to the target.
             behind_D = np.append(moment.place, moment.fed + choices.path_P)
             behind_E = behind_D[choices.depth_E]

@@ -115,13 +115,14 @@ class PromptWriter:
         history: Sequence[int] | np.ndarray,
         profile: str,
         candidates: Sequence[int] | np.ndarray | None = None,
+        label_tokens: int = 0,
     ) -> np.ndarray:
         """The items of a history that a prompt holds, oldest first.
 
         Raises:
             UserError: as `prompt`.
         """
-        _, room = self._fixed(profile, candidates, 0)
+        _, room = self._fixed(profile, candidates, label_tokens)
         return self._newest(np.asarray(history, np.int64), room)
 
     def prefix_length(self, with_candidates: bool) -> int:

@@ -31,7 +31,7 @@ _TABLES = {"embedding_VD": ("vocab", "embed"), "head_VD": ("vocab", "embed")}
 def axes_of(place: Place) -> tuple[str | None, ...]:
     """The logical axes of a parameter by its place in the model."""
     *_, module, name = ("", *place)
-    if place[0] == "retriever":  # the head of a ranker: small, and whole on every device
+    if place[0] == "candidate_head":  # the head of a ranker: small, and whole on every device
         return ()
     if name in _TABLES:
         return _TABLES[name]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from palr_jax.decoding.retriever_head import Known, head_of
-from palr_jax.decoding.score import Choices, path_logps, siblings, with_retriever
+from palr_jax.decoding.candidate_head import Known, head_of
+from palr_jax.decoding.score import Choices, path_logps, siblings, with_item_scores
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Layout, Llama
 from palr_jax.sharding import Shards
@@ -41,6 +41,7 @@ class MomentBatch:
     candidate_BQS: Array
     prior_BQS: Array
     end_BQS: Array
+    history_BQH: Array
     edge_token_BQE: Array
     edge_place_BQE: Array
     edge_source_BQE: Array
@@ -141,7 +142,7 @@ def _target_logps(
         S = batch.end_BQS.shape[2]
         ends_BX = jnp.maximum(jnp.asarray(batch.end_BQS).reshape(B, -1), 0)
         title_NSD = _take(hidden_BTD, ends_BX).reshape(B * Q, S, -1)
-        logit_NE = with_retriever(head, logit_NE, end_ND, title_NSD, known, choices)
+        logit_NE = with_item_scores(head, logit_NE, end_ND, title_NSD, known, choices)
     logp_NS = path_logps(logit_NE, jnp.asarray(choices.leaf_BS) >= 0, choices)
     target_N1 = jnp.asarray(batch.target_BQ).reshape(-1, 1)
     logp_N = jnp.take_along_axis(logp_NS, target_N1, axis=1)[:, 0]
@@ -171,6 +172,7 @@ def _known(batch: MomentBatch) -> Known:
     return Known(
         item_BT=batch.item_BT,
         item_BS=jnp.asarray(batch.candidate_BQS).reshape(B * Q, S),
+        history_BH=jnp.asarray(batch.history_BQH).reshape(B * Q, -1),
         prior_BS=jnp.asarray(batch.prior_BQS).reshape(B * Q, S),
     )
 

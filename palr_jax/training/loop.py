@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints
-from palr_jax.decoding.retriever_head import HeadParam
+from palr_jax.decoding.candidate_head import HeadParam
 from palr_jax.errors import UserError
 from palr_jax.files import read_json, write_json
 from palr_jax.llm.llama import Llama
@@ -35,7 +35,7 @@ from palr_jax.training.step import (
 def trainable(model: Llama) -> Any:
     """The filter of the parameters that training changes: adapters if there are any, else all.
 
-    A retriever head is trained in either case.
+    A candidate head is trained in either case.
     """
     has_adapters = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
     return nnx.Any(nnx.LoRAParam, HeadParam) if has_adapters else nnx.Param

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from palr_jax.decoding.retriever_head import Known, RankingLlama, RetrieverHead
+from palr_jax.decoding.candidate_head import CandidateHead, Known, RankingLlama
 from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.trie import build
 from palr_jax.instruct.moments import MomentExample, MomentMaker
@@ -31,11 +31,11 @@ def new_model(vocab_size: int, prior: bool, vectors: bool, titles: bool) -> Llam
     if not (prior or vectors or titles):
         return llama
     vectors_IR = np.random.default_rng(3).normal(size=(30, 6)) if vectors else None
-    model = RankingLlama(llama, RetrieverHead(16, vectors_IR, prior, titles))
-    state = nnx.state(model.retriever)
+    model = RankingLlama(llama, CandidateHead(16, vectors_IR, prior, titles))
+    state = nnx.state(model.candidate_head)
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(state))))
     nnx.update(
-        model.retriever,
+        model.candidate_head,
         jax.tree.map(lambda leaf: leaf + jax.random.normal(next(keys), leaf.shape), state),
     )
     return model
@@ -55,7 +55,14 @@ def ranked_logps(model: Llama, maker: MomentMaker, example: MomentExample, whole
     for moment in example.moments:
         before_T = np.flatnonzero(~fed_T[: moment.place + 1])
         plan = plan_score(build(maker.items, moment.item_S[None]), whole=whole)
-        known = Known(example.item_T[before_T][None], moment.item_S[None], moment.prior_S[None])
+        history_H = np.full(8, -1)
+        history_H[8 - len(moment.history_H) :] = moment.history_H
+        known = Known(
+            example.item_T[before_T][None],
+            moment.item_S[None],
+            history_H[None],
+            moment.prior_S[None],
+        )
         logp_BS = score(
             model, example.tokens_T[before_T][None], np.array([len(before_T)]), plan, known=known
         )
@@ -113,8 +120,8 @@ def test_a_silent_text_leaves_the_prior(train, tokenizer, item_tokens, instruct_
     config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=4)
     maker = make_moments(train, tokenizer, item_tokens, config)
     model = new_model(tokenizer.vocab_size, True, False, False)
-    model.retriever.text_scale[...] = jnp.float32(0)
-    model.retriever.prior_scale[...] = jnp.float32(1)
+    model.candidate_head.text_scale[...] = jnp.float32(0)
+    model.candidate_head.prior_scale[...] = jnp.float32(1)
     example = maker.example(11, 0)
     for moment, logp in zip(
         example.moments, ranked_logps(model, maker, example, False), strict=True

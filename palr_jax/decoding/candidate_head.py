@@ -1,14 +1,16 @@
 """The parameters with which a ranker scores candidates beside the choices of their trie.
 
-A ranker may get two things from the retriever. The *prior*: the probability of
+A ranker may get two things beside the text of the history. The *prior*: the probability of
 each candidate, which stands at every choice of the trie; the LLaMA adds to it what it reads in the
-text. And *item vectors*: the retriever's embedding of every item, mapped linearly to the input
-behind a title (as in CoLLM, Zhang et al. 2023, and LLaRA, Liao et al. 2024), and compared with the
-hidden state at the end of the prompt. A ranker may also *read titles*: it reads the whole text of
-every candidate behind the history, and the hidden state at its end is mapped to a score. The
-choices alone look at the few tokens where titles part.
+text. And *item vectors*: the retriever's embedding of every item, or what a language model makes of
+its title. They are mapped linearly to the input behind a title (as in CoLLM, Zhang et al. 2023, and
+LLaRA, Liao et al. 2024), compared with the hidden state at the end of the prompt, and with each
+other: a candidate that resembles the history scores higher. A ranker may also *read titles*: it
+reads the whole text of every candidate behind the history, and the hidden state at its end is
+mapped to a score. The choices alone look at the few tokens where titles part.
 
-Shapes: B rows, T tokens, S candidates, I items, R width of an item vector, D width of the LLaMA.
+Shapes: B rows, T tokens, S candidates, H history items, I items, R width of an item vector, D width
+of the LLaMA.
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ Array = np.ndarray | jax.Array
 
 # The weight of the text before training: the prior should lead until the text has been learned.
 _TEXT_SCALE = 0.25
+# Cosines differ by little: with their weights at 1, they count as much as this.
+_SIMILARITY = 10.0
 
 
 class HeadParam(nnx.Param):
@@ -31,27 +35,30 @@ class HeadParam(nnx.Param):
 
 
 class ItemVectors(nnx.Variable):
-    """The retriever's item vectors, which are never trained."""
+    """Item vectors, which are never trained."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Known:
-    """What the retriever knows of the rows of a batch.
+    """What is known of the rows of a batch beside their tokens.
 
     Attributes:
         item_BT: int32, at the last token of an item's text the item, elsewhere -1.
         item_BS: int32, the candidate in each slot; -1 where there is none, or no vector of it.
+        history_BH: int32, the items of each history, the newest last; -1 where there is none, or no
+            vector of it.
         prior_BS: float32, the retriever's log-probability of each candidate among those of its
             row; equal numbers (such as 0) say nothing.
     """
 
     item_BT: Array
     item_BS: Array
+    history_BH: Array
     prior_BS: Array
 
 
-class RetrieverHead(nnx.Module):
+class CandidateHead(nnx.Module):
     """Weighs text, prior and item vectors.
 
     Maps start at zero: an untrained head ranks by the prior and the text alone.
@@ -69,6 +76,8 @@ class RetrieverHead(nnx.Module):
             self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
             self.input_RD = HeadParam(jnp.zeros((width, dim)))
             self.query_DR = HeadParam(jnp.zeros((dim, width)))
+            # Of the mean, the largest and the newest item's similarity to the history.
+            self.similarity_3 = HeadParam(jnp.zeros((3,)))
 
     def inputs(self, item_BT: Array) -> jax.Array | None:
         """What is added to the embedding of each token, [B, T, D]; None without item vectors."""
@@ -95,11 +104,22 @@ class RetrieverHead(nnx.Module):
         if self.has_vectors:
             scale = self.query_DR.size**-0.5
             query_BR = end_BD.astype(jnp.float32) @ self.query_DR[...] * scale
-            score_BS += jnp.einsum("BR,BSR->BS", query_BR, self._vectors(known.item_BS))
+            vector_BSR = self._vectors(known.item_BS)
+            score_BS += jnp.einsum("BR,BSR->BS", query_BR, vector_BSR)
+            score_BS += self._similarity(vector_BSR, known) @ self.similarity_3[...] * _SIMILARITY
         return score_BS
 
+    def _similarity(self, vector_BSR: jax.Array, known: Known) -> jax.Array:
+        """Cosines of candidates and history items: mean, largest and newest, [B, S, 3]."""
+        history_BH = jnp.asarray(known.history_BH)
+        there_B1H = (history_BH >= 0)[:, None]
+        cosine_BSH = jnp.einsum("BSR,BHR->BSH", _unit(vector_BSR), _unit(self._vectors(history_BH)))
+        mean_BS = cosine_BSH.sum(-1) / jnp.maximum(there_B1H.sum(-1), 1)
+        largest_BS = jnp.where(there_B1H, cosine_BSH, -1).max(-1)
+        return jnp.stack([mean_BS, largest_BS, cosine_BSH[:, :, -1]], axis=-1)
+
     def with_vector(self, item_X: np.ndarray) -> np.ndarray:
-        """The same items, -1 for those that the retriever has no vector of."""
+        """The same items, -1 for those that there is no vector of."""
         if not self.has_vectors:
             return item_X
         return np.where(item_X < self.vectors_IR[...].shape[0], item_X, -1)
@@ -112,19 +132,24 @@ class RetrieverHead(nnx.Module):
 
 
 class RankingLlama(Llama):
-    """A LLaMA with a retriever head; as a language model it is the one it was made of."""
+    """A LLaMA with a candidate head; as a language model it is the one it was made of."""
 
-    def __init__(self, llama: Llama, head: RetrieverHead) -> None:
+    def __init__(self, llama: Llama, head: CandidateHead) -> None:
         self.config, self.lora, self.compute = llama.config, llama.lora, llama.compute
         self.embedding_VD, self.layers, self.norm = llama.embedding_VD, llama.layers, llama.norm
         if not llama.config.tie_embeddings:
             self.head_VD = llama.head_VD
-        self.retriever = head
+        self.candidate_head = head
 
 
-def head_of(model: Llama) -> RetrieverHead | None:
-    """The retriever head of a model, if it has one."""
-    return model.retriever if isinstance(model, RankingLlama) else None
+def head_of(model: Llama) -> CandidateHead | None:
+    """The candidate head of a model, if it has one."""
+    return model.candidate_head if isinstance(model, RankingLlama) else None
+
+
+def _unit(vector_BXR: jax.Array) -> jax.Array:
+    """Vectors of length 1; zeros stay zero."""
+    return vector_BXR / jnp.sqrt(jnp.maximum((vector_BXR**2).sum(-1, keepdims=True), 1e-12))
 
 
 def standardised(vectors_IR: jax.Array) -> jax.Array:
