@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from palr_jax.data.amazon import read_amazon_2014
+from palr_jax.data.amazon import read_amazon
 from palr_jax.data.config import DataConfig
 
 
@@ -41,7 +41,7 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 def read(folder: Path):
-    return read_amazon_2014(DataConfig(source="amazon-2014", path=str(folder)))
+    return read_amazon(DataConfig(source="amazon-2014", path=str(folder)))
 
 
 def test_reviews_and_metadata(folder, capsys) -> None:
@@ -83,7 +83,7 @@ def test_plain_json_and_named_files(folder, tmp_path) -> None:
     write(tmp_path / "r.json", [json.dumps(line) for line in REVIEWS])
     write(tmp_path / "m.json", [repr(line) for line in META])
     files = {"interactions": str(tmp_path / "r.json"), "items": str(tmp_path / "m.json")}
-    tables = read_amazon_2014(DataConfig(source="amazon-2014", **files))
+    tables = read_amazon(DataConfig(source="amazon-2014", **files))
     assert tables.interactions.equals(expected.interactions)
     assert tables.items.equals(expected.items)
 
@@ -91,12 +91,12 @@ def test_plain_json_and_named_files(folder, tmp_path) -> None:
 def test_a_literal_is_never_run(folder, tmp_path, complaint) -> None:
     mark = tmp_path / "ran"
     write(folder / "meta_Beauty.json.gz", [f"{{'asin': 'B1', 'title': open({str(mark)!r}, 'w')}}"])
-    assert "line 1: not a Python dict" in complaint(read, folder)
+    assert "line 1: not a JSON object or a Python dict" in complaint(read, folder)
     assert not mark.exists()
 
 
 def test_path_not_given_or_no_folder(folder, complaint) -> None:
-    message = complaint(read_amazon_2014, DataConfig(source="amazon-2014"))
+    message = complaint(read_amazon, DataConfig(source="amazon-2014"))
     assert message.startswith("data.path is not given")
     assert "is no folder" in complaint(read, folder / "no")
 
@@ -107,12 +107,12 @@ def test_a_folder_without_the_files_or_with_two_of_a_kind(folder, complaint) -> 
     assert "found meta_Beauty.json.gz, meta_Toys.json: set data.items" in message
     (folder / "reviews_Beauty_5.json.gz").unlink()
     message = complaint(read, folder)
-    assert "one reviews_*_5.json.gz is expected, found none: set data.interactions" in message
+    assert "one X_5.json.gz or .jsonl.gz is expected, found none: set data.interactions" in message
 
 
 def test_unknown_extension(folder, complaint) -> None:
     config = DataConfig(source="amazon-2014", path=str(folder), items=str(folder / "meta.csv"))
-    assert "meta.csv has an unknown extension" in complaint(read_amazon_2014, config)
+    assert "meta.csv has an unknown extension" in complaint(read_amazon, config)
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,15 @@ def test_a_bad_line_of_reviews_is_named(folder, complaint, line, problem) -> Non
 @pytest.mark.parametrize(
     "line, problem",
     [
-        ("{'asin': 'B1', 'title': 'x", "not a Python dict"),
-        ("{'asin': 'B1', 'title': null}", "not a Python dict"),
-        ("'asin'", "not a Python dict"),
+        ("{'asin': 'B1', 'title': 'x", "not a JSON object or a Python dict"),
+        ("{'asin': 'B1', 'title': null}", "not a JSON object or a Python dict"),
+        ("'asin'", "not a JSON object or a Python dict"),
         ("{'title': 'x'}", "no 'asin'"),
         ("{'asin': 'B1', 'title': 5}", "an unusable 'title'"),
         ("{'asin': 'B1', 'categories': 'x'}", "an unusable 'categories'"),
-        ("{'asin': 'B1', 'categories': ['x']}", "'categories' is no list of lists of texts"),
-        ("(" * 100_000, "not a Python dict"),
+        ("{'asin': 'B1', 'categories': ['x', ['y']]}", "an unusable 'categories'"),
+        ("{'asin': 'B1', 'categories': [[5]]}", "an unusable 'categories'"),
+        ("(" * 100_000, "not a JSON object or a Python dict"),
     ],
 )
 def test_a_bad_line_of_metadata_is_named(folder, complaint, line, problem) -> None:

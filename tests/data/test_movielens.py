@@ -7,7 +7,7 @@ import pytest
 
 from palr_jax.data import movielens
 from palr_jax.data.config import DataConfig
-from palr_jax.data.movielens import read_ml_1m, read_ml_latest_small
+from palr_jax.data.movielens import read_dat_archive, read_ml_latest_small
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 ML_1M = SHARED / "ml-1m"
@@ -33,7 +33,7 @@ def zipped(folder: Path) -> Path:
 
 
 def read(path: Path):
-    return read_ml_1m(DataConfig(source="ml-1m", path=str(path)))
+    return read_dat_archive(DataConfig(source="ml-1m", path=str(path)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -57,7 +57,7 @@ def test_ml_1m(folder, packed) -> None:
 
 
 def test_path_not_given(complaint) -> None:
-    message = complaint(read_ml_1m, DataConfig(source="ml-1m"))
+    message = complaint(read_dat_archive, DataConfig(source="ml-1m"))
     assert message.startswith("data.path is not given")
     assert "ml-1m.zip" in message
 
@@ -75,7 +75,7 @@ def test_a_file_is_missing_or_empty(folder, complaint, name) -> None:
     assert f"{name} is empty" in complaint(read, zipped(folder))
     (folder / name).unlink()
     assert f"{folder / name} is missing" in complaint(read, folder)
-    assert f"holds no {name}" in complaint(read, zipped(folder))
+    assert f"holds no file named {name}" in complaint(read, zipped(folder))
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.1, 0.5, 0.99])
@@ -116,7 +116,8 @@ def test_a_line_of_movies_of_another_form(folder, complaint) -> None:
 def test_a_timestamp_that_is_no_number(folder, complaint) -> None:
     (folder / "ratings.dat").write_text(RATINGS + "1::3::5::noon\n")
     message = complaint(read, folder)
-    assert message == f"{folder / 'ratings.dat'}, line 4: the timestamp 'noon' is not a number"
+    problem = "the timestamp 'noon' is not a number: mend or delete that row"
+    assert message == f"{folder / 'ratings.dat'}, line 4: {problem}"
 
 
 def test_bundled() -> None:

@@ -1,0 +1,70 @@
+"""A table as Parquet."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from palr_jax.data.reading import Content, check_size
+from palr_jax.errors import UserError
+
+_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+_ROW_BYTES = 8
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """The bytes of a Parquet file.
+
+    Attributes:
+        content: the file.
+        header: names of its columns.
+    """
+
+    content: Content
+    header: list[str]
+
+    @property
+    def file(self) -> Path:
+        """The name of the file in errors."""
+        return self.content.file
+
+    def read(
+        self, places: list[int], has_header: bool
+    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
+        """The columns at `places` as they are stored, and where a row stands.
+
+        `has_header` says nothing here: the columns of Parquet always have names.
+
+        Raises:
+            UserError: the file is damaged, or holds more rows than a file of its size can.
+        """
+        try:
+            names = [self.header[place] for place in places]
+            frame = pl.read_parquet(io.BytesIO(self.content.data), columns=names).select(names)
+        except _FAULTS as error:
+            raise _damaged(self.content, error) from None
+        return frame, lambda row: f"{self.file}, row {row + 1}"
+
+
+def open_parquet(content: Content) -> ParquetFile:
+    """Reads the names of the columns and checks the number of rows.
+
+    Raises:
+        UserError: as `ParquetFile.read`.
+    """
+    try:
+        table = pl.scan_parquet(io.BytesIO(content.data))
+        names = table.collect_schema().names()
+        rows = int(table.select(pl.len()).collect().item())
+    except _FAULTS as error:
+        raise _damaged(content, error) from None
+    check_size(content.file, rows * _ROW_BYTES * len(names), len(content.data))
+    return ParquetFile(content, names)
+
+
+def _damaged(content: Content, error: BaseException) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{content.file} is not a complete Parquet file ({reason}): write it again")
