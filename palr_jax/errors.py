@@ -30,4 +30,4 @@ def shown(value: Any) -> str:
     try:
         return _REPR.repr(value)
     except ValueError:  # Python writes out no number of more than 4,300 digits
-        return f"a {type(value).__name__} that is too long to be written out"
+        return "a number that is too long to be written out"

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from palr_jax.errors import shown
+
 Source = Literal[
     "ml-latest-small",
     "ml-100k",
@@ -24,15 +26,18 @@ def _as_text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
-def _tab(value: Any) -> Any:
-    return "\t" if value == "\\t" else value
+def _separator(value: Any) -> Any:
+    text = "\t" if value == "\\t" else value
+    if isinstance(text, str) and not (len(text) == 1 and text.isascii() and text not in '"\r\n\0'):
+        raise ValueError(
+            f"{shown(value)} is not one ASCII character, other than a double quote or a line end"
+        )
+    return text
 
 
 # A name, or a number from 1; YAML reads the latter as a number.
-Column = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
-Separator = Annotated[
-    str, BeforeValidator(_tab), Field(pattern=r"^[\x01-\x09\x0b\x0c\x0e-!#-\x7e]$")
-]
+Column = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
+Separator = Annotated[str, BeforeValidator(_separator)]
 
 
 @dataclass(frozen=True)
@@ -87,5 +92,5 @@ class DataConfig:
     interactions: str | None = None
     items: str | None = None
     columns: Columns = Columns()
-    min_count: Annotated[int, Field(ge=3)] = 5
-    min_users: Annotated[int, Field(ge=1)] = 10
+    min_count: Annotated[int, Field(ge=3, le=1_000_000)] = 5
+    min_users: Annotated[int, Field(ge=1, le=1_000_000_000)] = 10

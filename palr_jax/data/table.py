@@ -125,7 +125,9 @@ def _find(table: _Table, names: dict[str, str | None]) -> dict[str, int]:
             places[role] = found[0]
     for role, name in asked.items():
         # Without any other column that could be meant, an optional one is left out.
-        if role not in places and not (role in _OPTIONAL and len(places) == len(table.header)):
+        if role not in places and not (
+            role in _OPTIONAL and len(set(places.values())) == len(table.header)
+        ):
             there = ", ".join(map(shown, table.header[:20]))
             null = ", or to null if there is none" if role in _OPTIONAL else ""
             raise UserError(

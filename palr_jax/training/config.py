@@ -7,7 +7,7 @@ from pydantic import Field
 
 from palr_jax.llm.config import Remat
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FinetuneConfig:
     """
 
     mode: Literal["lora", "full"] | None = None
-    steps: Positive = 200
+    steps: Annotated[int, Field(ge=1, le=1_000_000_000)] = 200
     batch_size: Positive = 8
     streams: Positive = 1
     accumulate: Positive = 1
@@ -48,12 +48,12 @@ class FinetuneConfig:
     length: Positive = 1024
     label_length: Positive = 384
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    save_every: Positive = 50
+    save_every: Annotated[int, Field(ge=1, le=1_000_000_000)] = 50
     keep: Positive = 2
-    log_every: Positive = 10
+    log_every: Annotated[int, Field(ge=1, le=1_000_000_000)] = 10
 
     def __post_init__(self) -> None:
         for name, parts in (("accumulate", self.accumulate), ("streams", self.streams)):

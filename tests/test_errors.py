@@ -1,0 +1,25 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palr_jax.errors import UserError, shown
+
+
+@given(st.text(st.characters(codec=None)) | st.text(min_size=1_001).map(lambda text: text * 3))
+def test_a_message_is_one_line_that_can_be_written(text: str) -> None:
+    message = str(UserError(text))
+    assert len(message.splitlines()) <= 1
+    assert len(message) <= 1_003
+    message.encode()
+
+
+def test_a_long_message_keeps_its_ends() -> None:
+    message = str(UserError(f"in this file {'x' * 1_000_000} stands: delete it"))
+    assert message.startswith("in this file xxx")
+    assert message.endswith("xxx stands: delete it")
+
+
+def test_long_values_are_shown_by_their_ends() -> None:
+    assert shown("short") == "'short'"
+    assert len(shown("x" * 1_000_000)) <= 80
+    assert len(shown({"a": ["x" * 1_000] * 1_000})) < 1_000
+    assert shown(16**5_000) == "a number that is too long to be written out"
