@@ -31,6 +31,7 @@ class CsvFile:
     content: Content
     separator: str
     header: list[str]
+    is_named = False
 
     @property
     def file(self) -> Path:

@@ -1,7 +1,9 @@
 """A table as Parquet."""
 
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ class ParquetFile:
 
     content: Content
     header: list[str]
+    is_named = True
 
     @property
     def file(self) -> Path:
@@ -41,11 +44,9 @@ class ParquetFile:
         Raises:
             UserError: the file is damaged, or holds more rows than a file of its size can.
         """
-        try:
-            names = [self.header[place] for place in places]
+        names = [self.header[place] for place in places]
+        with _parsing(self.content):
             frame = pl.read_parquet(io.BytesIO(self.content.data), columns=names).select(names)
-        except _FAULTS as error:
-            raise _damaged(self.content, error) from None
         return frame, lambda row: f"{self.file}, row {row + 1}"
 
 
@@ -55,16 +56,31 @@ def open_parquet(content: Content) -> ParquetFile:
     Raises:
         UserError: as `ParquetFile.read`.
     """
-    try:
+    with _parsing(content):
         table = pl.scan_parquet(io.BytesIO(content.data))
         names = table.collect_schema().names()
         rows = int(table.select(pl.len()).collect().item())
-    except _FAULTS as error:
-        raise _damaged(content, error) from None
     check_size(content.file, rows * _ROW_BYTES * len(names), len(content.data))
     return ParquetFile(content, names)
 
 
-def _damaged(content: Content, error: BaseException) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"{content.file} is not a complete Parquet file ({reason}): write it again")
+@contextmanager
+def _parsing(content: Content) -> Iterator[None]:
+    """Turns the errors of Polars, and panics of its Rust code, into a `UserError`.
+
+    A panic writes a trace to the standard error of the process: that is closed for its time.
+    """
+    error: BaseException | None = None
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except _FAULTS as caught:
+        error = caught
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+    if error is not None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{content.file} is not a complete Parquet file ({reason}): write it again")

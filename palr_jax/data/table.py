@@ -1,6 +1,7 @@
 """Any pair of tables, interactions and items, as text (CSV and its kin) or Parquet."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,13 +24,22 @@ _OPTIONAL = ("timestamp", "categories")
 
 
 class _Table(Protocol):
-    """A file that holds a table; `header` is its first record, be it of names or not."""
+    """A file that holds a table.
+
+    Attributes:
+        file: its name in errors.
+        header: the fields of its first record.
+        is_named: whether that record is known to hold the names of the columns.
+    """
 
     @property
     def file(self) -> Path: ...
 
     @property
     def header(self) -> list[str]: ...
+
+    @property
+    def is_named(self) -> bool: ...
 
     def read(
         self, places: list[int], has_header: bool
@@ -87,10 +97,12 @@ def _content(path: str | None, key: str) -> Content:
 def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> _Table:
     if content.file.suffix == ".parquet":
         return open_parquet(content)
-    needed = [name for key, name in names.items() if name is not None and key not in _OPTIONAL]
-    return open_csv(
-        content, columns.separator, lambda header: all(_places(header, name) for name in needed)
-    )
+
+    def fits(header: list[str]) -> bool:
+        found = _layout(header, names, is_named=False).places
+        return all(found[role] for role in found if role not in _OPTIONAL)
+
+    return open_csv(content, columns.separator, fits)
 
 
 def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str, Column]:
@@ -99,53 +111,74 @@ def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str,
     Raises:
         UserError: there is no such column, or several, or there are no rows.
     """
-    header, places = table.header, _find(table, names)
-    has_header = any(not _is_number(header[place], names[role]) for role, place in places.items())
+    layout = _layout(table.header, names, table.is_named)
+    places = _places(table, names, layout)
     order = sorted(set(places.values()))
-    frame, where = table.read(order, has_header)
+    frame, where = table.read(order, layout.has_header)
     if frame.is_empty():
         raise UserError(f"{table.file} holds no rows: set {key} to {_EXPECTED}")
     found = {}
     for role, place in places.items():
-        name = header[place] if has_header else str(place + 1)
+        name = table.header[place] if layout.has_header else str(place + 1)
         found[role] = Column(frame.to_series(order.index(place)), name, str(table.file), where)
     return found
 
 
-def _find(table: _Table, names: dict[str, str | None]) -> dict[str, int]:
-    """Where the columns stand that are there."""
+@dataclass(frozen=True)
+class _Layout:
+    """Where columns stand in a first record.
+
+    Attributes:
+        has_header: whether that record holds names.
+        places: by role, all columns that the role's name or number can mean.
+    """
+
+    has_header: bool
+    places: dict[str, list[int]]
+
+
+def _layout(header: list[str], names: dict[str, str | None], is_named: bool) -> _Layout:
+    """Finds columns by name, else by number from 1.
+
+    Where all that are there are given as numbers, the first record is one of values, whatever it
+    holds, unless the table is known to have names (`is_named`).
+    """
     asked = {role: name for role, name in names.items() if name is not None}
+    named = {role: _named(header, name) for role, name in asked.items()}
+    counted = {role: _counted(header, name) for role, name in asked.items()}
+    has_header = is_named or any(
+        not counted[role] and (named[role] or role not in _OPTIONAL) for role in asked
+    )
+    places = {role: (has_header and named[role]) or counted[role] for role in asked}
+    return _Layout(has_header, places)
+
+
+def _named(header: list[str], name: str) -> list[int]:
+    typed = {name, *(f"{name}:{kind}" for kind in _RECBOLE_TYPES)}
+    return [place for place, column in enumerate(header) if column in typed]
+
+
+def _counted(header: list[str], name: str) -> list[int]:
+    if not (name.isdecimal() and len(name) < 6 and 1 <= int(name) <= len(header)):
+        return []
+    return [int(name) - 1]
+
+
+def _places(table: _Table, names: dict[str, str | None], layout: _Layout) -> dict[str, int]:
+    """The one column of every role, without optional ones that no column can be meant for."""
     places = {}
-    for role, name in asked.items():
-        found = _places(table.header, name)
+    for role, found in layout.places.items():
         if len(found) > 1:
-            several = f"{len(found)} columns {shown(name)}"
+            several = f"{len(found)} columns {shown(names[role])}"
             raise UserError(f"{table.file} has {several}: set data.columns.{role} to a number")
         if found:
             places[role] = found[0]
-    for role, name in asked.items():
-        # Without any other column that could be meant, an optional one is left out.
-        if role not in places and not (
-            role in _OPTIONAL and len(set(places.values())) == len(table.header)
-        ):
+    for role in [role for role in layout.places if role not in places]:
+        if role not in _OPTIONAL or len(set(places.values())) < len(table.header):
             there = ", ".join(map(shown, table.header[:20]))
             null = ", or to null if there is none" if role in _OPTIONAL else ""
             raise UserError(
-                f"{table.file} has no column {shown(name)}, only {there}: "
+                f"{table.file} has no column {shown(names[role])}, only {there}: "
                 f"set data.columns.{role}{null}"
             )
     return places
-
-
-def _places(header: list[str], name: str) -> list[int]:
-    """The columns of this name; without any, the column of this number, counted from 1."""
-    typed = {name, *(f"{name}:{kind}" for kind in _RECBOLE_TYPES)}
-    found = [place for place, column in enumerate(header) if column in typed]
-    if not found and name.isdecimal() and len(name) < 6 and 1 <= int(name) <= len(header):
-        return [int(name) - 1]
-    return found
-
-
-def _is_number(column: str, name: str | None) -> bool:
-    """Whether a column was found by its number."""
-    return column != name and column.rpartition(":")[0] != name
