@@ -162,3 +162,100 @@ def test_empty_or_cut_off(folder, complaint, name) -> None:
     assert f"{path} is damaged or cut off" in complaint(read, folder)
     path.write_bytes(b"")
     assert complaint(read, folder).startswith(f"{path} is empty: set data.")
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> dict[str, Path]:
+    """Folders of the three releases, with the same reviews and items."""
+    rows = [("u1", "B2", 9), ("u2", "B1", 7)]
+    old = [{"reviewerID": user, "asin": item, "unixReviewTime": time} for user, item, time in rows]
+    new = [
+        {"user_id": user, "asin": "X", "parent_asin": item, "timestamp": time, "title": "ok"}
+        for user, item, time in rows
+    ]
+    paths = {"B1": ["Beauty", "Skin Care"], "B2": ["Beauty", "Bath &amp; Body"]}
+    files: dict[str, tuple[str, list[str], str, list[str]]] = {
+        "amazon-2014": (
+            "reviews_X_5.json.gz",
+            [json.dumps(line) for line in old],
+            "meta_X.json.gz",
+            [repr({"asin": i, "title": f"t{i}", "categories": [p]}) for i, p in paths.items()],
+        ),
+        "amazon-2018": (
+            "X_5.json.gz",
+            [json.dumps(line) for line in old],
+            "meta_X.json.gz",
+            [
+                json.dumps({"category": p, "title": f"t{i}", "ok": True, "no": None, "asin": i})
+                for i, p in paths.items()
+            ],
+        ),
+        "amazon-2023": (
+            "X.jsonl",
+            [json.dumps(line) for line in new],
+            "meta_X.jsonl",
+            [
+                json.dumps({"categories": p, "title": f"t{i}", "price": None, "parent_asin": i})
+                for i, p in paths.items()
+            ],
+        ),
+    }
+    folders = {}
+    for source, (reviews, log, meta, items) in files.items():
+        folders[source] = tmp_path / source
+        folders[source].mkdir()
+        write(folders[source] / reviews, log)
+        write(folders[source] / meta, items)
+    return folders
+
+
+@pytest.mark.parametrize("source", ["amazon-2014", "amazon-2018", "amazon-2023"])
+@pytest.mark.parametrize("named", ["amazon-2014", "amazon-2018", "amazon-2023"])
+def test_a_line_tells_of_which_release_it_is(releases, source, named) -> None:
+    tables = read_amazon(DataConfig(source=named, path=str(releases[source])))
+    assert tables.interactions.rows() == [("u1", "B2", 9), ("u2", "B1", 7)]
+    assert tables.items.rows() == [("B1", "tB1", ["Skin Care"]), ("B2", "tB2", ["Bath & Body"])]
+
+
+def test_the_5_core_is_taken_where_all_reviews_are_there_too(releases) -> None:
+    write(releases["amazon-2018"] / "X.json.gz", ["{}"])
+    assert len(read(releases["amazon-2018"]).interactions) == 2
+
+
+def test_of_an_item_with_two_lines_the_first_counts(releases, capsys) -> None:
+    meta = releases["amazon-2018"] / "meta_X.json.gz"
+    lines = [{"asin": "B1", "title": "a"}, {"asin": "B1", "title": "b"}, {"asin": "B2"}]
+    write(meta, [json.dumps(line) for line in lines])
+    assert read(releases["amazon-2018"]).items["title"].to_list() == ["a", "B2"]
+    assert "1 lines repeat an item" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["title", "categories"])
+def test_null_is_nothing(releases, key) -> None:
+    meta = releases["amazon-2023"] / "meta_X.jsonl"
+    line = {"parent_asin": "B1", "title": "t", "categories": ["a"], key: None}
+    write(meta, [json.dumps(line)])
+    expected = ("B1", "t" if key != "title" else "B1", [])
+    assert read(releases["amazon-2023"]).items.rows() == [expected]
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"reviewerID": "\ud800"}, "an unusable 'reviewerID'"),
+        ({"reviewerID": "x" * 50_000}, "the id 'xxx"),
+        ({"reviewerID": "a\nb"}, "has a control character"),
+        ({"asin": 5}, "an unusable 'asin'"),
+        ({"asin": None}, "an unusable 'asin'"),
+        ({"unixReviewTime": True}, "an unusable 'unixReviewTime'"),
+        ({"unixReviewTime": 2**63}, "an unusable 'unixReviewTime'"),
+        ({"unixReviewTime": float("nan")}, "an unusable 'unixReviewTime'"),
+    ],
+)
+def test_an_unusable_value_is_named(folder, complaint, change, problem) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    write(path, [json.dumps(review()), "", json.dumps({**review(), **change})])
+    message = complaint(read, folder)
+    assert message.startswith(f"{path}, line 3: ")
+    assert problem in message
+    assert len(message) < 300
