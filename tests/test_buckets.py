@@ -22,7 +22,7 @@ from palr_jax import Recommender, llm
 from palr_jax.cli import main
 from palr_jax.data.config import DataConfig
 from palr_jax.data.movielens import read_dat_archive
-from palr_jax.data.raw import numbered_lines
+from palr_jax.data.reading import numbered_lines
 from palr_jax.errors import UserError
 from palr_jax.files import append_text, creating, read_arrays, replacing, write_arrays
 from palr_jax.paths import delete, in_bucket, path_of

@@ -12,7 +12,7 @@ from palr_jax.errors import UserError, shown
 _ID_BYTES = 256
 # Whole numbers up to here are exact in float64.
 _EXACT = 2**53
-_NO_VALUE = ("", "nan", "none", "null", "na", "<na>")
+_NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", "N/A", "<NA>")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
@@ -42,7 +42,7 @@ class Column:
         """
         row = wrong.fill_null(False).arg_max() if wrong.any() else None
         if row is not None:
-            told = problem.format(value=shown(self.values[row]))
+            told = problem.replace("{value}", shown(self.values[row]))
             raise UserError(f"{self.where(row)}: {told}: mend or delete that row")
 
     def refuse_type(self, expected: str) -> UserError:
@@ -153,9 +153,8 @@ def _without_fractions(text: pl.Series) -> pl.Series:
 
 def _blank(text: pl.Series) -> pl.Series:
     """Where nothing stands; a word such as "nan" is nothing if all else is numbers."""
-    stripped = text.str.strip_chars()
-    blank = text.is_null() | (stripped == "")
-    words = blank | stripped.str.to_lowercase().is_in(_NO_VALUE)
+    blank = text.is_null() | (text.str.strip_chars() == "")
+    words = blank | text.is_in(_NO_VALUE)
     if words.sum() == blank.sum() or words.all():
         return blank
     others = text.filter(~words).cast(pl.Float64, strict=False)

@@ -29,6 +29,7 @@ _DAMAGED = (
     struct.error,
     ValueError,
 )
+_PARQUET = b"PAR1"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -60,14 +61,21 @@ def read_content(path: Path, mend: str) -> Content:
     """The bytes of a file, decompressed if its name ends in .gz; `mend` ends the errors.
 
     Raises:
-        UserError: the file is missing, cut off, empty, or larger than any table once unpacked.
+        UserError: the file is missing, cut off, empty, no Parquet though it is called so, holds a
+            line of over 16 MB, or is larger than any table once unpacked.
     """
-    pieces = []
+    is_text, data, line_bytes = path.suffix != ".parquet", io.BytesIO(), 0
     with _reading(path, mend), path.open("rb") as file:
         unpacked = _unpacked(path, file)
         while piece := unpacked.read(_PIECE_BYTES):
-            pieces.append(piece)
-    return _content(path, b"".join(pieces), mend)
+            line_bytes = 0 if b"\n" in piece else line_bytes + len(piece)
+            if is_text and line_bytes > _LINE_BYTES:
+                problem = f"holds a line longer than {_LINE_BYTES // 1_000_000} MB"
+                raise UserError(f"{path} {problem}, which no table does: {mend}")
+            if not is_text and not data.tell() and not piece.startswith(_PARQUET):
+                raise UserError(f"{path} is not a complete Parquet file: {mend}")
+            data.write(piece)
+    return _content(path, data.getvalue(), mend)
 
 
 def unzip(path: Path, name: str, mend: str) -> Content:
@@ -86,11 +94,7 @@ def unzip(path: Path, name: str, mend: str) -> Content:
         if member.flag_bits & 1:
             raise UserError(f"{path}: {member.filename} is encrypted: unpack it and {mend}")
         check_size(path, member.file_size, file.seek(0, io.SEEK_END))
-        try:
-            data = archive.read(member)
-        except (NotImplementedError, RuntimeError) as error:  # compression or version
-            reason = f"{member.filename} cannot be unpacked ({error})"
-            raise UserError(f"{path}: {reason}: unpack it by other means and {mend}") from None
+        data = archive.read(member)
     return _content(path / member.filename, data, mend)
 
 
@@ -148,6 +152,8 @@ def _reading(path: Path, mend: str) -> Iterator[None]:
         raise UserError(f"{path} is missing: {mend}") from None
     except _DAMAGED as error:
         raise UserError(f"{path} is damaged or cut off ({error}): fetch it again") from None
+    except NotImplementedError as error:  # of zip files: the compression or the version
+        raise UserError(f"{path} cannot be unpacked ({error}): unpack it and {mend}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): {mend}") from None
 

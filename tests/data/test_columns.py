@@ -119,3 +119,9 @@ def test_lists(values, dtype, expected) -> None:
 @pytest.mark.parametrize("values", [[[["a"]]], [[{"a": 1}]], [[1.5]]])
 def test_lists_of_other_types_are_refused(complaint, values) -> None:
     assert "not texts or lists of texts" in complaint(lists, column(values), "|")
+
+
+def test_a_column_may_have_any_name(complaint) -> None:
+    values = pl.Series(["1", None])
+    named = Column(values, "{0}{x", "FILE", lambda row: f"row {row}")
+    assert "no value in column '{0}{x'" in complaint(ids, named)

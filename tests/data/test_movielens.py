@@ -198,6 +198,11 @@ def test_zip_of_an_unknown_compression(folder, complaint, method) -> None:
     assert "set data.path to the official ml-1m.zip or its folder" in message
 
 
+def test_zip_of_an_unknown_version(folder, complaint) -> None:
+    message = complaint(read, patched(zipped(folder), 4, b"\xff\x00"))
+    assert "cannot be unpacked (zip file version 25.5)" in message
+
+
 def test_zip_with_several_files_of_the_name(folder, complaint) -> None:
     path = zipped(folder)
     with zipfile.ZipFile(path, "a") as archive:

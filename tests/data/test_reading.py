@@ -90,3 +90,13 @@ def test_what_unpacks_to_more_than_a_table_is_refused(
 def test_a_line_that_never_ends_is_refused(tmp_path, complaint) -> None:
     (tmp_path / "a.json").write_bytes(b"{}\n" + b"0" * 17_000_000)
     assert "line 2: longer than 16 MB" in complaint(read_lines, tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [("a.csv", "holds a line longer than 16 MB"), ("a.parquet", "not a complete Parquet file")],
+)
+def test_a_terabyte_of_nothing_is_not_read(tmp_path, complaint, name, problem) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(10**12)
+    assert problem in complaint(read_all, tmp_path / name)
