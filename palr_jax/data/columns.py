@@ -10,8 +10,8 @@ from palr_jax.errors import UserError, shown
 
 # Arrays of ids are as wide as the longest of them.
 _ID_BYTES = 256
-# Whole numbers up to here are exact in float64.
-_EXACT = 2**53
+# Whole numbers up to here are exact in a type.
+_EXACT = {pl.Float32: 2**24, pl.Float64: 2**53, pl.Decimal: 2**53}
 _NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", "N/A", "<NA>")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
@@ -135,10 +135,10 @@ def lists(column: Column, separator: str) -> list[list[str]]:
 
 
 def _whole(column: Column) -> pl.Series:
-    values = column.values.cast(pl.Float64)
+    values, most = column.values.cast(pl.Float64), _EXACT.get(column.values.dtype.base_type(), 2**8)
     column.refuse(values.is_nan() | values.is_null(), f"no value in column {column.name!r}")
     column.refuse(
-        (values != values.round()) | (values.abs() > _EXACT),
+        (values != values.round()) | (values.abs() > most),
         f"the id {{value}} in column {column.name!r} is not a whole number",
     )
     return values.cast(pl.Int64).cast(pl.String)

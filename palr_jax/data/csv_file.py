@@ -60,7 +60,7 @@ class CsvFile:
             line, _ = next(islice(records, row + has_header, None))
             return f"{self.file}, line {line}"
 
-        return frame.select([frame.columns[place] for place in places]), where
+        return pl.DataFrame([frame.to_series(place) for place in places]), where
 
     def _parsed(self, has_header: bool) -> pl.DataFrame:
         try:
@@ -76,6 +76,7 @@ class CsvFile:
         if frame.width != len(self.header):
             self._check_fields()
             raise self._stray_quote()
+        frame.columns = [str(place) for place in range(frame.width)]  # "*" would be a pattern
         return frame
 
     def _text(self) -> str:

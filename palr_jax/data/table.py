@@ -120,7 +120,9 @@ def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str,
     found = {}
     for role, place in places.items():
         name = table.header[place] if layout.has_header else str(place + 1)
-        found[role] = Column(frame.to_series(order.index(place)), name, str(table.file), where)
+        # Polars takes names such as "*" for patterns, in operations on one column as well.
+        values = frame.to_series(order.index(place)).alias(role)
+        found[role] = Column(values, name, str(table.file), where)
     return found
 
 
@@ -175,7 +177,7 @@ def _places(table: _Table, names: dict[str, str | None], layout: _Layout) -> dic
             places[role] = found[0]
     for role in [role for role in layout.places if role not in places]:
         if role not in _OPTIONAL or len(set(places.values())) < len(table.header):
-            there = ", ".join(map(shown, table.header[:20]))
+            there = ", ".join(map(shown, table.header[:20])) or "none"
             null = ", or to null if there is none" if role in _OPTIONAL else ""
             raise UserError(
                 f"{table.file} has no column {shown(names[role])}, only {there}: "

@@ -73,6 +73,7 @@ def test_ids(values, dtype, expected) -> None:
         (["1", "  "], "no value in column 't'"),
         (["1", None], "no value in column 't'"),
         ([1.0, 2.5], "the id 2.5 in column 't' is not a whole number"),
+        (pl.Series([1.0, 2.0**25], dtype=pl.Float32), "the id 33554432.0 in column 't' is not"),
         ([1.0, 1e300], "the id 1e+300 in column 't' is not a whole number"),
         ([1.0, float("inf")], "the id inf in column 't' is not a whole number"),
         (["1", "x" * 50_000], "takes more than 256 bytes"),

@@ -417,3 +417,13 @@ def test_a_title_of_a_megabyte_is_read_and_a_bad_line_behind_it_named(config, co
 def test_titles_are_found_as_they_stand_in_the_file(config) -> None:
     rewrite(config.items, 'item,title,categories\n1,"Ame\u0301lie \n  (2001)",x\n')
     assert read_table(config).items["title"].to_list() == [normal_title("Ame\u0301lie \n  (2001)")]
+
+
+@pytest.mark.parametrize("ends", [".csv", ".parquet"])
+@pytest.mark.parametrize("name", ["*", "^item$", "^.*$", "{0}", "a\nb", "user:float"])
+def test_columns_may_have_any_name(config, tmp_path, name, ends) -> None:
+    frame = pl.DataFrame({"x": [5], name: ["ann"], "item": ["1"], "timestamp": ["3"]})
+    path = tmp_path / f"odd{ends}"
+    frame.write_csv(path) if ends == ".csv" else frame.write_parquet(path)
+    found = read_table(replace(config, interactions=str(path), columns=Columns(user=name)))
+    assert found.interactions.rows() == [("ann", "1", 3)]
