@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palr_jax.config import Config, load_config, option_keys, parse_config, to_dict
@@ -255,6 +255,7 @@ _VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_value_of_any_key_gives_a_config_or_one_line(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from([key for key, _ in option_keys()]))
@@ -268,6 +269,7 @@ def test_any_value_of_any_key_gives_a_config_or_one_line(data: st.DataObject) ->
     assert isinstance(found, str) or found.name == "x"
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_text_of_any_option_gives_a_config_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -1,9 +1,10 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palr_jax.errors import UserError, shown
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None)) | st.text(min_size=1_001).map(lambda text: text * 3))
 def test_a_message_is_one_line_that_can_be_written(text: str) -> None:
     message = str(UserError(text))

@@ -116,7 +116,7 @@ def parse_topology(name: str) -> Topology:
         UserError: the chip is not known, its shape has another number of axes, or there are more
             chips than anyone joins.
     """
-    match = re.fullmatch(r"(?:(\d{1,6})x)?([a-z]\w*):(\d{1,6}(?:x\d{1,6})*)", name)
+    match = re.fullmatch(r"(?:(\d{1,12})x)?([a-z]\w*):(\d{1,12}(?:x\d{1,12})*)", name)
     if not match:
         raise UserError(
             f"topology {shown(name)} is not of the form v5e:4x4, v5p:4x4x8, 2xv5e:16x16 or h100:8"

@@ -15,7 +15,7 @@ def test_a_name_gives_chips_and_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h100:100000000", "not of the form"),
+        ("h100:100000000", "100,000,000 chips, of at most 4,096"),
         ("h100:100000", "100,000 chips, of at most 4,096"),
         ("9999x" + "v5e:16x16", "2,559,744 chips, of at most 16,384"),
         ("v5e:" + "9" * 5_000, "not of the form"),
