@@ -36,12 +36,7 @@ def read_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} is not valid YAML: {reason}") from None
-    except (
-        TypeError,
-        AttributeError,
-        KeyError,
-        IndexError,
-    ) as error:  # a tag on what it is not for
+    except (TypeError, AttributeError, LookupError) as error:  # of PyYAML, for a tag that is amiss
         raise UserError(f"{where} is not valid YAML: a tag does not fit ({error})") from None
 
 

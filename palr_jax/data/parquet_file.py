@@ -68,7 +68,7 @@ def open_parquet(content: Content) -> ParquetFile:
 def _parsing(content: Content) -> Iterator[None]:
     """Turns the errors of Polars, and panics of its Rust code, into a `UserError`.
 
-    A panic writes a trace to the standard error of the process: that is closed for its time.
+    A panic writes a trace to the standard error of the process, which is turned off meanwhile.
     """
     error: BaseException | None = None
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
