@@ -94,7 +94,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             _add_processes(command)
         command.add_argument("--config", required=True, type=path_of, help="a YAML file")
         command.add_argument("--name", help="the run directory is RUNS/NAME")
-        group = command.add_argument_group("values over those of the config, as YAML")
+        group = command.add_argument_group(
+            "values over those of the config; texts as they are, all else as YAML"
+        )
         for key, default in option_keys():
             group.add_argument(f"--{key}", metavar="VALUE", help=f"default: {default}")
     recommend = commands.add_parser(

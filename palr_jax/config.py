@@ -9,18 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from palr_jax.data.config import DataConfig
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, shown
 from palr_jax.instruct.config import InstructConfig, ProfileConfig
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
 from palr_jax.sharding import MeshConfig
+from palr_jax.strict_yaml import read_yaml
 from palr_jax.training.config import FinetuneConfig
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+_LONGEST = 1_000_000
+_MOST_PARAMETERS = 10**12
 # The two rankers of the paper: tuned on Recommend alone, and on both tasks.
 Variant = Literal["PALR_v1", "PALR_v2"]
 
@@ -38,12 +40,12 @@ class SizeConfig:
         vocab_size: of the tokenizer that is trained on the catalog.
     """
 
-    dim: Positive = 128
-    num_layers: Positive = 4
-    num_heads: Positive = 4
-    num_kv_heads: Positive = 2
-    ffn_dim: Positive = 352
-    vocab_size: Annotated[int, Field(ge=512)] = 4096
+    dim: Annotated[int, Field(ge=1, le=65_536)] = 128
+    num_layers: Annotated[int, Field(ge=1, le=1_024)] = 4
+    num_heads: Annotated[int, Field(ge=1, le=1_024)] = 4
+    num_kv_heads: Annotated[int, Field(ge=1, le=1_024)] = 2
+    ffn_dim: Annotated[int, Field(ge=1, le=262_144)] = 352
+    vocab_size: Annotated[int, Field(ge=512, le=1_000_000)] = 4096
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.num_heads):
@@ -54,6 +56,13 @@ class SizeConfig:
             raise ValueError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
                 f"({self.num_kv_heads})"
+            )
+        layer = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim
+        parameters = self.num_layers * layer + self.vocab_size * self.dim
+        if parameters > _MOST_PARAMETERS:
+            raise ValueError(
+                f"about {parameters:.1e} parameters, of at most {_MOST_PARAMETERS:.0e}: lower dim, "
+                "num_layers or ffn_dim"
             )
 
 
@@ -85,13 +94,15 @@ class RankerConfig:
     tokenizer: str | None = None
     size: SizeConfig = field(default_factory=SizeConfig)
     lora: LoRAConfig | None = None
-    variants: tuple[Variant, ...] = ("PALR_v1", "PALR_v2")
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("PALR_v1", "PALR_v2")
     retrieval_share: Annotated[float, Field(gt=0, le=1)] = 0.7
     prior: Literal["none", "retriever"] = "none"
     item_embeddings: Literal["none", "retriever"] = "none"
     reads: Literal["choices", "titles"] = "choices"
 
     def __post_init__(self) -> None:
+        if len(set(self.variants)) < len(self.variants):
+            raise ValueError(f"variants names one twice ({', '.join(self.variants)})")
         if self.dtype != "float32" and not (self.weights and self.lora):
             raise ValueError(
                 f"dtype {self.dtype} is for weights that stay as they are: set weights and lora"
@@ -119,12 +130,12 @@ class EvaluateConfig:
 
     decoding: Literal["score", "generate", "beam", "sample"] = "score"
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    shuffles: Annotated[int, Field(ge=0)] = 0
-    width: Positive = 1
+    shuffles: Annotated[int, Field(ge=0, le=1_000)] = 0
+    width: Annotated[int, Field(ge=1, le=1_000)] = 1
     batch_size: Positive = 32
     users: Positive | None = None
     controls: bool = False
-    bootstrap: Annotated[int, Field(ge=100)] = 10_000
+    bootstrap: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,9 @@ class Config:
             may go on with another.
     """
 
+    # Pydantic applies it to the sections as well: NaN and infinity are no settings.
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     runs: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -162,13 +176,15 @@ class Config:
 
     def __post_init__(self) -> None:
         for model, values in self.tuned.items():
-            _check_keys(values, "tuned", RetrieverConfig, f"{model}.")
             try:
+                _check_keys(values, "tuned", RetrieverConfig, f"{model}.")
                 TypeAdapter(RetrieverConfig).validate_python({**values, "model": model})
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(["tuned", model, *map(str, first["loc"])])
-                raise UserError(f"{where}: {first['msg']}, not {first['input']!r}") from None
+                raise ValueError(f"{where}: {first['msg']}, not {shown(first['input'])}") from None
+            except UserError as error:
+                raise ValueError(str(error)) from None
         if self.finetune.length < self.instruct.length:
             raise ValueError(
                 f"finetune.length ({self.finetune.length}) must be at least "
@@ -224,30 +240,29 @@ class Config:
             )
 
 
+_SCHEMA = TypeAdapter(Config)
+
+
 def load_config(path: Path, overrides: dict[str, str]) -> Config:
     """Reads a YAML config and puts command-line values over it.
 
     Args:
         path: the YAML file.
-        overrides: dotted key → value as text, for example {"retriever.model": "popularity"}.
+        overrides: dotted key → value as text, for example {"retriever.model": "popularity"}. A
+            key that holds a text takes it as it is (`null` is none where there may be none), all
+            others are read as YAML.
 
     Raises:
         UserError: the file is missing or not YAML; a key is unknown; a value is of the wrong
-            type or out of range.
+            type or out of range. What an override holds is put down to its option.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no config: it must map keys to values, as configs/*.yaml do")
+    raw = _read_file(path)
     _check_keys(raw, str(path))
-    _choose_tuned(raw, overrides)
-    for key, text in overrides.items():
-        _put(raw, key, _scalar(key, text))
-    return parse_config(raw, str(path))
+    values = {key: _value(key, text) for key, text in overrides.items()}
+    _choose_tuned(raw, values)
+    for key, value in values.items():
+        _put(raw, key, value)
+    return _parse(raw, str(path), tuple(overrides))
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:
@@ -256,9 +271,28 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
     Raises:
         UserError: as `load_config`.
     """
+    return _parse(raw, where, ())
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST + 1).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    raw = read_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no config: it must map keys to values, as configs/*.yaml do")
+    return raw
+
+
+def _parse(raw: dict[str, Any], where: str, options: tuple[str, ...]) -> Config:
+    """The config of a nested dict into which the values of `options` were put."""
     _check_keys(raw, where)
     try:
-        return TypeAdapter(Config).validate_python(raw)
+        return _SCHEMA.validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         known = dict(_leaves(Config))
@@ -266,10 +300,22 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
         path = [str(part) for part in first["loc"]]
         while path and ".".join(path) not in known and not _is_section(".".join(path), known):
             path.pop()
+        key = ".".join(path)
         message = first["msg"].removeprefix("Value error, ")
-        given = f", not {first['input']!r}" if first["type"] != "value_error" else ""
-        key = f"{'.'.join(path)}: " if path else ""
-        raise UserError(f"{where}: {key}{message[0].lower()}{message[1:]}{given}") from None
+        says_it = first["type"] in ("value_error", "missing")
+        given = "" if says_it else f", not {shown(first['input'])}"
+        said = f"{message[0].lower()}{message[1:]}{given}"
+        raise UserError(f"{_blamed(key, where, options)}: {said}") from None
+
+
+def _blamed(key: str, where: str, options: tuple[str, ...]) -> str:
+    """Whose a wrong value is: of an option, or of a file beside options that may be to blame."""
+    holders = [option for option in options if key == option or key.startswith(f"{option}.")]
+    if holders:
+        return f"--{holders[-1]}: {key}" if holders[-1] != key else f"--{key}"
+    below = [option for option in options if not key or option.startswith(f"{key}.")]
+    file = f"{where} with {', '.join(f'--{option}' for option in below)}" if below else where
+    return f"{file}: {key}" if key else file
 
 
 def option_keys() -> list[tuple[str, str]]:
@@ -321,17 +367,26 @@ def _check_keys(raw: dict[str, Any], where: str, schema: type = Config, prefix: 
     for key, value in raw.items():
         if key not in names:
             raise UserError(f"{where}: unknown key {prefix}{key}; {nearest(str(key), names)}")
+        if isinstance(value, str):
+            _check_text(value, f"{where}: {prefix}{key}")
         section, _ = _section(hints[key])
         if section is not None and isinstance(value, dict):
             _check_keys(value, where, section, f"{prefix}{key}.")
 
 
-def _choose_tuned(raw: dict[str, Any], overrides: dict[str, str]) -> None:
+def _check_text(text: str, where: str) -> None:
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{where}: {shown(text)} holds a character that no file or text can")
+
+
+def _choose_tuned(raw: dict[str, Any], options: dict[str, Any]) -> None:
     """Puts the tuned values of the chosen retriever into its section, under the command line's."""
     section, tuned = raw.get("retriever", {}), raw.get("tuned", {})
     if isinstance(section, dict) and isinstance(tuned, dict):
-        model = overrides.get("retriever.model", section.get("model"))
-        raw["retriever"] = {**section, **(tuned.get(model) or {})}
+        model = options.get("retriever.model", section.get("model"))
+        chosen = tuned.get(model) if isinstance(model, str) else None
+        if isinstance(chosen, dict):
+            raw["retriever"] = {**section, **chosen}
 
 
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -343,8 +398,32 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
     raw[last] = value
 
 
-def _scalar(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--{key}: {text!r} is not a YAML value: quote it") from None
+def _value(key: str, text: str) -> Any:
+    """The value of an option: its text as it is if that is what the key holds, else as YAML."""
+    _check_text(text, f"--{key}")
+    kinds = _kinds(_hint(key))
+    if kinds <= {str, type(None)}:
+        return None if text == "null" and type(None) in kinds else text
+    return read_yaml(text, f"--{key}: {shown(text)}")
+
+
+def _hint(key: str) -> Any:
+    """The type of the field with this dotted key."""
+    schema: type | None = Config
+    hint: Any = None
+    for name in key.split("."):
+        hints = typing.get_type_hints(schema) if schema is not None else {}
+        if name not in hints:
+            raise UserError(f"--{key}: unknown key {key}; {nearest(name, hints)}")
+        hint = hints[name]
+        schema, _ = _section(hint)
+    return hint
+
+
+def _kinds(hint: Any) -> set[type]:
+    """The plain types that a hint allows; those of a literal are those of its values."""
+    if typing.get_origin(hint) is Literal:
+        return {type(value) for value in typing.get_args(hint)}
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return set().union(*map(_kinds, typing.get_args(hint)))
+    return {typing.get_origin(hint) or hint}

@@ -1,7 +1,12 @@
 """The one exception for mistakes that a user can mend."""
 
+import reprlib
+from typing import Any
+
 # What a message quotes may be of any length; its start says what, its end how to mend it.
 _START, _END = 600, 300
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 class UserError(Exception):
@@ -17,6 +22,14 @@ class UserError(Exception):
         if len(line) > _START + _END:
             line = f"{line[:_START]} ... {line[-_END:]}"
         super().__init__(line)
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in an error: its `repr`, with the middle of a long one left out."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python writes out no number of more than 4,300 digits
+        return "a number that is too long to be written out"
 
 
 def _escaped(sign: str) -> str:

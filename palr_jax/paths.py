@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, shown
 
 _SCHEME = "gs://"
 
@@ -15,13 +15,20 @@ _SCHEME = "gs://"
 def path_of(name: str | os.PathLike[str]) -> Path:
     """A path on disk, or one in a bucket, which reads and writes as a `Path` does.
 
+    A leading `~` or `~USER` is that user's home.
+
     Raises:
-        UserError: it is the address of something else, the extra `gcs` is not installed, or the
-            bucket cannot be reached.
+        UserError: it is the address of something else or no path, there is no such user, the extra
+            `gcs` is not installed, or the bucket cannot be reached.
     """
     text = os.fspath(name)
+    if not text or "\0" in text or not _can_be_encoded(text):
+        raise UserError(f"{shown(text)} is no path")
     if "://" not in text:
-        return Path(text)
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise UserError(f"{shown(text)}: there is no such user, or no home of theirs") from None
     bucket = text.removeprefix(_SCHEME).split("/")[0]
     if not text.startswith(_SCHEME) or not bucket:
         raise UserError(f"{text} is neither a path nor of the form {_SCHEME}BUCKET/PATH")
@@ -49,6 +56,14 @@ def delete(path: Path) -> None:
         path.rmtree()  # type: ignore[attr-defined]
     else:
         shutil.rmtree(path)
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @cache

@@ -21,7 +21,7 @@ DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 # What divides an axis of an array, the coarsest first.
 MeshAxes = tuple[str, ...]
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=16_384)]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from gcp_storage_emulator.server import create_server
 from palr_jax import Recommender, llm
 from palr_jax.cli import main
 from palr_jax.data.config import DataConfig
-from palr_jax.data.movielens import read_ml_1m
-from palr_jax.data.raw import numbered_lines
+from palr_jax.data.movielens import read_dat_archive
+from palr_jax.data.reading import numbered_lines
 from palr_jax.errors import UserError
 from palr_jax.files import append_text, creating, read_arrays, replacing, write_arrays
 from palr_jax.paths import delete, in_bucket, path_of
@@ -197,7 +197,7 @@ def test_an_archive_in_a_bucket_is_read(bucket: str, tmp_path: Path) -> None:
         archive.writestr("ml-1m/ratings.dat", "1::7::5::978300760\n2::7::3::978302109\n")
         archive.writestr("ml-1m/movies.dat", "7::Heat (1995)::Action|Crime\n")
     upload(tmp_path / "ml-1m.zip", f"{bucket}/ml-1m.zip")
-    tables = read_ml_1m(DataConfig(source="ml-1m", path=f"{bucket}/ml-1m.zip"))
+    tables = read_dat_archive(DataConfig(source="ml-1m", path=f"{bucket}/ml-1m.zip"))
     assert tables.interactions["user"].to_list() == ["1", "2"]
     assert tables.items["title"].to_list() == ["Heat (1995)"]
 

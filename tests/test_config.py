@@ -2,9 +2,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from palr_jax.config import Config, load_config, option_keys, parse_config, to_dict
 from palr_jax.errors import UserError
+from tests.outcome import result_or_line
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -89,8 +92,8 @@ def test_every_key_is_an_option() -> None:
         ("zzz", "1", "unknown key zzz; it can be data, evaluate"),
         (
             "data.source",
-            "ml-25m",
-            "data.source: input should be 'ml-latest-small', .* not 'ml-25m'",
+            "ml-25",
+            "data.source: input should be 'ml-latest-small', .* not 'ml-25'",
         ),
         ("finetune.steps", "many", "finetune.steps: input should be a valid integer.* not 'many'"),
         (
@@ -106,7 +109,33 @@ def test_every_key_is_an_option() -> None:
         ("retriever.num_heads", "7", "num_heads"),
         ("retriever", "5", "retriever: input should be a dictionary"),
         ("name", "../up", "name: string should match pattern"),
-        ("seed", "{", "--seed: '{' is not a YAML value"),
+        ("seed", "{", "--seed: .{. is not valid YAML"),
+        ("seed", "{a: 1, a: 2}", "--seed: .*: a stands in line 1 already"),
+        ("seed", "[" * 5_000, "--seed: .* is nested too deeply"),
+        ("seed", "!!int abc", "--seed: .* is not valid YAML"),
+        ("seed", "9" * 5_000, "--seed: .* is not valid YAML"),
+        ("runs", "x" * 1_000_000 + "\0", r"--runs: 'x+\.\.\.x+.x00' holds a character"),
+        ("finetune.learning_rate", ".inf", "--finetune.learning_rate: .* finite number, not inf"),
+        ("evaluate.temperature", ".nan", "--evaluate.temperature: .*, not nan"),
+        ("tuned", "{caser: {learning_rate: .inf}}", "tuned.caser.learning_rate: .*, not inf"),
+        ("ranker.variants", "[]", "--ranker.variants: .* at least 1 item"),
+        ("ranker.variants", "[PALR_v1, PALR_v1]", "variants names one twice"),
+        ("ranker.size.dim", "1000000000", "--ranker.size.dim: .* less than or equal to 65536"),
+        (
+            "ranker.size",
+            "{dim: 65536, num_layers: 1024}",
+            r"--ranker.size: about 1\.\de\+13 parameters",
+        ),
+        ("retriever.dim", "1000000000", "--retriever.dim: .* less than or equal to"),
+        ("instruct.length", "1" + "0" * 30, "--instruct.length: .* less than or equal to"),
+        ("finetune.steps", "1" + "0" * 30, "--finetune.steps: .* less than or equal to"),
+        ("mesh.data", "100000000", "--mesh.data: .* less than or equal to"),
+        ("data.columns.separator", ";;", "--data.columns.separator: ';;' is not one ASCII char"),
+        ("data.columns.separator", '"', "--data.columns.separator: '\"' is not one ASCII char"),
+        ("data.columns.user", "", "--data.columns.user: .* at least 1 character"),
+        ("instruct.template.answer", "{count:>9999999999}", "answer: {count:>9+} says more than"),
+        ("instruct.template.answer", "{kind!r}", "answer: {kind!r:} says more than"),
+        ("instruct.template.answer", "{kind.__class__}", "unknown field {kind.__class__}"),
     ],
 )
 def test_a_wrong_value_is_one_clear_line(file: Path, key: str, value: str, complaint: str) -> None:
@@ -135,6 +164,122 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, complaint: st
     with pytest.raises(UserError, match=complaint) as error:
         load_config(path, {})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("data.columns.category_separator", "|"),
+        ("data.columns.category_separator", ": "),
+        ("data.columns.user", "3"),
+        ("data.columns.title", "yes"),
+        ("data.path", "2024-01-01"),
+        ("data.interactions", "[a].csv"),
+        ("ranker.weights", "1e3"),
+        ("name", "2024"),
+        ("runs", "0x10"),
+        ("instruct.item_kind", "#1 {hits}"),
+    ],
+)
+def test_an_option_that_is_a_text_is_taken_as_it_is(file: Path, key: str, text: str) -> None:
+    value = load_config(file, {key: text})
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert value == text
+
+
+def test_null_is_none_where_there_may_be_none(file: Path) -> None:
+    config = load_config(file, {"data.columns.timestamp": "null", "ranker.weights": "null"})
+    assert config.data.columns.timestamp is None
+    assert config.ranker.weights is None
+    assert load_config(file, {"runs": "null"}).runs == "null"
+
+
+def test_the_option_is_blamed_and_not_the_file(file: Path) -> None:
+    def complaint(**options: str) -> str:
+        with pytest.raises(UserError) as error:
+            load_config(file, {key.replace("__", "."): text for key, text in options.items()})
+        return str(error.value)
+
+    assert complaint(seed="many", name="y").startswith("--seed: input should be")
+    assert complaint(ranker__lora="{rank: 0}").startswith("--ranker.lora: ranker.lora.rank: ")
+    assert complaint(ranker__size__dim="130", seed="1").startswith(
+        f"{file} with --ranker.size.dim: ranker.size: dim (130)"
+    )
+    file.write_text("name: x\nseed: many\n")
+    assert complaint(name="y").startswith(f"{file}: seed: input should be")
+
+
+@pytest.mark.parametrize("name", ["name: [x]", "name: {a: b}", "name: 2024-01-01", "name: 5"])
+def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "c.yaml").write_text(name)
+    with pytest.raises(UserError, match="name: input should be a valid string, not "):
+        load_config(tmp_path / "c.yaml", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "retriever: {model: [sasrec]}\ntuned: {sasrec: {dim: 8}}",
+        "retriever: {model: {a: b}}\ntuned: {sasrec: {dim: 8}}",
+        "retriever: {model: sasrec}\ntuned: {sasrec: [8]}",
+        "retriever: [sasrec]",
+    ],
+)
+def test_a_list_where_a_name_is_due_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"name: x\n{text}\n")
+    with pytest.raises(UserError, match=r"c\.yaml: ") as error:
+        load_config(tmp_path / "c.yaml", {})
+    assert "\n" not in str(error.value)
+
+
+def test_a_number_may_name_a_column(file: Path) -> None:
+    file.write_text("name: x\ndata: {columns: {user: 1, item: 2, separator: '\\t'}}\n")
+    columns = load_config(file, {}).data.columns
+    assert (columns.user, columns.item, columns.separator) == ("1", "2", "\t")
+
+
+def test_a_large_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "c.yaml").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(UserError, match=r"c\.yaml is longer than 1 MB"):
+        load_config(tmp_path / "c.yaml", {})
+
+
+_VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates()
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_value_of_any_key_gives_a_config_or_one_line(data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from([key for key, _ in option_keys()]))
+    raw: dict = {"name": "x"}
+    section = raw
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = data.draw(_VALUES)
+    found = result_or_line(parse_config, raw, "here")
+    assert isinstance(found, str) or found.name == "x"
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_text_of_any_option_gives_a_config_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text("name: x\n")
+    key = data.draw(st.sampled_from([key for key, _ in option_keys()]))
+    text = data.draw(st.text(max_size=30) | st.text("[]{}:,&*!'\"|>%-0123.e\n", max_size=20))
+    found = result_or_line(load_config, path, {key: text})
+    assert isinstance(found, str) or found.name == "x"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,96 +1,140 @@
-"""Amazon reviews and metadata of 2014 (McAuley et al. 2015), a category's two files."""
+"""Amazon reviews and metadata of 2014, 2018 and 2023, a category's two files."""
 
 import ast
 import html
 import json
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from palr_jax.data.catalog import normal_title
+from palr_jax.data.columns import Column, ids
 from palr_jax.data.config import DataConfig
-from palr_jax.data.raw import RawTables, given, items_table, numbered_lines, tidy
-from palr_jax.errors import UserError
+from palr_jax.data.raw import RawTables, items_table
+from palr_jax.data.reading import given, numbered_lines
+from palr_jax.errors import UserError, shown
 from palr_jax.paths import path_of
 from palr_jax.progress import say
 
-_EXPECTED = "a .json or .json.gz file"
+_EXPECTED = "a .json or .jsonl file, also with .gz"
 _FILES = "reviews and meta files"
+_ENDS = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
 _PARSE_ERRORS = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 _ASIN = re.compile(r"""'asin': ?'(\w+)'""")
 _RELATED = re.compile(r"""'related': ?\{[^{}]*\}""")
+_INT64 = 2**63
 
 
-def read_amazon_2014(config: DataConfig) -> RawTables:
-    """Reads the reviews (JSON lines) and the metadata (Python literals, one a line).
+@dataclass(frozen=True)
+class _Form:
+    """What a release calls the values of a review: 2014 and 2018 alike, 2023 otherwise."""
 
-    The files are `data.interactions` and `data.items`, or the only `reviews_*_5.json[.gz]` and
-    `meta_*.json[.gz]` in the folder `data.path`. Items that nobody reviewed are left out. Many
-    items have no title: they go by their ASIN, and one line says how many. HTML entities in
-    texts are replaced, and the category that all items share (`Beauty`) is dropped.
+    user: str
+    item: str
+    time: str
+
+
+_FORMS = (
+    _Form("user_id", "parent_asin", "timestamp"),
+    _Form("reviewerID", "asin", "unixReviewTime"),
+)
+
+
+def read_amazon(config: DataConfig) -> RawTables:
+    """Reads the reviews (JSON lines) and the metadata (JSON or Python literals, one a line).
+
+    The files are `data.interactions` and `data.items`, or those of the folder `data.path`: the
+    metadata begin with `meta_`, the reviews are the only other ones, or the only that end in `_5`
+    (the 5-core). A line tells of which release it is: items are named by `asin` in 2014 and 2018
+    and by `parent_asin` in 2023; `categories` are paths in 2014 and one path in 2023, as
+    `category` in 2018.
+
+    Items that nobody reviewed are left out, and of several lines of an item the first counts. Many
+    items have no title: they go by their id, and one line says how many. HTML entities in texts
+    are replaced, and the category that all items share (`Beauty`) is dropped.
 
     Raises:
         UserError: a file is not given, missing, damaged or empty, or a line does not parse or
             lacks a value; the file and the line are named.
     """
-    reviews = _file(config.path, config.interactions, "data.interactions", "reviews_*_5")
-    metadata = _file(config.path, config.items, "data.items", "meta_*")
+    reviews = _file(config.path, config.interactions, "data.interactions")
+    metadata = _file(config.path, config.items, "data.items")
     interactions = _read_reviews(reviews)
     return RawTables(interactions, _read_metadata(metadata, set(interactions["item"])), metadata)
 
 
-def _file(folder: str | None, named: str | None, key: str, pattern: str) -> Path:
+def _file(folder: str | None, named: str | None, key: str) -> Path:
     if named is not None:
-        path = path_of(named).expanduser()
+        path = path_of(named)
     else:
-        path = _find(given(folder, "data.path", f"the folder of the {_FILES}"), pattern, key)
-    if not path.name.endswith((".json", ".json.gz")):
+        path = _find(given(folder, "data.path", f"the folder of the {_FILES}"), key)
+    if not path.name.endswith(_ENDS):
         raise UserError(f"{path} has an unknown extension: set {key} to {_EXPECTED}")
     return path
 
 
-def _find(folder: Path, pattern: str, key: str) -> Path:
+def _find(folder: Path, key: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: set data.path to that of the {_FILES}")
-    found = sorted([*folder.glob(f"{pattern}.json"), *folder.glob(f"{pattern}.json.gz")])
+    there = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDS))
+    if key == "data.items":
+        found, expected = [path for path in there if path.name.startswith("meta_")], "meta_X"
+    else:
+        found, expected = [path for path in there if not path.name.startswith("meta_")], "X_5"
+        cores = [path for path in found if path.name.split(".")[0].endswith("_5")]
+        found = cores or found
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise UserError(f"{folder}: one {pattern}.json.gz is expected, found {names}: set {key}")
+        raise UserError(
+            f"{folder}: one {expected}.json.gz or .jsonl.gz is expected, found {names}: set {key}"
+        )
     return found[0]
 
 
 def _read_reviews(path: Path) -> pl.DataFrame:
-    users, items, seconds = [], [], []
+    users, items, times, lines = [], [], [], []
     for number, line in numbered_lines(path, f"set data.interactions to {_EXPECTED}"):
-        review = _parsed(json.loads, line, path, number)
-        users.append(_value(review, "reviewerID", str, path, number))
-        items.append(_value(review, "asin", str, path, number))
-        seconds.append(_value(review, "unixReviewTime", int, path, number))
-    return pl.DataFrame({"user": users, "item": items, "timestamp": seconds})
+        record = _Record(_parsed(line, path, number, json_only=True), path, number)
+        form = _FORMS[0] if _FORMS[0].user in record.values else _FORMS[1]
+        users.append(record.text(form.user))
+        items.append(record.text(form.item))
+        times.append(record.time(form.time))
+        lines.append(number)
+
+    def checked(name: str, values: list[str]) -> pl.Series:
+        series = pl.Series(name, values, dtype=pl.String)
+        return ids(Column(series, name, str(path), lambda row: f"{path}, line {lines[row]}"))
+
+    columns = [checked("user", users), checked("item", items)]
+    return pl.DataFrame([*columns, pl.Series("timestamp", times, dtype=pl.Int64)])
 
 
 def _read_metadata(path: Path, wanted: set[str]) -> pl.DataFrame:
-    ids, titles, categories = [], [], []
+    found: dict[str, tuple[str, list[list[str]]]] = {}
+    repeated = 0
     for number, line in numbered_lines(path, f"set data.items to {_EXPECTED}"):
         # Parsing literals takes most of the time: pass over items that nobody reviewed, and over
         # the hundreds of ids of what else was bought.
         named = _ASIN.findall(line)
         if named and wanted.isdisjoint(named):
             continue
-        item = _parsed(ast.literal_eval, _RELATED.sub("'related': {}", line.strip()), path, number)
-        asin = _value(item, "asin", str, path, number)
-        if asin not in wanted:
-            continue
-        ids.append(asin)
-        titles.append(tidy(html.unescape(_value(item, "title", str, path, number, ""))))
-        categories.append(_paths(item, path, number))
-    untitled = titles.count("")
+        record = _Record(_parsed(line, path, number, json_only=False), path, number)
+        item = record.text("parent_asin" if "parent_asin" in record.values else "asin")
+        if item in found:
+            repeated += 1
+        elif item in wanted:
+            title = normal_title(html.unescape(record.text("title", "")))
+            found[item] = (title or item, record.paths())
+    untitled = sum(title == item for item, (title, _) in found.items())
     if untitled:
-        say(f"{path}: {untitled} of {len(ids)} reviewed items have no title and go by their id")
-    titles = [title or asin for title, asin in zip(titles, ids, strict=True)]
-    return items_table(ids, titles, _flat(categories))
+        say(f"{path}: {untitled} of {len(found)} reviewed items have no title and go by their id")
+    if repeated:
+        say(f"{path}: {repeated} lines repeat an item and are passed over")
+    titles = [title for title, _ in found.values()]
+    return items_table([*found], titles, _flat([paths for _, paths in found.values()]))
 
 
 def _flat(categories: list[list[list[str]]]) -> list[list[str]]:
@@ -103,31 +147,66 @@ def _flat(categories: list[list[list[str]]]) -> list[list[str]]:
     ]
 
 
-def _parsed(parse: Callable[[str], Any], line: str, path: Path, number: int) -> dict[str, Any]:
-    form = "a JSON object" if parse is json.loads else "a Python dict"
+def _parsed(line: str, path: Path, number: int, json_only: bool) -> Any:
+    """The object on a line; what does not begin as JSON does is read as a Python literal."""
+    is_json = json_only or not line.lstrip().startswith(("{'", "{}"))
     try:
-        record = parse(line)
+        if is_json:
+            value = json.loads(line)
+        else:
+            value = ast.literal_eval(_RELATED.sub("'related': {}", line.strip()))
     except _PARSE_ERRORS:
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{path}, line {number}: not {form}: {line.strip()[:60]!r}")
-    return record
-
-
-def _value(
-    record: dict[str, Any], key: str, kind: type, path: Path, number: int, default: Any = None
-) -> Any:
-    value = record.get(key, default)
-    if not isinstance(value, kind) or (default is None and value == ""):
-        what = "an unusable" if key in record else "no"
-        raise UserError(f"{path}, line {number}: {what} {key!r}: mend or delete that line")
+        value = None
+    if not isinstance(value, dict):
+        form = "a JSON object" if json_only else "a JSON object or a Python dict"
+        raise UserError(f"{path}, line {number}: not {form}: {shown(line.strip())}")
     return value
 
 
-def _paths(item: dict[str, Any], path: Path, number: int) -> list[list[str]]:
-    paths = _value(item, "categories", list, path, number, [])
-    for names in paths:
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            problem = "'categories' is no list of lists of texts"
-            raise UserError(f"{path}, line {number}: {problem}: mend or delete that line")
-    return paths
+@dataclass(frozen=True)
+class _Record:
+    """The object on a line, and where it stands."""
+
+    values: dict[str, Any]
+    path: Path
+    number: int
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A text that can be written as UTF-8; without `default`, not empty."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str) or (default is None and not value):
+            raise self._unusable(key)
+        if default is None and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # half of a surrogate pair
+                raise self._unusable(key) from None
+        return value
+
+    def time(self, key: str) -> int:
+        value = self.values.get(key)
+        if type(value) is not int or abs(value) >= _INT64:
+            raise self._unusable(key)
+        return value
+
+    def paths(self) -> list[list[str]]:
+        """The paths of categories, each from the widest on."""
+        key = "categories" if "categories" in self.values else "category"
+        value = self.values.get(key)
+        if value is None or value == "":
+            return []
+        if not isinstance(value, list):
+            raise self._unusable(key)
+        paths = [value] if all(isinstance(name, str) for name in value) else value
+        for path in paths:
+            if not isinstance(path, list) or not all(isinstance(name, str) for name in path):
+                raise self._unusable(key)
+        return paths
+
+    def _unusable(self, key: str) -> UserError:
+        what = "an unusable" if key in self.values else "no"
+        return UserError(
+            f"{self.path}, line {self.number}: {what} {key!r}: mend or delete that line"
+        )

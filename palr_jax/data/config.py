@@ -1,33 +1,73 @@
 """The `data` section of a config: which interactions, and how few are too few."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-Source = Literal["ml-latest-small", "ml-1m", "amazon-2014", "table"]
+from palr_jax.errors import shown
+
+Source = Literal[
+    "ml-latest-small",
+    "ml-100k",
+    "ml-1m",
+    "ml-10m",
+    "ml-20m",
+    "ml-25m",
+    "ml-32m",
+    "amazon-2014",
+    "amazon-2018",
+    "amazon-2023",
+    "table",
+]
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _separator(value: Any) -> Any:
+    text = "\t" if value == "\\t" else value
+    if isinstance(text, str) and not (len(text) == 1 and text.isascii() and text not in '"\r\n\0'):
+        raise ValueError(
+            f"{shown(value)} is not one ASCII character, other than a double quote or a line end"
+        )
+    return text
+
+
+# A name, or a number from 1; YAML reads the latter as a number.
+Column = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
+Separator = Annotated[str, BeforeValidator(_separator)]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of the tables that `source: table` reads.
+    """Columns of the tables that `source: table` reads: names, or numbers from 1.
+
+    A text file of which all columns are given as numbers has no header line.
 
     Attributes:
         user: id of the user, in the interactions.
-        item: id of the item, under the same name in the interactions and the items.
-        timestamp: a number that grows with time (or, in Parquet, a date), in the interactions.
+        item: id of the item, in the interactions and, unless `id` is given, in the items.
+        timestamp: a number that grows with time or a date, in the interactions; null where there
+            is none and the rows stand in the order of time.
         title: text of the item, in the items.
         categories: categories of the item, in the items: a text joined by `category_separator`
-            or, in Parquet, a list of texts.
+            or, in Parquet, a list of texts; null where there are none.
         category_separator: what stands between two categories in a text.
+        id: id of the item in the items, where it is called otherwise than in the interactions.
+        separator: what stands between two fields of a text file, a single character; by default
+            tab in .tsv, .inter and .item, and in .csv what its first lines show.
     """
 
-    user: str = "user"
-    item: str = "item"
-    timestamp: str = "timestamp"
-    title: str = "title"
-    categories: str = "categories"
+    user: Column = "user"
+    item: Column = "item"
+    timestamp: Column | None = "timestamp"
+    title: Column = "title"
+    categories: Column | None = "categories"
     category_separator: Annotated[str, Field(min_length=1)] = "|"
+    id: Column | None = None
+    separator: Separator | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +76,11 @@ class DataConfig:
 
     Attributes:
         source: `ml-latest-small` comes with the package, the others are read from your files.
-        path: for `ml-1m` the official zip or its folder; for `amazon-2014` a folder that holds
-            `reviews_X_5.json.gz` and `meta_X.json.gz` (or both as plain `.json`).
-        interactions: the file of interactions: for `table` a .csv, .csv.gz or .parquet, for
-            `amazon-2014` the reviews, instead of `path`.
-        items: the file of items: for `table` as above, for `amazon-2014` the metadata.
+        path: for `ml-...` the official zip or its folder; for `amazon-...` a folder with the two
+            files of a category, reviews and metadata, as JSON lines or gzip of them.
+        interactions: the file of interactions: for `table` a .csv, .tsv, .inter or .parquet, for
+            `amazon-...` the reviews, instead of `path`.
+        items: the file of items: for `table` as above or .item, for `amazon-...` the metadata.
         columns: names of the columns, for `table`.
         min_count: k of the k-core: every user and every item has at least so many interactions.
             Leave-one-out needs three.
@@ -52,5 +92,5 @@ class DataConfig:
     interactions: str | None = None
     items: str | None = None
     columns: Columns = Columns()
-    min_count: Annotated[int, Field(ge=3)] = 5
-    min_users: Annotated[int, Field(ge=1)] = 10
+    min_count: Annotated[int, Field(ge=3, le=1_000_000)] = 5
+    min_users: Annotated[int, Field(ge=1, le=1_000_000_000)] = 10

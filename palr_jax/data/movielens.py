@@ -1,113 +1,166 @@
-"""MovieLens: the bundled ml-latest-small, and ml-1m in its official form."""
+"""MovieLens: the bundled ml-latest-small, and the official archives of 100K to 32M ratings."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from palr_jax.data.columns import Column, ids, timestamps
 from palr_jax.data.config import Columns, DataConfig
-from palr_jax.data.raw import RawTables, given, items_table, readable, timestamps
+from palr_jax.data.raw import RawTables, items_table
+from palr_jax.data.reading import Content, given, read_content, unzip
 from palr_jax.data.table import read_tables
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, shown
 
 _BUNDLED = Path(__file__).parent / "bundled" / "ml-latest-small"
-_COLUMNS = Columns(user="userId", item="movieId", categories="genres")
-_EXPECTED = "the official ml-1m.zip or its folder"
-_MEND = f"set data.path to {_EXPECTED}"
-_NO_GENRES = "(no genres listed)"
+_COLUMNS = Columns(user="userId", item="movieId", categories="genres", separator=",")
 # A control character that no field holds stands in for "::", since Polars wants a single byte.
-_SEPARATOR = "\x1f"
+_STAND_IN = "\x1f"
+_UNKNOWN = "unknown"
+# The last columns of ml-100k's u.item, in the order of its u.genre.
+_GENRES = (
+    _UNKNOWN, "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
+)  # fmt: skip
 
 
 def read_ml_latest_small(config: DataConfig) -> RawTables:
     """Reads the bundled MovieLens ml-latest-small: 100,836 ratings of 610 users, 9,742 movies."""
-    tables = read_tables(_BUNDLED / "ratings.csv.gz", _BUNDLED / "movies.csv.gz", _COLUMNS)
-    genres = pl.col("categories").list.eval(pl.element().filter(pl.element() != _NO_GENRES))
-    return RawTables(tables.interactions, tables.items.with_columns(genres), tables.items_file)
+    ratings = read_content(_BUNDLED / "ratings.csv.gz", "install the package again")
+    movies = read_content(_BUNDLED / "movies.csv.gz", "install the package again")
+    return read_tables(ratings, movies, _COLUMNS)
 
 
-def read_ml_1m(config: DataConfig) -> RawTables:
-    """Reads `ratings.dat` and `movies.dat` of MovieLens-1M from `data.path`.
+def read_csv_archive(config: DataConfig) -> RawTables:
+    """Reads `ratings.csv` and `movies.csv` of MovieLens 20M, 25M or 32M from `data.path`.
+
+    Raises:
+        UserError: `data.path` is not given or is neither the official zip nor a folder with these
+            files, or as `read_table`.
+    """
+    return read_tables(_open(config, "ratings.csv"), _open(config, "movies.csv"), _COLUMNS)
+
+
+def read_dat_archive(config: DataConfig) -> RawTables:
+    """Reads `ratings.dat` and `movies.dat` of MovieLens-1M or 10M from `data.path`.
 
     Raises:
         UserError: `data.path` is not given or is neither the official zip nor a folder with these
             files, a file is missing, cut off or empty, or a line does not parse.
     """
-    path = given(config.path, "data.path", _EXPECTED)
-    ratings, movies = _open(path, "ratings.dat"), _open(path, "movies.dat")
-    log = ratings.table(["user", "item", "rating", "timestamp"])
-    time = timestamps(log["timestamp"], ratings.where)
-    films = movies.table(["item", "title", "genres"])
+    log = _Rows(_open(config, "ratings.dat"), "::", ("user", "item", "rating", "timestamp"))
+    movies = _Rows(_open(config, "movies.dat"), "::", ("item", "title", "genres"))
+    films = movies.table()
     genres = [text.split("|") for text in films["genres"].to_list()]
-    items = items_table(films["item"].to_list(), films["title"].to_list(), genres)
-    return RawTables(log.select("user", "item", time), items, movies.file)
+    items = items_table(
+        ids(movies.column(films, "item")).to_list(), films["title"].to_list(), genres
+    )
+    return RawTables(_interactions(log), items, movies.content.file)
+
+
+def read_ml_100k(config: DataConfig) -> RawTables:
+    """Reads `u.data` and `u.item` of MovieLens-100K from `data.path`.
+
+    Raises:
+        UserError: as `read_dat_archive`.
+    """
+    log = _Rows(_open(config, "u.data"), "\t", ("user", "item", "rating", "timestamp"))
+    named = ("item", "title", "released", "released on video", "address")
+    movies = _Rows(_open(config, "u.item"), "|", (*named, *_GENRES), required=2)
+    films = movies.table()
+    flags = films.select(_GENRES[1:]).rows()
+    genres = [
+        [name for name, flag in zip(_GENRES[1:], row, strict=True) if flag == "1"] for row in flags
+    ]
+    items = items_table(
+        ids(movies.column(films, "item")).to_list(), films["title"].to_list(), genres
+    )
+    return RawTables(_interactions(log), items, movies.content.file)
 
 
 @dataclass(frozen=True)
-class _Dat:
-    """The bytes of one of the `::`-separated latin-1 files of ml-1m, and where they came from."""
+class _Rows:
+    """A file of fields without header or quotes, in UTF-8 or Latin-1.
 
-    file: Path
-    data: bytes
+    Attributes:
+        content: the file.
+        separator: of the fields.
+        names: of the fields.
+        required: how many of them, from the first on, are never empty; by default all.
+    """
+
+    content: Content
+    separator: str
+    names: tuple[str, ...]
+    required: int | None = None
 
     def where(self, row: int) -> str:
-        return f"{self.file}, line {row + 1}"
+        return f"{self.content.file}, line {row + 1}"
 
-    def table(self, names: list[str]) -> pl.DataFrame:
+    def column(self, table: pl.DataFrame, name: str) -> Column:
+        return Column(table[name], name, str(self.content.file), self.where)
+
+    def table(self) -> pl.DataFrame:
         """The file as columns of text; raises a UserError naming a line that does not fit."""
-        text = self.data.decode("latin-1").replace("::", _SEPARATOR)
-        schema = dict.fromkeys(names, pl.String)
+        data, separator = _utf8(self.content.data), self.separator
+        if len(separator) > 1:
+            data, separator = data.replace(separator.encode(), _STAND_IN.encode()), _STAND_IN
         try:
             frame = pl.read_csv(
-                text.encode(),
+                data,
                 has_header=False,
-                separator=_SEPARATOR,
+                separator=separator,
                 quote_char=None,
-                schema=schema,
+                schema=dict.fromkeys(self.names, pl.String),
             )
-        except pl.exceptions.PolarsError:
-            raise self._misfit(names) from None
-        if any(frame.null_count().row(0)):
-            raise self._misfit(names)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            raise self._misfit() from None
+        # What a short line lacks, and what it leaves empty, is null.
+        if any(frame[:, : self.required].null_count().row(0)) or frame[:, -1].null_count():
+            raise self._misfit()
         return frame
 
-    def _misfit(self, names: list[str]) -> UserError:
-        lines = self.data.decode("latin-1").split("\n")
-        for row, line in enumerate(lines):
-            fields = line.rstrip("\r").split("::")
-            if len(fields) != len(names) or not all(fields):
-                form = "::".join(names)
-                return UserError(f"{self.where(row)}: not of the form {form}: {line[:60]!r}")
-        return UserError(f"{self.file} holds a control character: {_MEND}")
+    def _misfit(self) -> UserError:
+        for row, line in enumerate(_utf8(self.content.data).decode().split("\n")):
+            fields = line.rstrip("\r").split(self.separator)
+            if len(fields) != len(self.names) or not all(fields[: self.required]):
+                form = self.separator.join(self.names[:5]).replace("\t", " TAB ")
+                return UserError(f"{self.where(row)}: not of the form {form}: {shown(line)}")
+        return UserError(f"{self.content.file} holds a control character: fetch it again")
 
 
-def _open(path: Path, name: str) -> _Dat:
-    if path.is_dir():
-        with readable(path / name, _MEND):
-            dat = _Dat(path / name, (path / name).read_bytes())
-    elif path.suffix == ".zip":
-        dat = _unzip(path, name)
-    elif path.exists():
-        raise UserError(f"{path} has an unknown extension: {_MEND}")
-    else:
-        raise UserError(f"{path} is missing: {_MEND}")
-    if not dat.data.strip():
-        raise UserError(f"{dat.file} is empty: {_MEND}")
-    return dat
+def _interactions(rows: _Rows) -> pl.DataFrame:
+    table = rows.table()
+    columns = {name: rows.column(table, name) for name in ("user", "item", "timestamp")}
+    user, item = ids(columns["user"]), ids(columns["item"])
+    return pl.DataFrame({"user": user, "item": item, "timestamp": timestamps(columns["timestamp"])})
 
 
-def _unzip(path: Path, name: str) -> _Dat:
+def _utf8(data: bytes) -> bytes:
+    """Text whose lines are UTF-8 or, as in the official files, Latin-1."""
     try:
-        with (
-            readable(path, _MEND),
-            path.open("rb") as file,
-            zipfile.ZipFile(file) as archive,
-        ):
-            members = [member for member in archive.namelist() if Path(member).name == name]
-            if not members:
-                raise UserError(f"{path} holds no {name}: {_MEND}")
-            return _Dat(path / members[0], archive.read(members[0]))
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged or cut off ({error}): fetch it again") from None
+        data.decode()
+    except UnicodeDecodeError:
+        return b"\n".join(map(_utf8_line, data.split(b"\n")))
+    return data
+
+
+def _utf8_line(line: bytes) -> bytes:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1").encode()
+    return line
+
+
+def _open(config: DataConfig, name: str) -> Content:
+    expected = f"the official {config.source}.zip or its folder"
+    path, mend = given(config.path, "data.path", expected), f"set data.path to {expected}"
+    if path.is_dir():
+        return read_content(path / name, mend)
+    if path.suffix == ".zip":
+        return unzip(path, name, mend)
+    if path.exists():
+        raise UserError(f"{path} has an unknown extension: {mend}")
+    raise UserError(f"{path} is missing: {mend}")

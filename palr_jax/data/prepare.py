@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from palr_jax.data.amazon import read_amazon_2014
+from palr_jax.data.amazon import read_amazon
 from palr_jax.data.catalog import Catalog, unique_titles
-from palr_jax.data.config import DataConfig
+from palr_jax.data.config import DataConfig, Source
 from palr_jax.data.interactions import (
     InteractionLog,
     by_time,
@@ -22,7 +22,12 @@ from palr_jax.data.interactions import (
     without_repeats,
 )
 from palr_jax.data.kcore import kcore_mask
-from palr_jax.data.movielens import read_ml_1m, read_ml_latest_small
+from palr_jax.data.movielens import (
+    read_csv_archive,
+    read_dat_archive,
+    read_ml_100k,
+    read_ml_latest_small,
+)
 from palr_jax.data.raw import ITEMS_SCHEMA, RawTables
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.data.table import read_table
@@ -31,10 +36,17 @@ from palr_jax.files import read_arrays, replacing, write_arrays
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
 
-READERS: dict[str, Callable[[DataConfig], RawTables]] = {
+READERS: dict[Source, Callable[[DataConfig], RawTables]] = {
     "ml-latest-small": read_ml_latest_small,
-    "ml-1m": read_ml_1m,
-    "amazon-2014": read_amazon_2014,
+    "ml-100k": read_ml_100k,
+    "ml-1m": read_dat_archive,
+    "ml-10m": read_dat_archive,
+    "ml-20m": read_csv_archive,
+    "ml-25m": read_csv_archive,
+    "ml-32m": read_csv_archive,
+    "amazon-2014": read_amazon,
+    "amazon-2018": read_amazon,
+    "amazon-2023": read_amazon,
     "table": read_table,
 }
 SLATE = 10
@@ -81,6 +93,8 @@ def prepare(config: DataConfig) -> Prepared:
     )
     _check_users(core, config)
     log, catalog = _with_catalog(core, raw)
+    if not any(catalog.categories):
+        say(f"{raw.items_file}: no item has a category, so nothing is known for profiles")
     histories = sequences(log)
     _check_unseen(histories, log)
     return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)

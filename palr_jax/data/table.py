@@ -1,164 +1,186 @@
-"""Any pair of tables, interactions and items, as CSV or Parquet."""
+"""Any pair of tables, interactions and items, as text (CSV and its kin) or Parquet."""
 
-import csv
-import io
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
+from palr_jax.data.columns import Column, ids, lists, texts, timestamps
 from palr_jax.data.config import Columns, DataConfig
-from palr_jax.data.raw import (
-    RawTables,
-    given,
-    items_table,
-    read_text,
-    readable,
-    timestamps,
-)
-from palr_jax.errors import UserError
+from palr_jax.data.csv_file import open_csv
+from palr_jax.data.parquet_file import open_parquet
+from palr_jax.data.raw import RawTables, items_table
+from palr_jax.data.reading import Content, given, read_content
+from palr_jax.errors import UserError, shown
+from palr_jax.progress import say
 
-_EXPECTED = "a .csv, .csv.gz or .parquet file"
+_TEXT = (".csv", ".tsv", ".inter", ".item")
+_EXPECTED = "a .csv, .tsv, .inter or .item file, also with .gz, or a .parquet file"
+# RecBole writes the type of a column behind its name: "item_id:token".
+_RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
+_OPTIONAL = ("timestamp", "categories")
+
+
+class _Table(Protocol):
+    """A file that holds a table.
+
+    Attributes:
+        file: its name in errors.
+        header: the fields of its first record.
+        is_named: whether that record is known to hold the names of the columns.
+    """
+
+    @property
+    def file(self) -> Path: ...
+
+    @property
+    def header(self) -> list[str]: ...
+
+    @property
+    def is_named(self) -> bool: ...
+
+    def read(
+        self, places: list[int], has_header: bool
+    ) -> tuple[pl.DataFrame, Callable[[int], str]]: ...
 
 
 def read_table(config: DataConfig) -> RawTables:
     """Reads `data.interactions` and `data.items`, with the columns that `data.columns` names.
 
     Raises:
-        UserError: a file is not given, missing, damaged or empty, lacks a column, or a row lacks
-            a value or holds a timestamp that is no number; the file and the line are named.
+        UserError: a file is not given, missing, damaged or empty, lacks a column, or a column or a
+            row holds what it cannot hold; the file and the column or line are named.
     """
-    interactions = given(config.interactions, "data.interactions", _EXPECTED)
-    items = given(config.items, "data.items", _EXPECTED)
+    interactions = _content(config.interactions, "data.interactions")
+    items = _content(config.items, "data.items")
     return read_tables(interactions, items, config.columns)
 
 
-def read_tables(interactions: Path, items: Path, columns: Columns) -> RawTables:
-    """Reads a file of interactions and a file of items; raises as `read_table` does."""
-    log = _read(interactions, "data.interactions")
-    user = _filled(log, "user", columns.user).cast(pl.String).alias("user")
-    item = _filled(log, "item", columns.item).cast(pl.String).alias("item")
-    time = timestamps(_filled(log, "timestamp", columns.timestamp), log.where).alias("timestamp")
-    described = _items(_read(items, "data.items"), columns)
-    return RawTables(pl.DataFrame([user, item, time]), described, items)
-
-
-def _items(table: "_Table", columns: Columns) -> pl.DataFrame:
-    ids = _filled(table, "item", columns.item).cast(pl.String)
-    titles = _column(table, "title", columns.title).cast(pl.String).fill_null("")
-    categories = _column(table, "categories", columns.categories)
-    if isinstance(categories.dtype, pl.List):
-        rows = categories.cast(pl.List(pl.String)).to_list()
-        lists = [[name or "" for name in names or []] for names in rows]
+def read_tables(interactions: Content, items: Content, columns: Columns) -> RawTables:
+    """Reads the tables in two files; raises as `read_table` does."""
+    names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
+    found = _columns(_open(interactions, columns, names), names, "data.interactions")
+    user, item = ids(found["user"]), ids(found["item"])
+    if "timestamp" in found:
+        time = timestamps(found["timestamp"])
     else:
-        texts = categories.cast(pl.String).fill_null("").to_list()
-        lists = [text.split(columns.category_separator) for text in texts]
-    return items_table(ids.to_list(), titles.to_list(), lists)
+        say(f"{interactions.file}: without timestamps, rows are taken to be in the order of time")
+        time = pl.int_range(len(user), dtype=pl.Int64, eager=True)
+    log = pl.DataFrame({"user": user, "item": item, "timestamp": time})
+    return RawTables(log, _items(items, columns), items.file)
+
+
+def _items(content: Content, columns: Columns) -> pl.DataFrame:
+    names = {"title": columns.title, "categories": columns.categories}
+    # A number counts the columns of the interactions, unless it is all that is known.
+    counted = columns.id is None and columns.item.isdecimal() and not columns.title.isdecimal()
+    names = {"id": columns.id or ("item" if counted else columns.item), **names}
+    found = _columns(_open(content, columns, names), names, "data.items")
+    item, title = ids(found["id"]).to_list(), texts(found["title"])
+    if "categories" not in found:
+        return items_table(item, title, [[] for _ in item])
+    categories = lists(found["categories"], columns.category_separator)
+    if found["categories"].name.endswith(":token_seq"):  # spaces separate its tokens
+        categories = [" ".join(names).split() for names in categories]
+    return items_table(item, title, categories)
+
+
+def _content(path: str | None, key: str) -> Content:
+    file, mend = given(path, key, _EXPECTED), f"set {key} to {_EXPECTED}"
+    if not file.name.removesuffix(".gz").endswith(_TEXT) and file.suffix != ".parquet":
+        raise UserError(f"{file} has an unknown extension: {mend}")
+    return read_content(file, mend)
+
+
+def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> _Table:
+    if content.file.suffix == ".parquet":
+        return open_parquet(content)
+
+    def fits(header: list[str]) -> bool:
+        found = _layout(header, names, is_named=False).places
+        return all(found[role] for role in found if role not in _OPTIONAL)
+
+    return open_csv(content, columns.separator, fits)
+
+
+def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str, Column]:
+    """The columns of these names, without those that may be left out and are not there.
+
+    Raises:
+        UserError: there is no such column, or several, or there are no rows.
+    """
+    layout = _layout(table.header, names, table.is_named)
+    places = _places(table, names, layout)
+    order = sorted(set(places.values()))
+    frame, where = table.read(order, layout.has_header)
+    if frame.is_empty():
+        raise UserError(f"{table.file} holds no rows: set {key} to {_EXPECTED}")
+    found = {}
+    for role, place in places.items():
+        name = table.header[place] if layout.has_header else str(place + 1)
+        # Polars takes names such as "*" for patterns, in operations on one column as well.
+        values = frame.to_series(order.index(place)).alias(role)
+        found[role] = Column(values, name, str(table.file), where)
+    return found
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A table with what it takes to say where a row stands; `text` is None for Parquet."""
+class _Layout:
+    """Where columns stand in a first record.
 
-    path: Path
-    frame: pl.DataFrame
-    text: str | None
+    Attributes:
+        has_header: whether that record holds names.
+        places: by role, all columns that the role's name or number can mean.
+    """
 
-    def where(self, row: int) -> str:
-        if self.text is None:
-            return f"{self.path}, row {row + 1}"
-        line, _ = next(islice(_records(self.path, self.text), row + 1, None))
-        return f"{self.path}, line {line}"
+    has_header: bool
+    places: dict[str, list[int]]
 
 
-def _read(path: Path, key: str) -> _Table:
-    mend = f"set {key} to {_EXPECTED}"
-    if path.name.endswith((".csv", ".csv.gz")):
-        table = _read_csv(path, mend)
-    elif path.name.endswith(".parquet"):
-        table = _read_parquet(path, mend)
-    else:
-        raise UserError(f"{path} has an unknown extension: {mend}")
-    if table.frame.is_empty():
-        raise UserError(f"{path} holds no rows: {mend}")
-    return table
+def _layout(header: list[str], names: dict[str, str | None], is_named: bool) -> _Layout:
+    """Finds columns by name, else by number from 1.
+
+    Where all that are there are given as numbers, the first record is one of values, whatever it
+    holds, unless the table is known to have names (`is_named`).
+    """
+    asked = {role: name for role, name in names.items() if name is not None}
+    named = {role: _named(header, name) for role, name in asked.items()}
+    counted = {role: _counted(header, name) for role, name in asked.items()}
+    has_header = is_named or any(
+        not counted[role] and (named[role] or role not in _OPTIONAL) for role in asked
+    )
+    places = {role: (has_header and named[role]) or counted[role] for role in asked}
+    return _Layout(has_header, places)
 
 
-def _read_parquet(path: Path, mend: str) -> _Table:
-    with readable(path, mend):
-        data = path.read_bytes()
-    try:
-        return _Table(path, pl.read_parquet(io.BytesIO(data)), None)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a complete Parquet file ({reason}): {mend}") from None
+def _named(header: list[str], name: str) -> list[int]:
+    typed = {name, *(f"{name}:{kind}" for kind in _RECBOLE_TYPES)}
+    return [place for place, column in enumerate(header) if column in typed]
 
 
-def _read_csv(path: Path, mend: str) -> _Table:
-    text = read_text(path, mend)
-    try:
-        # Every column as text: an id such as 007 stays what it is.
-        frame = pl.read_csv(text.encode(), infer_schema=False)
-    except pl.exceptions.PolarsError:
-        _check_fields(path, text)
-        raise _stray_quote(path, text) from None
-    # Polars fills a short row with nulls, and gives a row of nulls for a blank line.
-    if not (frame[:, -1].fill_null("") != "").all():
-        _check_fields(path, text)
-        frame = frame.filter(pl.any_horizontal((pl.all() != "").fill_null(False)))
-    return _Table(path, frame, text)
+def _counted(header: list[str], name: str) -> list[int]:
+    if not (name.isdecimal() and len(name) < 6 and 1 <= int(name) <= len(header)):
+        return []
+    return [int(name) - 1]
 
 
-def _check_fields(path: Path, text: str) -> None:
-    records = _records(path, text)
-    _, header = next(records)
-    for line, fields in records:
-        if len(fields) != len(header):
-            problem = f"{len(fields)} fields where the header has {len(header)}"
-            raise UserError(f"{path}, line {line}: {problem}: mend or delete that line")
-
-
-def _stray_quote(path: Path, text: str) -> UserError:
-    """The error for what Polars refuses though all fields are there: a quote in a bare field."""
-    lines = text.split("\n")
-    starts = [line for line, _ in _records(path, text)] + [len(lines) + 1]
-    for start, end in pairwise(starts):
-        if "".join(lines[start - 1 : end - 1]).count('"') % 2:
-            problem = "a double quote out of place: double it, and quote its whole field"
-            return UserError(f"{path}, line {start}: {problem}")
-    return UserError(f"{path} is not valid CSV: check its double quotes")
-
-
-def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The CSV records that are not blank, each with the number of the line it starts on."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for fields in reader:
-            if any(fields):
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not valid CSV ({error})") from None
-
-
-def _column(table: _Table, key: str, name: str) -> pl.Series:
-    if name not in table.frame.columns:
-        there = ", ".join(map(repr, table.frame.columns))
-        raise UserError(
-            f"{table.path} has no column {name!r}, only {there}: set data.columns.{key}"
-        )
-    return table.frame[name]
-
-
-def _filled(table: _Table, key: str, name: str) -> pl.Series:
-    column = _column(table, key, name)
-    blank = column.is_null()
-    if column.dtype == pl.String:
-        blank |= column == ""
-    if blank.any():
-        row = blank.to_list().index(True)
-        raise UserError(f"{table.where(row)}: no value in column {name!r}: mend or delete that row")
-    return column
+def _places(table: _Table, names: dict[str, str | None], layout: _Layout) -> dict[str, int]:
+    """The one column of every role, without optional ones that no column can be meant for."""
+    places = {}
+    for role, found in layout.places.items():
+        if len(found) > 1:
+            several = f"{len(found)} columns {shown(names[role])}"
+            raise UserError(f"{table.file} has {several}: set data.columns.{role} to a number")
+        if found:
+            places[role] = found[0]
+    for role in [role for role in layout.places if role not in places]:
+        if role not in _OPTIONAL or len(set(places.values())) < len(table.header):
+            there = ", ".join(map(shown, table.header[:20])) or "none"
+            null = ", or to null if there is none" if role in _OPTIONAL else ""
+            raise UserError(
+                f"{table.file} has no column {shown(names[role])}, only {there}: "
+                f"set data.columns.{role}{null}"
+            )
+    return places

@@ -25,10 +25,10 @@ class ProfileConfig:
     """
 
     kind: Literal["keywords", "llm", "none"] = "keywords"
-    keywords: Annotated[int, Field(ge=1)] = 3
+    keywords: Annotated[int, Field(ge=1, le=1_000)] = 3
     weights: str | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    new_tokens: Annotated[int, Field(ge=8)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 8
+    new_tokens: Annotated[int, Field(ge=8, le=100_000)] = 64
 
     def __post_init__(self) -> None:
         if self.kind == "llm" and not self.weights:
@@ -68,10 +68,17 @@ class TemplateConfig:
                 parsed = list(string.Formatter().parse(getattr(self, entry.name)))
             except ValueError as error:
                 raise ValueError(f"{entry.name}: {error}; write {{{{ for a brace") from None
-            for _, name, _, _ in parsed:
-                if name is not None and name not in known:
-                    choices = ", ".join(f"{{{word}}}" for word in sorted(known))
+            for _, name, form, conversion in parsed:
+                if name is None:
+                    continue
+                choices = ", ".join(f"{{{word}}}" for word in sorted(known))
+                if name not in known:
                     raise ValueError(f"{entry.name}: unknown field {{{name}}}; known are {choices}")
+                if form or conversion:
+                    written = f"{{{name}{f'!{conversion}' if conversion else ''}:{form}}}"
+                    raise ValueError(
+                        f"{entry.name}: {written} says more than a name; use {choices}"
+                    )
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,11 @@ class InstructConfig:
     """
 
     user_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    history: Annotated[int, Field(ge=1)] = 20
-    label: Annotated[int, Field(ge=1)] = 10
-    candidates: Annotated[int, Field(ge=10)] = 50
-    enrich_history: Annotated[int, Field(ge=0)] = 3
-    enrich_label: Annotated[int, Field(ge=0)] = 3
+    history: Annotated[int, Field(ge=1, le=100_000)] = 20
+    label: Annotated[int, Field(ge=1, le=1_000)] = 10
+    candidates: Annotated[int, Field(ge=10, le=100_000)] = 50
+    enrich_history: Annotated[int, Field(ge=0, le=100_000)] = 3
+    enrich_label: Annotated[int, Field(ge=0, le=1_000)] = 3
     swap: Share = 0.05
     category_negatives: Share = 0.5
     retriever_negatives: Share = 0.0
@@ -132,8 +139,8 @@ class InstructConfig:
     verb: str = "watched"
     item_style: Literal["title", "id_title"] = "title"
     template: TemplateConfig = field(default_factory=TemplateConfig)
-    title_tokens: Annotated[int, Field(ge=8)] = 32
-    length: Annotated[int, Field(ge=64)] = 1024
+    title_tokens: Annotated[int, Field(ge=8, le=10_000)] = 32
+    length: Annotated[int, Field(ge=64, le=1_000_000)] = 1024
 
     def __post_init__(self) -> None:
         if self.retriever_negatives:

@@ -105,7 +105,7 @@ class LoRAConfig:
         targets: which linears get an adapter.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=65_536)] = 8
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = TARGETS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
@@ -49,25 +49,27 @@ class RetrieverConfig:
         patience: epochs without a better validation NDCG@10 before training stops.
     """
 
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
     model: Model = "sasrec"
-    candidates: Annotated[int, Field(ge=1)] = 50
+    candidates: Annotated[int, Field(ge=1, le=100_000)] = 50
     loss: LossKind | None = None
-    negatives: Annotated[int, Field(ge=1)] = 1
-    dim: Annotated[int, Field(ge=1)] = 64
+    negatives: Annotated[int, Field(ge=1, le=100_000)] = 1
+    dim: Annotated[int, Field(ge=1, le=16_384)] = 64
     init_std: Annotated[float, Field(gt=0)] = 0.1
     input_scale: Annotated[float, Field(gt=0)] = 1.0
     block: BlockKind = "sasrec"
-    num_blocks: Annotated[int, Field(ge=1)] = 1
-    num_heads: Annotated[int, Field(ge=1)] = 1
-    length: Annotated[int, Field(ge=2)] = 50
+    num_blocks: Annotated[int, Field(ge=1, le=256)] = 1
+    num_heads: Annotated[int, Field(ge=1, le=1_024)] = 1
+    length: Annotated[int, Field(ge=2, le=100_000)] = 50
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     learning_rate: Annotated[float, Field(gt=0)] = 8e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    devices: Annotated[int, Field(ge=1)] = 1
-    max_epochs: Annotated[int, Field(ge=1)] = 20
-    patience: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1, le=10_000_000)] = 32
+    devices: Annotated[int, Field(ge=1, le=16_384)] = 1
+    max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] = 5
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:

@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, shown
 
 GB, GIB = 10**9, 2**30
+# The largest pod has 8,960 chips; GPUs are played by CPU devices, of which more take minutes.
+_MOST_TPUS, _MOST_GPUS = 16_384, 4_096
 
 # Where a chip stands: its slice or machine, then its place along each axis.
 Place = tuple[int, ...]
@@ -111,12 +113,13 @@ def parse_topology(name: str) -> Topology:
     """Reads the name of a topology.
 
     Raises:
-        UserError: the chip is not known, or its shape has another number of axes.
+        UserError: the chip is not known, its shape has another number of axes, or there are more
+            chips than anyone joins.
     """
-    match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
+    match = re.fullmatch(r"(?:(\d{1,12})x)?([a-z]\w*):(\d{1,12}(?:x\d{1,12})*)", name)
     if not match:
         raise UserError(
-            f"topology {name!r} is not of the form v5e:4x4, v5p:4x4x8, 2xv5e:16x16 or h100:8"
+            f"topology {shown(name)} is not of the form v5e:4x4, v5p:4x4x8, 2xv5e:16x16 or h100:8"
         )
     slices, kind = int(match[1] or 1), match[2]
     chip = CHIPS.get(kind)
@@ -126,7 +129,10 @@ def parse_topology(name: str) -> Topology:
     if len(shape) != chip.axes or 0 in (slices, *shape):
         example = "x".join("8" if chip.axes == 1 else "4" for _ in range(chip.axes))
         raise UserError(f"topology {name}: a {kind} has {chip.axes} axes, as in {kind}:{example}")
-    return Topology(name, chip, slices, shape)
+    topology, most = Topology(name, chip, slices, shape), _MOST_GPUS if chip.is_gpu else _MOST_TPUS
+    if topology.chips > most:
+        raise UserError(f"topology {name}: {topology.chips:,} chips, of at most {most:,}")
+    return topology
 
 
 def chip_of(device_kind: str) -> Chip | None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from palr_jax.llm.config import Remat
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FinetuneConfig:
     validate_every: Positive = 50
     patience: Positive = 5
     mode: Literal["lora", "full"] | None = None
-    steps: Positive = 200
+    steps: Annotated[int, Field(ge=1, le=1_000_000_000)] = 200
     batch_size: Positive = 8
     streams: Positive = 1
     accumulate: Positive = 1
@@ -70,12 +70,12 @@ class FinetuneConfig:
     label_length: Positive = 384
     moments: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    save_every: Positive = 50
+    save_every: Annotated[int, Field(ge=1, le=1_000_000_000)] = 50
     keep: Positive = 2
-    log_every: Positive = 10
+    log_every: Annotated[int, Field(ge=1, le=1_000_000_000)] = 10
 
     def __post_init__(self) -> None:
         for name, parts in (("accumulate", self.accumulate), ("streams", self.streams)):

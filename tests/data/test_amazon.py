@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from palr_jax.data.amazon import read_amazon_2014
+from palr_jax.data.amazon import read_amazon
 from palr_jax.data.config import DataConfig
 
 
@@ -41,7 +41,7 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 def read(folder: Path):
-    return read_amazon_2014(DataConfig(source="amazon-2014", path=str(folder)))
+    return read_amazon(DataConfig(source="amazon-2014", path=str(folder)))
 
 
 def test_reviews_and_metadata(folder, capsys) -> None:
@@ -83,7 +83,7 @@ def test_plain_json_and_named_files(folder, tmp_path) -> None:
     write(tmp_path / "r.json", [json.dumps(line) for line in REVIEWS])
     write(tmp_path / "m.json", [repr(line) for line in META])
     files = {"interactions": str(tmp_path / "r.json"), "items": str(tmp_path / "m.json")}
-    tables = read_amazon_2014(DataConfig(source="amazon-2014", **files))
+    tables = read_amazon(DataConfig(source="amazon-2014", **files))
     assert tables.interactions.equals(expected.interactions)
     assert tables.items.equals(expected.items)
 
@@ -91,12 +91,12 @@ def test_plain_json_and_named_files(folder, tmp_path) -> None:
 def test_a_literal_is_never_run(folder, tmp_path, complaint) -> None:
     mark = tmp_path / "ran"
     write(folder / "meta_Beauty.json.gz", [f"{{'asin': 'B1', 'title': open({str(mark)!r}, 'w')}}"])
-    assert "line 1: not a Python dict" in complaint(read, folder)
+    assert "line 1: not a JSON object or a Python dict" in complaint(read, folder)
     assert not mark.exists()
 
 
 def test_path_not_given_or_no_folder(folder, complaint) -> None:
-    message = complaint(read_amazon_2014, DataConfig(source="amazon-2014"))
+    message = complaint(read_amazon, DataConfig(source="amazon-2014"))
     assert message.startswith("data.path is not given")
     assert "is no folder" in complaint(read, folder / "no")
 
@@ -107,12 +107,12 @@ def test_a_folder_without_the_files_or_with_two_of_a_kind(folder, complaint) -> 
     assert "found meta_Beauty.json.gz, meta_Toys.json: set data.items" in message
     (folder / "reviews_Beauty_5.json.gz").unlink()
     message = complaint(read, folder)
-    assert "one reviews_*_5.json.gz is expected, found none: set data.interactions" in message
+    assert "one X_5.json.gz or .jsonl.gz is expected, found none: set data.interactions" in message
 
 
 def test_unknown_extension(folder, complaint) -> None:
     config = DataConfig(source="amazon-2014", path=str(folder), items=str(folder / "meta.csv"))
-    assert "meta.csv has an unknown extension" in complaint(read_amazon_2014, config)
+    assert "meta.csv has an unknown extension" in complaint(read_amazon, config)
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,15 @@ def test_a_bad_line_of_reviews_is_named(folder, complaint, line, problem) -> Non
 @pytest.mark.parametrize(
     "line, problem",
     [
-        ("{'asin': 'B1', 'title': 'x", "not a Python dict"),
-        ("{'asin': 'B1', 'title': null}", "not a Python dict"),
-        ("'asin'", "not a Python dict"),
+        ("{'asin': 'B1', 'title': 'x", "not a JSON object or a Python dict"),
+        ("{'asin': 'B1', 'title': null}", "not a JSON object or a Python dict"),
+        ("'asin'", "not a JSON object or a Python dict"),
         ("{'title': 'x'}", "no 'asin'"),
         ("{'asin': 'B1', 'title': 5}", "an unusable 'title'"),
         ("{'asin': 'B1', 'categories': 'x'}", "an unusable 'categories'"),
-        ("{'asin': 'B1', 'categories': ['x']}", "'categories' is no list of lists of texts"),
-        ("(" * 100_000, "not a Python dict"),
+        ("{'asin': 'B1', 'categories': ['x', ['y']]}", "an unusable 'categories'"),
+        ("{'asin': 'B1', 'categories': [[5]]}", "an unusable 'categories'"),
+        ("(" * 100_000, "not a JSON object or a Python dict"),
     ],
 )
 def test_a_bad_line_of_metadata_is_named(folder, complaint, line, problem) -> None:
@@ -161,3 +162,100 @@ def test_empty_or_cut_off(folder, complaint, name) -> None:
     assert f"{path} is damaged or cut off" in complaint(read, folder)
     path.write_bytes(b"")
     assert complaint(read, folder).startswith(f"{path} is empty: set data.")
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> dict[str, Path]:
+    """Folders of the three releases, with the same reviews and items."""
+    rows = [("u1", "B2", 9), ("u2", "B1", 7)]
+    old = [{"reviewerID": user, "asin": item, "unixReviewTime": time} for user, item, time in rows]
+    new = [
+        {"user_id": user, "asin": "X", "parent_asin": item, "timestamp": time, "title": "ok"}
+        for user, item, time in rows
+    ]
+    paths = {"B1": ["Beauty", "Skin Care"], "B2": ["Beauty", "Bath &amp; Body"]}
+    files: dict[str, tuple[str, list[str], str, list[str]]] = {
+        "amazon-2014": (
+            "reviews_X_5.json.gz",
+            [json.dumps(line) for line in old],
+            "meta_X.json.gz",
+            [repr({"asin": i, "title": f"t{i}", "categories": [p]}) for i, p in paths.items()],
+        ),
+        "amazon-2018": (
+            "X_5.json.gz",
+            [json.dumps(line) for line in old],
+            "meta_X.json.gz",
+            [
+                json.dumps({"category": p, "title": f"t{i}", "ok": True, "no": None, "asin": i})
+                for i, p in paths.items()
+            ],
+        ),
+        "amazon-2023": (
+            "X.jsonl",
+            [json.dumps(line) for line in new],
+            "meta_X.jsonl",
+            [
+                json.dumps({"categories": p, "title": f"t{i}", "price": None, "parent_asin": i})
+                for i, p in paths.items()
+            ],
+        ),
+    }
+    folders = {}
+    for source, (reviews, log, meta, items) in files.items():
+        folders[source] = tmp_path / source
+        folders[source].mkdir()
+        write(folders[source] / reviews, log)
+        write(folders[source] / meta, items)
+    return folders
+
+
+@pytest.mark.parametrize("source", ["amazon-2014", "amazon-2018", "amazon-2023"])
+@pytest.mark.parametrize("named", ["amazon-2014", "amazon-2018", "amazon-2023"])
+def test_a_line_tells_of_which_release_it_is(releases, source, named) -> None:
+    tables = read_amazon(DataConfig(source=named, path=str(releases[source])))
+    assert tables.interactions.rows() == [("u1", "B2", 9), ("u2", "B1", 7)]
+    assert tables.items.rows() == [("B1", "tB1", ["Skin Care"]), ("B2", "tB2", ["Bath & Body"])]
+
+
+def test_the_5_core_is_taken_where_all_reviews_are_there_too(releases) -> None:
+    write(releases["amazon-2018"] / "X.json.gz", ["{}"])
+    assert len(read(releases["amazon-2018"]).interactions) == 2
+
+
+def test_of_an_item_with_two_lines_the_first_counts(releases, capsys) -> None:
+    meta = releases["amazon-2018"] / "meta_X.json.gz"
+    lines = [{"asin": "B1", "title": "a"}, {"asin": "B1", "title": "b"}, {"asin": "B2"}]
+    write(meta, [json.dumps(line) for line in lines])
+    assert read(releases["amazon-2018"]).items["title"].to_list() == ["a", "B2"]
+    assert "1 lines repeat an item" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["title", "categories"])
+def test_null_is_nothing(releases, key) -> None:
+    meta = releases["amazon-2023"] / "meta_X.jsonl"
+    line = {"parent_asin": "B1", "title": "t", "categories": ["a"], key: None}
+    write(meta, [json.dumps(line)])
+    expected = ("B1", "t" if key != "title" else "B1", [])
+    assert read(releases["amazon-2023"]).items.rows() == [expected]
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"reviewerID": "\ud800"}, "an unusable 'reviewerID'"),
+        ({"reviewerID": "x" * 50_000}, "the id 'xxx"),
+        ({"reviewerID": "a\nb"}, "has a control character"),
+        ({"asin": 5}, "an unusable 'asin'"),
+        ({"asin": None}, "an unusable 'asin'"),
+        ({"unixReviewTime": True}, "an unusable 'unixReviewTime'"),
+        ({"unixReviewTime": 2**63}, "an unusable 'unixReviewTime'"),
+        ({"unixReviewTime": float("nan")}, "an unusable 'unixReviewTime'"),
+    ],
+)
+def test_an_unusable_value_is_named(folder, complaint, change, problem) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    write(path, [json.dumps(review()), "", json.dumps({**review(), **change})])
+    message = complaint(read, folder)
+    assert message.startswith(f"{path}, line 3: ")
+    assert problem in message
+    assert len(message) < 300

@@ -5,9 +5,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from palr_jax.data import movielens
+from palr_jax.data import movielens, reading
 from palr_jax.data.config import DataConfig
-from palr_jax.data.movielens import read_ml_1m, read_ml_latest_small
+from palr_jax.data.movielens import (
+    read_csv_archive,
+    read_dat_archive,
+    read_ml_100k,
+    read_ml_latest_small,
+)
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 ML_1M = SHARED / "ml-1m"
@@ -33,7 +38,7 @@ def zipped(folder: Path) -> Path:
 
 
 def read(path: Path):
-    return read_ml_1m(DataConfig(source="ml-1m", path=str(path)))
+    return read_dat_archive(DataConfig(source="ml-1m", path=str(path)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -56,8 +61,80 @@ def test_ml_1m(folder, packed) -> None:
     assert tables.items_file.name == "movies.dat"
 
 
+def test_ml_1m_saved_as_utf8(folder) -> None:
+    expected = read(folder).items
+    for mark in ("", "\ufeff"):
+        (folder / "movies.dat").write_text(mark + MOVIES, "utf-8", newline="\r\n")
+        (folder / "ratings.dat").write_text(mark + RATINGS, "utf-8", newline="\r\n")
+        tables = read(folder)
+        assert tables.items.equals(expected)
+        assert tables.interactions["user"].to_list() == ["1", "1", "2"]
+
+
+def test_ml_1m_of_lines_in_both_encodings(folder) -> None:
+    more = "21::Amélie (2001)::Drama\n".encode()
+    (folder / "movies.dat").write_bytes(MOVIES.encode("latin-1") + more)
+    titles = read(folder).items["title"].to_list()
+    assert titles == ["Pokémon: The First Movie (1998)", '"Heat" (1995)', "Amélie (2001)"]
+
+
+def test_ml_10m(folder) -> None:
+    (folder / "movies.dat").write_text(MOVIES + "9::Pull My Daisy (1958)::(no genres listed)\n")
+    (folder / "ratings.dat").write_text(RATINGS.replace("::5::", "::4.5::"))
+    tables = read_dat_archive(DataConfig(source="ml-10m", path=str(zipped(folder))))
+    assert tables.interactions["item"].to_list() == ["20", "3", "20"]
+    assert tables.items["categories"].to_list()[2] == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ml_20m_25m_and_32m(tmp_path, packed) -> None:
+    folder = tmp_path / "ml-25m"
+    folder.mkdir()
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n")
+    movies = 'movieId,title,genres\n296,"Pulp Fiction, The (1994)",Crime|Drama\n'
+    (folder / "movies.csv").write_text(movies + "3,Léon (1994),(no genres listed)\n")
+    path = zipped(folder) if packed else folder
+    tables = read_csv_archive(DataConfig(source="ml-25m", path=str(path)))
+    assert tables.interactions.rows() == [("1", "296", 1147880044)]
+    assert tables.items.rows() == [
+        ("296", "Pulp Fiction, The (1994)", ["Crime", "Drama"]),
+        ("3", "Léon (1994)", []),
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ml_100k(tmp_path, complaint, packed) -> None:
+    folder = tmp_path / "ml-100k"
+    folder.mkdir()
+    (folder / "u.data").write_text("196\t242\t3\t881250949\n186\t302\t3\t891717742\n")
+    none, flags = ["0"] * 19, ["0"] * 19
+    flags[5] = flags[18] = "1"
+    lines = [
+        "242|Léon (1994)|01-Jan-1994||http://us.imdb.com/M/title-exact?Leon|" + "|".join(flags),
+        "302|unknown||||" + "|".join(["1", *none[1:]]),
+    ]
+    (folder / "u.item").write_text("\n".join(lines) + "\n", "latin-1")
+    config = DataConfig(source="ml-100k", path=str(zipped(folder) if packed else folder))
+    tables = read_ml_100k(config)
+    assert tables.interactions.rows() == [("196", "242", 881250949), ("186", "302", 891717742)]
+    assert tables.items.rows() == [
+        ("242", "Léon (1994)", ["Comedy", "Western"]),
+        ("302", "unknown", []),
+    ]
+    (folder / "u.item").write_text(lines[0] + "\n302||01-Jan-1994|||" + "|".join(none), "latin-1")
+    message = complaint(read_ml_100k, DataConfig(source="ml-100k", path=str(folder)))
+    assert message.startswith(f"{folder / 'u.item'}, line 2: not of the form item|title|")
+
+
+def test_an_id_without_end_is_refused(folder, complaint) -> None:
+    (folder / "ratings.dat").write_text(RATINGS + "x" * 50_000 + "::20::5::978300760\n")
+    message = complaint(read, folder)
+    assert message.startswith(f"{folder / 'ratings.dat'}, line 4: the id 'xxx")
+    assert len(message) < 300
+
+
 def test_path_not_given(complaint) -> None:
-    message = complaint(read_ml_1m, DataConfig(source="ml-1m"))
+    message = complaint(read_dat_archive, DataConfig(source="ml-1m"))
     assert message.startswith("data.path is not given")
     assert "ml-1m.zip" in message
 
@@ -75,7 +152,7 @@ def test_a_file_is_missing_or_empty(folder, complaint, name) -> None:
     assert f"{name} is empty" in complaint(read, zipped(folder))
     (folder / name).unlink()
     assert f"{folder / name} is missing" in complaint(read, folder)
-    assert f"holds no {name}" in complaint(read, zipped(folder))
+    assert f"holds no file named {name}" in complaint(read, zipped(folder))
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.1, 0.5, 0.99])
@@ -97,6 +174,48 @@ def test_zip_with_damaged_content(folder, complaint) -> None:
     assert f"{path} is damaged or cut off" in complaint(read, path)
 
 
+def patched(path: Path, offset: int, value: bytes) -> Path:
+    """The zip with bytes of every local header and entry of its directory replaced."""
+    data = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", offset), (b"PK\x01\x02", offset + 2)):
+        place = data.find(mark)
+        while place >= 0:
+            data[place + at : place + at + len(value)] = value
+            place = data.find(mark, place + 4)
+    path.write_bytes(data)
+    return path
+
+
+def test_zip_encrypted(folder, complaint) -> None:
+    message = complaint(read, patched(zipped(folder), 6, b"\x01\x00"))
+    assert "ratings.dat is encrypted: unpack it and set data.path to" in message
+
+
+@pytest.mark.parametrize("method", [9, 97, 99, 0xFFFF])
+def test_zip_of_an_unknown_compression(folder, complaint, method) -> None:
+    message = complaint(read, patched(zipped(folder), 8, method.to_bytes(2, "little")))
+    assert "cannot be unpacked" in message
+    assert "set data.path to the official ml-1m.zip or its folder" in message
+
+
+def test_zip_of_an_unknown_version(folder, complaint) -> None:
+    message = complaint(read, patched(zipped(folder), 4, b"\xff\x00"))
+    assert "cannot be unpacked (zip file version 25.5)" in message
+
+
+def test_zip_with_several_files_of_the_name(folder, complaint) -> None:
+    path = zipped(folder)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("copy/ratings.dat", "1::2::3::4\n")
+    assert "holds several files named ratings.dat" in complaint(read, path)
+
+
+def test_zip_bomb(folder, complaint, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "_ALWAYS_BYTES", 1_000_000)
+    (folder / "ratings.dat").write_bytes(b"1::2::3::4\n" * 1_000_000)
+    assert "unpacks to more than 100 times its size" in complaint(read, zipped(folder))
+
+
 @pytest.mark.parametrize(
     "line", ["5::6::7", "5", "5::6::7::8::9", "5::::7::8", "5,6,7,8", "x\x1fy"]
 )
@@ -116,7 +235,8 @@ def test_a_line_of_movies_of_another_form(folder, complaint) -> None:
 def test_a_timestamp_that_is_no_number(folder, complaint) -> None:
     (folder / "ratings.dat").write_text(RATINGS + "1::3::5::noon\n")
     message = complaint(read, folder)
-    assert message == f"{folder / 'ratings.dat'}, line 4: the timestamp 'noon' is not a number"
+    problem = "the timestamp 'noon' is not a number: mend or delete that row"
+    assert message == f"{folder / 'ratings.dat'}, line 4: {problem}"
 
 
 def test_bundled() -> None:

@@ -1,4 +1,5 @@
 import gzip
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from palr_jax.data import reading
+from palr_jax.data.catalog import normal_title
 from palr_jax.data.config import Columns, DataConfig
 from palr_jax.data.table import read_table
 
@@ -84,13 +87,13 @@ def test_missing_and_unknown_extension(config, complaint, tmp_path, key) -> None
     for name, problem in [
         ("no.csv", "is missing"),
         ("no.parquet", "is missing"),
-        ("a.tsv", "unknown extension"),
+        ("a.xlsx", "unknown extension"),
     ]:
         path = str(tmp_path / name)
         message = complaint(read_table, replace(config, **{key: path}))
         assert path in message
         assert problem in message
-        assert f"set data.{key} to a .csv, .csv.gz or .parquet file" in message
+        assert f"set data.{key} to a .csv, .tsv, .inter or .item file" in message
 
 
 @pytest.mark.parametrize(
@@ -112,20 +115,22 @@ def test_missing_column_of_interactions(config, complaint, gone) -> None:
     assert f"set data.columns.{gone}" in message
 
 
-@pytest.mark.parametrize("gone", ["item", "title", "categories"])
-def test_missing_column_of_items(config, complaint, gone) -> None:
+@pytest.mark.parametrize(
+    "gone, key", [("item", "id"), ("title", "title"), ("categories", "categories")]
+)
+def test_missing_column_of_items(config, complaint, gone, key) -> None:
     rewrite(config.items, ITEMS.replace(gone, "other", 1))
     message = complaint(read_table, config)
     assert f"{config.items} has no column {gone!r}" in message
-    assert f"set data.columns.{gone}" in message
+    assert f"set data.columns.{key}" in message
 
 
 @pytest.mark.parametrize(
     "line, problem",
     [
-        ("cid,1", "2 fields where the header has 3"),
-        ("cid", "1 fields where the header has 3"),
-        ("cid,1,2,3", "4 fields where the header has 3"),
+        ("cid,1", "3 fields where the first line has 4"),
+        ("cid", "2 fields where the first line has 4"),
+        ("cid,1,2,3", "5 fields where the first line has 4"),
         (",1,2", "no value in column 'user'"),
         ("cid,,2", "no value in column 'item'"),
         ("cid,1,", "no value in column 'timestamp'"),
@@ -137,7 +142,9 @@ def test_missing_column_of_items(config, complaint, gone) -> None:
 )
 def test_a_bad_line_is_named(config, complaint, line, problem) -> None:
     # The blank line and the line break in quotes both count as lines.
-    rewrite(config.interactions, f'{LOG}\n"two\nlines",1,4\n{line}\nbob,007,9\n')
+    rows = ["user,item,timestamp,note", "ann,007,5,", "bob,1,3,", "ann,1,3,", ""]
+    rows += ['ann,1,4,"two\nlines"', f"{line},x", "bob,007,9,"]
+    rewrite(config.interactions, "\n".join(rows))
     message = complaint(read_table, config)
     assert message.startswith(f"{config.interactions}, line 8: {problem}")
 
@@ -164,10 +171,259 @@ def test_a_row_of_parquet_without_a_value_is_named(config, complaint, tmp_path, 
     assert message.startswith(f"{path}, row 2: no value in column {column!r}")
 
 
-@pytest.mark.parametrize("kept", [0, 30, -5])
+@pytest.mark.parametrize("kept", [1, 30, -5])
 def test_parquet_cut_off(config, complaint, tmp_path, kept) -> None:
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": ["a"], "item": ["x"], "timestamp": [1]}).write_parquet(path)
     path.write_bytes(path.read_bytes()[:kept])
     message = complaint(read_table, replace(config, interactions=str(path)))
     assert f"{path} is not a complete Parquet file" in message
+
+
+def test_a_parquet_file_of_more_rows_than_bytes_is_refused(
+    config, complaint, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(reading, "_ALWAYS_BYTES", 1_000_000)
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1], "item": [1]}).select(
+        pl.all().repeat_by(1_000_000).explode()
+    ).write_parquet(path)
+    assert path.stat().st_size < 10_000
+    message = complaint(read_table, replace(config, interactions=str(path)))
+    assert "unpacks to more than 100 times its size" in message
+
+
+def test_a_panic_of_polars_is_one_line(config, complaint, monkeypatch, capfd) -> None:
+    def panic(*_: object) -> None:
+        os.write(2, b"thread '<unnamed>' panicked at")
+        raise pl.exceptions.PanicException("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(pl, "scan_parquet", panic)
+    path = Path(config.interactions).with_suffix(".parquet")
+    path.write_bytes(b"PAR1")
+    message = complaint(read_table, replace(config, interactions=str(path)))
+    assert f"{path} is not a complete Parquet file (called `Option" in message
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_separator_is_found(config, separator) -> None:
+    rewrite(config.interactions, LOG.replace(",", separator))
+    rewrite(
+        config.items,
+        f'item{separator}title{separator}categories\n1{separator}"a{separator}b"{separator}x\n',
+    )
+    other = replace(config, columns=Columns(category_separator="/"))
+    tables = read_table(other)
+    assert tables.interactions.rows() == [("ann", "007", 5), ("bob", "1", 3), ("ann", "1", 3)]
+    assert tables.items.rows() == [("1", normal_title(f"a{separator}b"), ["x"])]
+
+
+def test_categories_do_not_pass_for_fields(config) -> None:
+    rewrite(config.items, "item;title;categories\n1;Tom, Dick;a|b|c|d\n007;Up, up, up;b|c|d|e\n")
+    assert read_table(config).items.rows() == [
+        ("1", "Tom, Dick", ["a", "b", "c", "d"]),
+        ("007", "Up, up, up", ["b", "c", "d", "e"]),
+    ]
+
+
+def test_a_given_separator_counts(config, complaint) -> None:
+    rewrite(config.interactions, LOG.replace(",", "\x01"))
+    columns = Columns(separator="\x01")
+    assert "has no column 'item', only 'item,title,categories'" in complaint(
+        read_table, replace(config, columns=columns)
+    )
+    rewrite(config.items, ITEMS.replace(",", "\x01"))
+    assert read_table(replace(config, columns=columns)).interactions["user"][0] == "ann"
+
+
+@pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz"])
+def test_tsv(config, tmp_path, name) -> None:
+    data = LOG.replace(",", "\t").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    tables = read_table(replace(config, interactions=str(tmp_path / name)))
+    assert tables.interactions.equals(read_table(config).interactions)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_recbole_atomic_files(config, tmp_path, typed) -> None:
+    (tmp_path / "x.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\nann\t7\t3\t5\nbob\t8\t2\t3.5\n"
+    )
+    (tmp_path / "x.item").write_text(
+        "item_id:token\tmovie_title:token_seq\tclass:token_seq\n"
+        "7\tToy Story\tDrama War|Crime\n8\tM\t\n"
+    )
+    names = {"user": "user_id", "item": "item_id", "title": "movie_title", "categories": "class"}
+    if typed:
+        kinds = {"user": "token", "item": "token", "title": "token_seq", "categories": "token_seq"}
+        names = {role: f"{name}:{kinds[role]}" for role, name in names.items()}
+    files = {"interactions": str(tmp_path / "x.inter"), "items": str(tmp_path / "x.item")}
+    tables = read_table(replace(config, columns=Columns(**names), **files))
+    assert tables.interactions.rows() == [("ann", "7", 5.0), ("bob", "8", 3.5)]
+    assert tables.items.rows() == [("7", "Toy Story", ["Drama", "War", "Crime"]), ("8", "M", [])]
+
+
+def test_columns_by_number_without_a_header(config) -> None:
+    rewrite(config.interactions, LOG.split("\n", 1)[1])
+    columns = Columns(user="1", item="2", timestamp="3")
+    tables = read_table(replace(config, columns=columns))
+    assert tables.interactions["user"].to_list() == ["ann", "bob", "ann"]
+    assert tables.items["item"].to_list() == ["1", "007"]
+    rewrite(config.items, ITEMS.split("\n", 1)[1])
+    both = replace(columns, id="1", title="2", categories="3")
+    assert read_table(replace(config, columns=both)).items.equals(tables.items)
+
+
+def test_values_do_not_pass_for_names_where_all_columns_are_numbers(config) -> None:
+    rewrite(config.interactions, "2,1,3\n1,2,4\n")
+    columns = Columns(user="1", item="2", timestamp="3")
+    tables = read_table(replace(config, columns=columns))
+    assert tables.interactions.rows() == [("2", "1", 3), ("1", "2", 4)]
+
+
+def test_names_may_be_numbers(config) -> None:
+    rewrite(config.interactions, "0,1,2\nann,7,3\n")
+    columns = Columns(user="0", item="1", timestamp="2")
+    tables = read_table(replace(config, columns=columns))
+    assert tables.interactions.rows() == [("ann", "7", 3)]
+
+
+def test_a_bad_line_without_a_header_is_named(config, complaint) -> None:
+    rewrite(config.interactions, "ann,007,5\nbob,,3\n")
+    columns = Columns(user="1", item="2", timestamp="3")
+    message = complaint(read_table, replace(config, columns=columns))
+    assert message.startswith(f"{config.interactions}, line 2: no value in column '2'")
+
+
+def test_a_number_counts_among_named_columns(config) -> None:
+    tables = read_table(replace(config, columns=Columns(user="1")))
+    assert tables.interactions.equals(read_table(config).interactions)
+
+
+@pytest.mark.parametrize("number", ["0", "4", "99999999999999999999"])
+def test_a_number_of_no_column(config, complaint, number) -> None:
+    message = complaint(read_table, replace(config, columns=Columns(user=number)))
+    assert f"has no column {number!r}, only 'user', 'item', 'timestamp'" in message
+
+
+def test_a_name_of_two_columns(config, complaint) -> None:
+    rewrite(config.interactions, "user,user,item,timestamp\na,b,1,3\n")
+    message = complaint(read_table, config)
+    assert "has 2 columns 'user': set data.columns.user to a number" in message
+
+
+def test_the_id_of_items_may_have_another_name(config) -> None:
+    rewrite(config.items, ITEMS.replace("item,", "movie,"))
+    expected = [("1", "Nails, red", ["Hair", "Nails"]), ("007", '5" pot', [])]
+    assert read_table(replace(config, columns=Columns(id="movie"))).items.rows() == expected
+
+
+@pytest.mark.parametrize("timestamp", ["timestamp", None])
+def test_without_timestamps_the_order_of_rows_is_that_of_time(config, capsys, timestamp) -> None:
+    rewrite(config.interactions, "user,item\nann,007\nbob,1\nann,1\n")
+    tables = read_table(replace(config, columns=Columns(timestamp=timestamp)))
+    assert tables.interactions["timestamp"].to_list() == [0, 1, 2]
+    assert "rows are taken to be in the order of time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("categories", ["categories", None])
+def test_without_categories_items_have_none(config, categories) -> None:
+    rewrite(config.items, "item,title\n1,Nails\n")
+    tables = read_table(replace(config, columns=Columns(categories=categories)))
+    assert tables.items.rows() == [("1", "Nails", [])]
+
+
+@pytest.mark.parametrize("role", ["timestamp", "categories"])
+def test_a_column_that_may_be_meant_is_not_passed_over(config, complaint, role) -> None:
+    rewrite(config.interactions, LOG.replace("timestamp", "when"))
+    rewrite(config.items, ITEMS.replace("categories", "tags"))
+    names = {"timestamp": "when", "categories": "tags"} | {role: role}
+    message = complaint(read_table, replace(config, columns=Columns(**names)))
+    assert message.endswith(f"set data.columns.{role}, or to null if there is none")
+
+
+def test_iso_dates(config) -> None:
+    rewrite(config.interactions, "user,item,timestamp\na,1,2014-01-02\nb,1,2014-01-01T12:00:00Z\n")
+    first, second = read_table(config).interactions["timestamp"].to_list()
+    assert first - second == 12 * 3600 * 1_000_000
+
+
+def test_ids_that_were_stored_as_floats_meet_those_that_were_not(config, tmp_path) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [8.0], "item": [1.0], "timestamp": [1]}).write_parquet(path)
+    tables = read_table(replace(config, interactions=str(path)))
+    assert tables.interactions.rows() == [("8", "1", 1)]
+
+
+@pytest.mark.parametrize(
+    "log, problem",
+    [
+        ({"user": [1.0, float("nan")]}, "row 2: no value in column 'user'"),
+        ({"user": [[1], [2]]}, "column 'user' is of type List(Int64), not texts or whole"),
+        ({"item": [{"a": 1}, {"a": 2}]}, "column 'item' is of type Struct({'a': Int64}), not"),
+        ({"timestamp": [True, False]}, "column 'timestamp' is of type Boolean, not numbers or"),
+        ({"item": ["1", "x" * 50_000]}, "row 2: the id 'xxx"),
+    ],
+)
+def test_parquet_of_other_types_is_refused(config, complaint, tmp_path, log, problem) -> None:
+    path = tmp_path / "log.parquet"
+    whole = {"user": ["a", "b"], "item": ["1", "2"], "timestamp": [1, 2]}
+    pl.DataFrame(whole | log).write_parquet(path)
+    message = complaint(read_table, replace(config, interactions=str(path)))
+    assert message.startswith(str(path))
+    assert problem in message
+
+
+@pytest.mark.parametrize(
+    "items, problem",
+    [
+        (
+            {"categories": [{"name": "a"}]},
+            "column 'categories' is of type Struct({'name': String})",
+        ),
+        ({"categories": [[{"name": "a"}]]}, "column 'categories' is of type List(Struct("),
+        ({"title": [["a"]]}, "column 'title' is of type List(String), not texts"),
+        ({"title": [b"a"]}, "column 'title' is of type Binary, not texts"),
+    ],
+)
+def test_parquet_items_of_other_types_are_refused(
+    config, complaint, tmp_path, items, problem
+) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item": ["1"], "title": ["a"], "categories": ["b"]} | items).write_parquet(path)
+    assert problem in complaint(read_table, replace(config, items=str(path)))
+
+
+def test_categories_in_an_array(config, tmp_path) -> None:
+    path = tmp_path / "items.parquet"
+    array = pl.Series([["a", "b"]], dtype=pl.Array(pl.String, 2))
+    pl.DataFrame({"item": [1], "title": ["t"], "categories": array}).write_parquet(path)
+    assert read_table(replace(config, items=str(path))).items.rows() == [("1", "t", ["a", "b"])]
+
+
+def test_another_encoding_is_named(config, complaint) -> None:
+    Path(config.items).write_bytes(ITEMS.encode() + b"3,L\xe9on,x\n")
+    assert complaint(read_table, config).startswith(f"{config.items}, line 4: not UTF-8")
+
+
+def test_a_title_of_a_megabyte_is_read_and_a_bad_line_behind_it_named(config, complaint) -> None:
+    rewrite(config.items, f'{ITEMS}3,"{"x" * 1_000_000}",a\n')
+    assert len(read_table(config).items["title"][2]) == 1_000_000
+    rewrite(config.items, f'{ITEMS}3,"{"x" * 1_000_000}",a\n,four,b\n')
+    assert complaint(read_table, config).startswith(f"{config.items}, line 5: no value")
+
+
+def test_titles_are_found_as_they_stand_in_the_file(config) -> None:
+    rewrite(config.items, 'item,title,categories\n1,"Ame\u0301lie \n  (2001)",x\n')
+    assert read_table(config).items["title"].to_list() == [normal_title("Ame\u0301lie \n  (2001)")]
+
+
+@pytest.mark.parametrize("ends", [".csv", ".parquet"])
+@pytest.mark.parametrize("name", ["*", "^item$", "^.*$", "{0}", "a\nb", "user:float"])
+def test_columns_may_have_any_name(config, tmp_path, name, ends) -> None:
+    frame = pl.DataFrame({"x": [5], name: ["ann"], "item": ["1"], "timestamp": ["3"]})
+    path = tmp_path / f"odd{ends}"
+    frame.write_csv(path) if ends == ".csv" else frame.write_parquet(path)
+    found = read_table(replace(config, interactions=str(path), columns=Columns(user=name)))
+    assert found.interactions.rows() == [("ann", "1", 3)]

@@ -15,6 +15,10 @@ def test_a_name_gives_chips_and_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("h100:100000000", "100,000,000 chips, of at most 4,096"),
+        ("h100:100000", "100,000 chips, of at most 4,096"),
+        ("9999x" + "v5e:16x16", "2,559,744 chips, of at most 16,384"),
+        ("v5e:" + "9" * 5_000, "not of the form"),
         ("v5e", "not of the form"),
         ("v5e:4x", "not of the form"),
         ("v7:4x4", "v7 is not one of v4, v5e, v5p, v6e, h100"),

@@ -1,0 +1,171 @@
+"""Columns of a table, checked: ids, timestamps, texts and lists of texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from palr_jax.errors import UserError, shown
+
+# Arrays of ids are as wide as the longest of them.
+_ID_BYTES = 256
+# Whole numbers up to here are exact in a type.
+_EXACT = {pl.Float32: 2**24, pl.Float64: 2**53, pl.Decimal: 2**53}
+_NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", "N/A", "<NA>")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and where it stands.
+
+    Attributes:
+        values: what it holds.
+        name: what it is called in its file.
+        table: the name of its file.
+        where: says for a row index where that row stands, as "FILE, line 7".
+    """
+
+    values: pl.Series
+    name: str
+    table: str
+    where: Callable[[int], str]
+
+    def refuse(self, wrong: pl.Series, problem: str) -> None:
+        """Raises a UserError that names the first row where `wrong` holds, if there is one.
+
+        Args:
+            wrong: bool, a null counts as false.
+            problem: what is wrong, with {value} for the value.
+        """
+        row = wrong.fill_null(False).arg_max() if wrong.any() else None
+        if row is not None:
+            told = problem.replace("{value}", shown(self.values[row]))
+            raise UserError(f"{self.where(row)}: {told}: mend or delete that row")
+
+    def refuse_type(self, expected: str) -> UserError:
+        """The error for a column of another type than is expected."""
+        kind = str(self.values.dtype)
+        return UserError(f"{self.table}: column {self.name!r} is of type {kind}, not {expected}")
+
+
+def ids(column: Column) -> pl.Series:
+    """The ids of a column as text; whole numbers stored as floats are written without fraction.
+
+    Raises:
+        UserError: the column holds neither texts nor numbers, or a row has no value, a number
+            that is not whole, a control character, or over 256 bytes.
+    """
+    values = column.values
+    if values.dtype.is_float() or values.dtype.is_decimal():
+        text = _whole(column)
+    elif values.dtype.is_integer() or isinstance(values.dtype, _TEXTS):
+        text = _without_fractions(values.cast(pl.String))
+    else:
+        raise column.refuse_type("texts or whole numbers")
+    name = column.name
+    column.refuse(_blank(text), f"no value in column {name!r}")
+    column.refuse(
+        text.str.len_bytes() > _ID_BYTES,
+        f"the id {{value}} in column {name!r} takes more than {_ID_BYTES} bytes",
+    )
+    column.refuse(
+        text.str.contains(r"\p{Cc}"), f"the id {{value}} in column {name!r} has a control character"
+    )
+    return text
+
+
+def timestamps(column: Column) -> pl.Series:
+    """The column as int64, or as float64 if it holds fractions; dates in text as microseconds.
+
+    Raises:
+        UserError: the column holds neither texts, numbers nor dates, or a row has no value or one
+            that is neither a finite number nor an ISO 8601 date.
+    """
+    values, kind = column.values, column.values.dtype
+    if not (kind.is_numeric() or isinstance(kind, (*_TEXTS, pl.Date, pl.Datetime))):
+        raise column.refuse_type("numbers or dates")
+    if isinstance(kind, _TEXTS):
+        values = values.cast(pl.String)
+        column.refuse(_blank(values), f"no value in column {column.name!r}")
+    column.refuse(values.is_null(), f"no value in column {column.name!r}")
+    if not (kind.is_float() or kind.is_decimal()):
+        whole = values.cast(pl.Int64, strict=False)
+        if not whole.null_count():
+            return whole
+    real = values.cast(pl.Float64, strict=False)
+    finite = real.is_finite().fill_null(False)
+    if finite.all():
+        return real
+    if values.dtype == pl.String and not finite.any():
+        dates = pl.Series([_microseconds(text) for text in values], dtype=pl.Int64)
+        column.refuse(dates.is_null(), "the timestamp {value} is not a date as 2014-12-31T23:59:59")
+        return dates
+    column.refuse(~finite, "the timestamp {value} is not a number")
+    raise AssertionError("a row that is not finite was refused")
+
+
+def texts(column: Column) -> list[str]:
+    """The column as texts, "" where there is none.
+
+    Raises:
+        UserError: the column holds neither texts nor whole numbers.
+    """
+    kind = column.values.dtype
+    if not (kind.is_integer() or isinstance(kind, _TEXTS)):
+        raise column.refuse_type("texts")
+    return column.values.cast(pl.String).fill_null("").to_list()
+
+
+def lists(column: Column, separator: str) -> list[list[str]]:
+    """The column as lists of texts; a text is a list joined by `separator`.
+
+    Raises:
+        UserError: the column holds neither texts nor lists of texts.
+    """
+    kind = column.values.dtype
+    if not isinstance(kind, pl.List | pl.Array):
+        return [text.split(separator) for text in texts(column)]
+    if not (kind.inner.is_integer() or isinstance(kind.inner, _TEXTS)):
+        raise column.refuse_type("texts or lists of texts")
+    rows = column.values.cast(pl.List(pl.String)).to_list()
+    return [[name or "" for name in names or []] for names in rows]
+
+
+def _whole(column: Column) -> pl.Series:
+    values, most = column.values.cast(pl.Float64), _EXACT.get(column.values.dtype.base_type(), 2**8)
+    column.refuse(values.is_nan() | values.is_null(), f"no value in column {column.name!r}")
+    column.refuse(
+        (values != values.round()) | (values.abs() > most),
+        f"the id {{value}} in column {column.name!r} is not a whole number",
+    )
+    return values.cast(pl.Int64).cast(pl.String)
+
+
+def _without_fractions(text: pl.Series) -> pl.Series:
+    """The column without ".0" behind its numbers, if all of them are written so."""
+    if text.str.contains(r"^-?\d+\.0$").all(ignore_nulls=False) and len(text):
+        return text.str.head(-2)
+    return text
+
+
+def _blank(text: pl.Series) -> pl.Series:
+    """Where nothing stands; a word such as "nan" is nothing if all else is numbers."""
+    blank = text.is_null() | (text.str.strip_chars() == "")
+    words = blank | text.is_in(_NO_VALUE)
+    if words.sum() == blank.sum() or words.all():
+        return blank
+    others = text.filter(~words).cast(pl.Float64, strict=False)
+    return words if others.is_not_null().all() else blank
+
+
+def _microseconds(text: str) -> int | None:
+    """Of an ISO 8601 date since 1970, in UTC where it names no offset; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return (aware - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,86 @@
+"""A table as Parquet."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from palr_jax.data.reading import Content, check_size
+from palr_jax.errors import UserError
+
+_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+_ROW_BYTES = 8
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """The bytes of a Parquet file.
+
+    Attributes:
+        content: the file.
+        header: names of its columns.
+    """
+
+    content: Content
+    header: list[str]
+    is_named = True
+
+    @property
+    def file(self) -> Path:
+        """The name of the file in errors."""
+        return self.content.file
+
+    def read(
+        self, places: list[int], has_header: bool
+    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
+        """The columns at `places` as they are stored, and where a row stands.
+
+        `has_header` says nothing here: the columns of Parquet always have names.
+
+        Raises:
+            UserError: the file is damaged, or holds more rows than a file of its size can.
+        """
+        with _parsing(self.content):
+            # By number: Polars takes names such as "*" for patterns.
+            frame = pl.read_parquet(io.BytesIO(self.content.data), columns=places)
+        return frame, lambda row: f"{self.file}, row {row + 1}"
+
+
+def open_parquet(content: Content) -> ParquetFile:
+    """Reads the names of the columns and checks the number of rows.
+
+    Raises:
+        UserError: as `ParquetFile.read`.
+    """
+    with _parsing(content):
+        table = pl.scan_parquet(io.BytesIO(content.data))
+        names = table.collect_schema().names()
+        rows = int(table.select(pl.len()).collect().item())
+    check_size(content.file, rows * _ROW_BYTES * len(names), len(content.data))
+    return ParquetFile(content, names)
+
+
+@contextmanager
+def _parsing(content: Content) -> Iterator[None]:
+    """Turns the errors of Polars, and panics of its Rust code, into a `UserError`.
+
+    A panic writes a trace to the standard error of the process, which is turned off meanwhile.
+    """
+    error: BaseException | None = None
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except _FAULTS as caught:
+        error = caught
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+    if error is not None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{content.file} is not a complete Parquet file ({reason}): write it again")

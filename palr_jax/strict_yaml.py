@@ -1,0 +1,72 @@
+"""YAML as configs need it: small, without repeated keys, and with errors of one line."""
+
+from typing import Any
+
+import yaml
+
+from palr_jax.errors import UserError
+
+_LONGEST = 1_000_000
+# Values after every alias is written out; the largest config holds about a hundred.
+_MOST_VALUES = 10_000
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; no tag makes anything but plain data.
+
+    Args:
+        text: the YAML.
+        where: stands in errors, as "configs/mine.yaml".
+
+    Raises:
+        UserError: the text is not YAML, too long, nested too deeply, names a key twice, or is a
+            value that does not exist, as the 40th of January.
+    """
+    if len(text) > _LONGEST:
+        raise UserError(f"{where} is longer than {_LONGEST // 1_000_000} MB, which no config is")
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check(root, where, {}, ())
+        return loader.construct_document(root)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply for a config") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where} is not valid YAML: {reason}") from None
+    except (TypeError, AttributeError, LookupError) as error:  # of PyYAML, for a tag that is amiss
+        raise UserError(f"{where} is not valid YAML: a tag does not fit ({error})") from None
+
+
+def _check(node: yaml.Node, where: str, sizes: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many values a node holds with all aliases written out."""
+    mark = id(node)
+    if mark in above:
+        raise UserError(f"{where}, line {node.start_mark.line + 1}: an alias stands within itself")
+    if mark not in sizes:
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node, where)
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        parts = (_check(child, where, sizes, (*above, mark)) for child in children)
+        sizes[mark] = 1 + sum(parts)
+    if sizes[mark] > _MOST_VALUES:
+        raise UserError(f"{where} holds more than {_MOST_VALUES:,} values, which no config does")
+    return sizes[mark]
+
+
+def _check_keys(node: yaml.MappingNode, where: str) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{where}, line {line}: {key.value} stands in line {lines[key.value]} already: "
+                    "delete one of them"
+                )
+            lines[key.value] = line
