@@ -23,6 +23,8 @@ from palr_jax.training.config import FinetuneConfig
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 _LONGEST = 1_000_000
 _MOST_PARAMETERS = 10**12
+# Where item vectors come from.
+ItemVectorKind = Literal["retriever", "words", "language_model"]
 # The two rankers of the paper: tuned on Recommend alone, and on both tasks.
 Variant = Literal["PALR_v1", "PALR_v2"]
 
@@ -85,8 +87,11 @@ class RankerConfig:
         reads: of PALR_v2: choices are the few tokens where the candidates' titles part, titles the
             whole text of every candidate behind the history, whose last state is mapped to a
             score.
-        item_embeddings: retriever gives PALR_v2 the retriever's item vectors, behind titles and in
-            the scores of candidates.
+        item_embeddings: item vectors that PALR_v2 gets, behind titles and in the scores of
+            candidates: those of the retriever, of the words of titles, of what a language model
+            makes of titles (language_model).
+        title_weights: the language model of item_embeddings; what `weights` takes, and by default
+            that.
     """
 
     weights: str | None = None
@@ -97,12 +102,17 @@ class RankerConfig:
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("PALR_v1", "PALR_v2")
     retrieval_share: Annotated[float, Field(gt=0, le=1)] = 0.7
     prior: Literal["none", "retriever"] = "none"
-    item_embeddings: Literal["none", "retriever"] = "none"
+    item_embeddings: tuple[ItemVectorKind, ...] = ()
+    title_weights: str | None = None
     reads: Literal["choices", "titles"] = "choices"
 
     def __post_init__(self) -> None:
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants names one twice ({', '.join(self.variants)})")
+        if len(set(self.item_embeddings)) < len(self.item_embeddings):
+            raise ValueError(f"item_embeddings names one twice ({', '.join(self.item_embeddings)})")
+        if "language_model" in self.item_embeddings and not (self.title_weights or self.weights):
+            raise ValueError("item_embeddings language_model needs one: name it in title_weights")
         if self.dtype != "float32" and not (self.weights and self.lora):
             raise ValueError(
                 f"dtype {self.dtype} is for weights that stay as they are: set weights and lora"
@@ -206,7 +216,11 @@ class Config:
     @property
     def _has_head(self) -> bool:
         ranker = self.ranker
-        return "retriever" in (ranker.prior, ranker.item_embeddings) or ranker.reads == "titles"
+        return (
+            ranker.prior == "retriever"
+            or len(ranker.item_embeddings) > 0
+            or ranker.reads == "titles"
+        )
 
     def _check_moments(self) -> None:
         instruct, tuning = self.instruct, self.finetune
@@ -216,7 +230,7 @@ class Config:
                 f"finetune.moments ({tuning.moments}) must be at least instruct.moments "
                 f"({instruct.moments}): those of a user stand in one row"
             )
-        if self.ranker.item_embeddings == "retriever":
+        if "retriever" in self.ranker.item_embeddings:
             if self.retriever.model not in SEQUENTIAL:
                 raise ValueError(
                     f"ranker.item_embeddings: {self.retriever.model} has no item vectors; "

@@ -27,9 +27,10 @@ from palr_jax.instruct.statistics import (
     moment_text,
 )
 from palr_jax.llm.tokenizer import Tokenizer
-from palr_jax.proposals import propose_moments
+from palr_jax.proposals import Proposals, propose_moments
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
+from palr_jax.title_vectors import language_model_vectors, word_vectors
 from palr_jax.untuned import make_tokenizer
 
 # From how many items of its 3-hop affinity a user's short lists are filled.
@@ -46,7 +47,7 @@ class Instructions:
         users: whose training items the ranker is tuned on.
         held_out: tuning users that the ranker is validated on and not tuned on.
         makers: makes the examples of each variant.
-        vectors_IR: the retriever's item vectors, for a ranker that reads them; else None.
+        vectors: the item vectors that PALR_v2 gets, by their kind.
     """
 
     tokenizer: Tokenizer
@@ -54,7 +55,7 @@ class Instructions:
     users: np.ndarray
     held_out: np.ndarray
     makers: dict[Variant, ExampleMaker | MomentMaker]
-    vectors_IR: np.ndarray | None
+    vectors: dict[str, np.ndarray]
 
 
 def tokenize(config: Config, catalog: Catalog) -> tuple[Tokenizer, ItemTokens]:
@@ -115,7 +116,8 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
         )
         for variant in config.ranker.variants
     }
-    held_out, vectors_IR = users[:0], None
+    held_out = users[:0]
+    vectors: dict[str, np.ndarray] = {}
     if proposals is not None and learns_moments(config):
         maker = MomentMaker(
             train=split.train,
@@ -131,9 +133,24 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
         )
         makers["PALR_v2"] = maker
         users, held_out = _divided(maker.usable(users), config)
-        if config.ranker.item_embeddings == "retriever":
-            vectors_IR = proposals.vectors_IR
-    return Instructions(tokenizer, items, users, held_out, makers, vectors_IR)
+        vectors = _item_vectors(config, prepared.catalog, proposals)
+    return Instructions(tokenizer, items, users, held_out, makers, vectors)
+
+
+def _item_vectors(config: Config, catalog: Catalog, proposals: Proposals) -> dict[str, np.ndarray]:
+    """The item vectors that the config names, [I, R] each, by their kind."""
+    vectors: dict[str, np.ndarray] = {}
+    for kind in config.ranker.item_embeddings:
+        match kind:
+            case "retriever":
+                assert proposals.vectors_IR is not None  # the config was checked
+                vectors[kind] = proposals.vectors_IR
+            case "words":
+                vectors[kind] = word_vectors(catalog)
+            case "language_model":
+                weights = config.ranker.title_weights or config.ranker.weights
+                vectors[kind] = language_model_vectors(catalog, str(weights))
+    return vectors
 
 
 def learns_moments(config: Config) -> bool:

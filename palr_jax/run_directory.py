@@ -7,8 +7,8 @@ retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line a user
 negatives/<mark>/          a retriever of the other users and what it proposes (if configured)
 ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
-                           instructions.txt (some of them, and statistics), vectors.npz (the
-                           retriever's item vectors, if the ranker reads them)
+                           instructions.txt (some of them, and statistics), vectors.npz (item
+                           vectors, if the ranker gets any)
 ranker/<variant>.json      the step with the lowest validation loss (if it was validated)
 ranker/<variant>/<step>/   Orbax checkpoints
 metrics.jsonl              one line a logged step
@@ -164,20 +164,21 @@ class RunDirectory:
         arrays = read_arrays(self.items)
         return load_tokenizer(self.ranker), Ragged(arrays["tokens_N"], arrays["offsets_I1"])
 
-    def write_vectors(self, vectors_IR: np.ndarray | None) -> None:
-        """Writes the retriever's item vectors that a ranker is tuned with, if it is."""
-        if vectors_IR is not None:
-            write_arrays(self.vectors, vectors_IR=vectors_IR)
+    def write_vectors(self, vectors: dict[str, np.ndarray]) -> None:
+        """Writes the item vectors that a ranker is tuned with, by their kind."""
+        if vectors:
+            write_arrays(self.vectors, **vectors)
 
-    def read_vectors(self, config: Config) -> np.ndarray | None:
-        """Reads what `write_vectors` wrote; None if the config asks for none.
+    def read_vectors(self, config: Config) -> list[np.ndarray]:
+        """The item vectors of every kind that a config names, [I, R] each.
 
         Raises:
             UserError: the file is missing or damaged.
         """
-        if config.ranker.item_embeddings == "none":
-            return None
-        return read_arrays(self.vectors)["vectors_IR"]
+        if not config.ranker.item_embeddings:
+            return []
+        found = read_arrays(self.vectors)
+        return [found[kind] for kind in config.ranker.item_embeddings]
 
     def write_weights(self, weights: Weights, tuned_on: str) -> None:
         """Writes the weights of ranker and popularity beside the retriever."""

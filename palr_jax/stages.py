@@ -138,7 +138,7 @@ def finetune(config: Config, run: RunDirectory) -> None:
     instructions = load_instructions(config, run)
     tokenizer, items, users = instructions.tokenizer, instructions.items, instructions.users
     run.write_tokens(tokenizer, items.tokens)
-    run.write_vectors(instructions.vectors_IR)
+    run.write_vectors(instructions.vectors)
     # This also meets most examples that do not fit, before any time goes into training.
     figures = processes.led(lambda: statistics(config, instructions))
     say(f"tuning on {len(users):,} users\n{figures}")
@@ -148,7 +148,7 @@ def finetune(config: Config, run: RunDirectory) -> None:
         model = make_model(config.ranker, tokenizer.vocab_size, tuning.length, config.seed, shards)
         shape, validation = packing(config, variant), []
         if isinstance(maker, MomentMaker):
-            model = with_head(model, config, instructions.vectors_IR, shards)
+            model = with_head(model, config, list(instructions.vectors.values()), shards)
             validation = _validation(config, instructions, maker, shards)
         say(f"{variant}: {count_parameters(model):,} parameters")
         streams = [

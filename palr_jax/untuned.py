@@ -102,20 +102,20 @@ def make_model(
     return model
 
 
-def with_head(model: Llama, config: Config, vectors_IR: np.ndarray | None, shards: Shards) -> Llama:
+def with_head(model: Llama, config: Config, vectors: Sequence[np.ndarray], shards: Shards) -> Llama:
     """The model with the candidate head that a config asks for, whole on every device.
 
     Args:
         model: of PALR_v2.
         config: of the run.
-        vectors_IR: the retriever's item vectors, for `ranker.item_embeddings`.
+        vectors: item vectors, one array for every kind in `ranker.item_embeddings`.
         shards: the mesh.
     """
     has_prior = config.ranker.prior == "retriever"
     reads_titles = config.ranker.reads == "titles"
-    if not has_prior and vectors_IR is None and not reads_titles:
+    if not (has_prior or vectors or reads_titles):
         return model
-    head = CandidateHead(model.config.dim, vectors_IR, has_prior, reads_titles)
+    head = CandidateHead(model.config.dim, vectors, has_prior, reads_titles)
     nnx.update(head, jax.device_put(nnx.state(head), shards.of()))
     return RankingLlama(model, head)
 

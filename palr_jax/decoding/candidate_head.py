@@ -13,6 +13,7 @@ Shapes: B rows, T tokens, S candidates, H history items, I items, R width of an 
 of the LLaMA.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -27,7 +28,7 @@ Array = np.ndarray | jax.Array
 # The weight of the text before training: the prior should lead until the text has been learned.
 _TEXT_SCALE = 0.25
 # Cosines differ by little: with their weights at 1, they count as much as this.
-_SIMILARITY = 10.0
+_LIKENESS = 10.0
 
 
 class HeadParam(nnx.Param):
@@ -58,33 +59,78 @@ class Known:
     prior_BS: Array
 
 
-class CandidateHead(nnx.Module):
-    """Weighs text, prior and item vectors.
+class ItemBlock(nnx.Module):
+    """One kind of item vectors, and how they are used.
 
-    Maps start at zero: an untrained head ranks by the prior and the text alone.
+    Maps start at zero: untrained, a block changes nothing.
     """
 
+    def __init__(self, dim: int, vectors_IR: Array) -> None:
+        width = vectors_IR.shape[1]
+        self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
+        self.input_RD = HeadParam(jnp.zeros((width, dim)))
+        self.query_DR = HeadParam(jnp.zeros((dim, width)))
+        # Of a candidate's mean and largest likeness to the history, and to its newest item.
+        self.likeness_3 = HeadParam(jnp.zeros((3,)))
+
+    def inputs(self, item_BT: Array) -> jax.Array:
+        """What is added to the embedding of each token, [B, T, D]."""
+        vector_BTR = self._vectors(item_BT) * self.input_RD.shape[0] ** -0.5
+        return jnp.einsum("BTR,RD->BTD", vector_BTR, self.input_RD[...])
+
+    def scores(self, end_BD: jax.Array, known: Known) -> jax.Array:
+        """What the vectors say of each candidate, float32 [B, S]."""
+        vector_BSR = self._vectors(known.item_BS)
+        # The width of both factors taken off, a step of the optimizer moves scores by little.
+        scale = self.query_DR.size**-0.5
+        query_BR = end_BD.astype(jnp.float32) @ self.query_DR[...] * scale
+        score_BS = jnp.einsum("BR,BSR->BS", query_BR, vector_BSR)
+        return score_BS + _LIKENESS * self._likeness(vector_BSR, known) @ self.likeness_3[...]
+
+    def _likeness(self, vector_BSR: jax.Array, known: Known) -> jax.Array:
+        """Cosines of candidates and history items: mean, largest and newest, [B, S, 3]."""
+        history_BH = jnp.asarray(known.history_BH)
+        there_B1H = (history_BH >= 0)[:, None]
+        cosine_BSH = jnp.einsum("BSR,BHR->BSH", _unit(vector_BSR), _unit(self._vectors(history_BH)))
+        mean_BS = cosine_BSH.sum(-1) / jnp.maximum(there_B1H.sum(-1), 1)
+        largest_BS = jnp.where(there_B1H, cosine_BSH, -1).max(-1)
+        return jnp.stack([mean_BS, largest_BS, cosine_BSH[:, :, -1]], axis=-1)
+
+    def _vectors(self, item_BX: Array) -> jax.Array:
+        """The vector of each item, [B, X, R]; zero for -1."""
+        item_BX = jnp.asarray(item_BX)
+        vector_BXR = self.vectors_IR[...][jnp.maximum(item_BX, 0)]
+        return jnp.where(item_BX[..., None] >= 0, vector_BXR, 0)
+
+
+class CandidateHead(nnx.Module):
+    """Weighs text, prior and item vectors; untrained, it ranks by the prior and the text alone."""
+
     def __init__(
-        self, dim: int, vectors_IR: Array | None, has_prior: bool, reads_titles: bool
+        self,
+        dim: int,
+        vectors: Sequence[Array] = (),
+        has_prior: bool = False,
+        reads_titles: bool = False,
     ) -> None:
-        self.title_D = HeadParam(jnp.zeros((dim,))) if reads_titles else None
+        """Makes an untrained head.
+
+        Args:
+            dim: D.
+            vectors: item vectors of each kind, [I, R]; all of the same items.
+            has_prior: whether the retriever's probabilities stand at every choice.
+            reads_titles: whether the whole text of every candidate is read.
+        """
         self.text_scale = HeadParam(jnp.float32(_TEXT_SCALE if has_prior else 1.0))
         self.prior_scale = HeadParam(jnp.float32(1.0)) if has_prior else None
-        self.has_vectors = vectors_IR is not None
-        if vectors_IR is not None:
-            width = vectors_IR.shape[1]
-            self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
-            self.input_RD = HeadParam(jnp.zeros((width, dim)))
-            self.query_DR = HeadParam(jnp.zeros((dim, width)))
-            # Of the mean, the largest and the newest item's similarity to the history.
-            self.similarity_3 = HeadParam(jnp.zeros((3,)))
+        self.title_D = HeadParam(jnp.zeros((dim,))) if reads_titles else None
+        self.blocks = nnx.List([ItemBlock(dim, vectors_IR) for vectors_IR in vectors])
 
     def inputs(self, item_BT: Array) -> jax.Array | None:
         """What is added to the embedding of each token, [B, T, D]; None without item vectors."""
-        if not self.has_vectors:
+        if not len(self.blocks):
             return None
-        vector_BTR = self._vectors(item_BT) * self.input_RD.shape[0] ** -0.5
-        return jnp.einsum("BTR,RD->BTD", vector_BTR, self.input_RD[...])
+        return sum((block.inputs(item_BT) for block in self.blocks), start=jnp.zeros(()))
 
     def item_scores(self, end_BD: jax.Array, title_BSD: jax.Array, known: Known) -> jax.Array:
         """The score of each candidate beside the choices, float32 [B, S].
@@ -96,39 +142,19 @@ class CandidateHead(nnx.Module):
         """
         score_BS = jnp.zeros(known.item_BS.shape, jnp.float32)
         if self.title_D is not None:
-            # The width taken off, a step of the optimizer moves scores by little.
             weight_D = self.title_D[...] * self.title_D.size**-0.5
             score_BS += jnp.einsum("BSD,D->BS", title_BSD.astype(jnp.float32), weight_D)
         if self.prior_scale is not None:
             score_BS += self.prior_scale[...] * jnp.asarray(known.prior_BS)
-        if self.has_vectors:
-            scale = self.query_DR.size**-0.5
-            query_BR = end_BD.astype(jnp.float32) @ self.query_DR[...] * scale
-            vector_BSR = self._vectors(known.item_BS)
-            score_BS += jnp.einsum("BR,BSR->BS", query_BR, vector_BSR)
-            score_BS += self._similarity(vector_BSR, known) @ self.similarity_3[...] * _SIMILARITY
+        for block in self.blocks:
+            score_BS += block.scores(end_BD, known)
         return score_BS
-
-    def _similarity(self, vector_BSR: jax.Array, known: Known) -> jax.Array:
-        """Cosines of candidates and history items: mean, largest and newest, [B, S, 3]."""
-        history_BH = jnp.asarray(known.history_BH)
-        there_B1H = (history_BH >= 0)[:, None]
-        cosine_BSH = jnp.einsum("BSR,BHR->BSH", _unit(vector_BSR), _unit(self._vectors(history_BH)))
-        mean_BS = cosine_BSH.sum(-1) / jnp.maximum(there_B1H.sum(-1), 1)
-        largest_BS = jnp.where(there_B1H, cosine_BSH, -1).max(-1)
-        return jnp.stack([mean_BS, largest_BS, cosine_BSH[:, :, -1]], axis=-1)
 
     def with_vector(self, item_X: np.ndarray) -> np.ndarray:
         """The same items, -1 for those that there is no vector of."""
-        if not self.has_vectors:
+        if not len(self.blocks):
             return item_X
-        return np.where(item_X < self.vectors_IR[...].shape[0], item_X, -1)
-
-    def _vectors(self, item_BX: Array) -> jax.Array:
-        """The vector of each item, [B, X, R]; zero for -1."""
-        item_BX = jnp.asarray(item_BX)
-        vector_BXR = self.vectors_IR[...][jnp.maximum(item_BX, 0)]
-        return jnp.where(item_BX[..., None] >= 0, vector_BXR, 0)
+        return np.where(item_X < self.blocks[0].vectors_IR[...].shape[0], item_X, -1)
 
 
 class RankingLlama(Llama):

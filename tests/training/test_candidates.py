@@ -30,8 +30,9 @@ def new_model(vocab_size: int, prior: bool, vectors: bool, titles: bool) -> Llam
     llama = Llama(shape, nnx.Rngs(params=0))
     if not (prior or vectors or titles):
         return llama
-    vectors_IR = np.random.default_rng(3).normal(size=(30, 6)) if vectors else None
-    model = RankingLlama(llama, CandidateHead(16, vectors_IR, prior, titles))
+    rng = np.random.default_rng(3)
+    kinds = [rng.normal(size=(30, width)) for width in (6, 4)] if vectors else []
+    model = RankingLlama(llama, CandidateHead(16, kinds, prior, titles))
     state = nnx.state(model.candidate_head)
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(state))))
     nnx.update(
