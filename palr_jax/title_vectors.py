@@ -47,11 +47,11 @@ def word_vectors(catalog: Catalog, width: int = WIDTH) -> np.ndarray:
     value = [math.log(len(words_I) / count_W[word]) for words in words_I for word in words]
     table_IW = sparse.csr_matrix((value, (row, column)), (len(words_I), max(len(number_W), 1)))
     norm_I = np.sqrt(np.asarray(table_IW.multiply(table_IW).sum(axis=1)).reshape(-1))
-    table_IW = sparse.diags(1 / np.maximum(norm_I, 1e-9)) @ table_IW
-    rank = min(width, *(size - 1 for size in table_IW.shape))
+    unit_IW = table_IW.multiply(1 / np.maximum(norm_I, 1e-9)[:, None]).tocsr()
+    rank = min(width, *(size - 1 for size in unit_IW.shape))
     if rank < 1:
         raise UserError("titles hold too few words for ranker.item_embeddings words: leave it out")
-    left_IR, scale_R, _ = svds(table_IW, k=rank, v0=np.ones(min(table_IW.shape)))
+    left_IR, scale_R, _ = svds(unit_IW, k=rank, v0=np.ones(min(unit_IW.shape)))
     return np.asarray(left_IR * scale_R, np.float32)
 
 

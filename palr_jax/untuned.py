@@ -1,5 +1,7 @@
 """The tokenizer and the LLaMA of a ranker before it is tuned."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from flax import nnx
