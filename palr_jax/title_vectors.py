@@ -47,7 +47,7 @@ def word_vectors(catalog: Catalog, width: int = WIDTH) -> np.ndarray:
     value = [math.log(len(words_I) / count_W[word]) for words in words_I for word in words]
     table_IW = sparse.csr_matrix((value, (row, column)), (len(words_I), max(len(number_W), 1)))
     norm_I = np.sqrt(np.asarray(table_IW.multiply(table_IW).sum(axis=1)).reshape(-1))
-    unit_IW = table_IW.multiply(1 / np.maximum(norm_I, 1e-9)[:, None]).tocsr()
+    unit_IW = sparse.csr_matrix(table_IW.multiply(1 / np.maximum(norm_I, 1e-9)[:, None]))
     rank = min(width, *(size - 1 for size in unit_IW.shape))
     if rank < 1:
         raise UserError("titles hold too few words for ranker.item_embeddings words: leave it out")
