@@ -11,6 +11,7 @@ from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
+from palr_jax.files import read_arrays, write_arrays
 from palr_jax.instruct.affinity import three_hop
 from palr_jax.instruct.examples import ExampleMaker, tuning_users
 from palr_jax.instruct.item_tokens import ItemTokens, tokenize_items
@@ -133,11 +134,13 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
         )
         makers["PALR_v2"] = maker
         users, held_out = _divided(maker.usable(users), config)
-        vectors = _item_vectors(config, prepared.catalog, proposals)
+        vectors = _item_vectors(config, run, prepared.catalog, proposals)
     return Instructions(tokenizer, items, users, held_out, makers, vectors)
 
 
-def _item_vectors(config: Config, catalog: Catalog, proposals: Proposals) -> dict[str, np.ndarray]:
+def _item_vectors(
+    config: Config, run: RunDirectory, catalog: Catalog, proposals: Proposals
+) -> dict[str, np.ndarray]:
     """The item vectors that the config names, [I, R] each, by their kind."""
     vectors: dict[str, np.ndarray] = {}
     for kind in config.ranker.item_embeddings:
@@ -148,8 +151,11 @@ def _item_vectors(config: Config, catalog: Catalog, proposals: Proposals) -> dic
             case "words":
                 vectors[kind] = word_vectors(catalog)
             case "language_model":
-                weights = config.ranker.title_weights or config.ranker.weights
-                vectors[kind] = language_model_vectors(catalog, str(weights))
+                weights = str(config.ranker.title_weights or config.ranker.weights)
+                file = run.title_vectors(weights)  # a language model takes its time
+                if not file.exists():
+                    write_arrays(file, vectors_IR=language_model_vectors(catalog, weights))
+                vectors[kind] = read_arrays(file)["vectors_IR"]
     return vectors
 
 

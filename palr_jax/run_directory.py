@@ -5,7 +5,9 @@ stages.json                per stage: fingerprint of what it was made from, done
 data/                      catalog and split
 retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line a user
-negatives/<mark>/          a retriever of the other users and what it proposes (if configured)
+negatives/<mark>/          retrievers that held-out items are new to, and what they propose (if
+                           configured)
+title_vectors/             what a language model makes of all titles (if configured)
 ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
                            instructions.txt (some of them, and statistics), vectors.npz (item
                            vectors, if the ranker gets any)
@@ -78,6 +80,10 @@ class RunDirectory:
     def candidates(self, model: str) -> Path:
         """The candidates that a retriever proposed."""
         return self.retriever(model) / "candidates.npz"
+
+    def title_vectors(self, weights: str) -> Path:
+        """What a language model makes of all titles, kept for the next ranker of this run."""
+        return self.path / "title_vectors" / f"{fingerprint(weights)}.npz"
 
     def read_config(self) -> Config:
         """The config that the run was made with.
