@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from palr_jax.config import Variant
+from palr_jax.decoding.candidate_head import head_of
 from palr_jax.errors import UserError
 from palr_jax.files import require_new
 from palr_jax.llm.export import export_adapter, export_model
@@ -10,7 +11,7 @@ from palr_jax.llm.loading import load
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from palr_jax.training.loop import load_trained
-from palr_jax.untuned import make_model
+from palr_jax.untuned import make_model, with_head
 
 
 def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path) -> str:
@@ -39,12 +40,15 @@ def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path)
     shards = Shards(make_mesh(MeshConfig()))
     length, seed = config.finetune.length, config.seed
     model = make_model(config.ranker, tokenizer.vocab_size, length, seed, shards)
+    if variant == "PALR_v2":
+        model = with_head(model, config, run.read_vectors(config), shards)
     load_trained(model, run.ranker / variant)
+    left = "; its prior and item vectors stay behind" if head_of(model) is not None else ""
     if adapter:
         export_adapter(model, config.ranker.lora, config.ranker.weights, tokenizer, folder)
-        return f"{folder}: the adapter of {variant}, for the weights {config.ranker.weights}"
+        return f"{folder}: the adapter of {variant}, for the weights {config.ranker.weights}{left}"
     export_model(model, tokenizer, folder)
-    return f"{folder}: {variant} with its adapters merged"
+    return f"{folder}: {variant} with its adapters merged{left}"
 
 
 def export_weights(path: Path, folder: Path) -> str:

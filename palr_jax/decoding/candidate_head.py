@@ -26,9 +26,9 @@ from palr_jax.llm.llama import Llama
 Array = np.ndarray | jax.Array
 
 # The weight of the text before training: the prior should lead until the text has been learned.
-_TEXT_SCALE = 0.25
+_TEXT_SCALE = 0.05
 # Cosines differ by little: with their weights at 1, they count as much as this.
-_LIKENESS = 30.0
+_LIKENESS = 100.0
 
 
 class HeadParam(nnx.Param):
