@@ -3,7 +3,10 @@
 Shapes: U users, P prefixes, K candidates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -149,14 +152,25 @@ def _item_vectors(
                 assert proposals.vectors_IR is not None  # the config was checked
                 vectors[kind] = proposals.vectors_IR
             case "words":
-                vectors[kind] = word_vectors(catalog)
+                vectors[kind] = _kept(run.title_vectors(kind), partial(word_vectors, catalog))
             case "language_model":
                 weights = str(config.ranker.title_weights or config.ranker.weights)
-                file = run.title_vectors(weights)  # a language model takes its time
-                if not file.exists():
-                    write_arrays(file, vectors_IR=language_model_vectors(catalog, weights))
-                vectors[kind] = read_arrays(file)["vectors_IR"]
+                vectors[kind] = _kept(
+                    run.title_vectors(weights),
+                    partial(language_model_vectors, catalog, weights),
+                )
     return vectors
+
+
+def _kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The vectors in a file, made first if there is none.
+
+    They are made once a run: a language model takes its time, and singular vectors of equal values
+    come out in another basis each time, which a resumed training would not know.
+    """
+    if not file.exists():
+        write_arrays(file, vectors_IR=make())
+    return read_arrays(file)["vectors_IR"]
 
 
 def learns_moments(config: Config) -> bool:

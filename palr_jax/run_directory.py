@@ -7,7 +7,7 @@ retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line a user
 negatives/<mark>/          retrievers that held-out items are new to, and what they propose (if
                            configured)
-title_vectors/             what a language model makes of all titles (if configured)
+title_vectors/             vectors of all titles, by their words or a language model (if configured)
 ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
                            instructions.txt (some of them, and statistics), vectors.npz (item
                            vectors, if the ranker gets any)
@@ -81,9 +81,9 @@ class RunDirectory:
         """The candidates that a retriever proposed."""
         return self.retriever(model) / "candidates.npz"
 
-    def title_vectors(self, weights: str) -> Path:
-        """What a language model makes of all titles, kept for the next ranker of this run."""
-        return self.path / "title_vectors" / f"{fingerprint(weights)}.npz"
+    def title_vectors(self, made_by: str) -> Path:
+        """Vectors of all titles, made by their words or by the language model of that path."""
+        return self.path / "title_vectors" / f"{fingerprint(made_by)}.npz"
 
     def read_config(self) -> Config:
         """The config that the run was made with.
