@@ -214,6 +214,11 @@ class Config:
             object.__setattr__(self, "ranker", replace(self.ranker, lora=None))
 
     @property
+    def ranker_seed(self) -> int:
+        """The seed of the ranker's parameters and examples."""
+        return self.seed if self.finetune.seed is None else self.finetune.seed
+
+    @property
     def _has_head(self) -> bool:
         ranker = self.ranker
         return (

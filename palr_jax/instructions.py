@@ -116,7 +116,7 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
             retrieved=retrieved if instruct.retriever_negatives else None,
             config=instruct,
             retrieval_share=config.ranker.retrieval_share if variant == "PALR_v2" else 0.0,
-            seed=config.seed,
+            seed=config.ranker_seed,
         )
         for variant in config.ranker.variants
     }
@@ -133,7 +133,7 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
             prior_dropout=config.finetune.prior_dropout,
             reads_titles=config.ranker.reads == "titles",
             with_text=config.finetune.text_loss > 0,
-            seed=config.seed,
+            seed=config.ranker_seed,
         )
         makers["PALR_v2"] = maker
         users, held_out = _divided(maker.usable(users), config)
@@ -196,7 +196,7 @@ def _divided(users: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]
             f"finetune.validation_share ({config.finetune.validation_share}); raise "
             "instruct.user_share"
         )
-    order = np.random.default_rng([config.seed, len(users)]).permutation(users)
+    order = np.random.default_rng([config.ranker_seed, len(users)]).permutation(users)
     return np.sort(order[count:]), np.sort(order[:count])
 
 

@@ -145,7 +145,9 @@ def finetune(config: Config, run: RunDirectory) -> None:
     write_text(run.instructions, "\n\n".join([figures, *example_texts(instructions, _SHOWN)]))
     shards, tuning = Shards(make_mesh(config.mesh)), config.finetune
     for variant, maker in instructions.makers.items():
-        model = make_model(config.ranker, tokenizer.vocab_size, tuning.length, config.seed, shards)
+        model = make_model(
+            config.ranker, tokenizer.vocab_size, tuning.length, config.ranker_seed, shards
+        )
         shape, validation = packing(config, variant), []
         if isinstance(maker, MomentMaker):
             model = with_head(model, config, list(instructions.vectors.values()), shards)
