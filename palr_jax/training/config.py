@@ -31,8 +31,8 @@ class FinetuneConfig:
         patience: looks without a lower loss before training stops.
         mode: lora trains the adapters of ranker.lora on frozen weights, full trains all weights
             and makes no adapters; by default lora if ranker.lora is set.
-        seed: of the ranker's parameters and examples; by default that of the run. Rankers of several
-            seeds can share one retriever.
+        seed: of the ranker's parameters and examples; by default that of the run. Rankers of
+            several seeds can share one retriever.
         steps: optimizer steps.
         batch_size: packed rows in a step.
         streams: of rows that a batch is put together from. A process makes the streams whose rows
