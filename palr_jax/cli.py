@@ -201,20 +201,21 @@ def _run(arguments: argparse.Namespace) -> None:
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
 
     run = RunDirectory(path_of(config.runs) / config.name)
-    if arguments.command == "run":
-        stages.run_all(config, run)
-    elif arguments.command == "compare":
-        _print_retrievers(stages.compare_retrievers(config, run), config.data.source)
-        print(run.retrievers)
-    elif arguments.command == "show-examples":
-        print(stages.show_examples(config, run, arguments.n))
-    else:
-        stages.run_stage(arguments.command, config, run)
-    if arguments.command == "prepare":
-        print(stages.describe_data(run))
-    if arguments.command in ("run", "evaluate"):
-        _print_results(run.results)
-        print(f"{run.results}\n{run.report}")
+    with run.held():
+        if arguments.command == "run":
+            stages.run_all(config, run)
+        elif arguments.command == "compare":
+            _print_retrievers(stages.compare_retrievers(config, run), config.data.source)
+            print(run.retrievers)
+        elif arguments.command == "show-examples":
+            print(stages.show_examples(config, run, arguments.n))
+        else:
+            stages.run_stage(arguments.command, config, run)
+        if arguments.command == "prepare":
+            print(stages.describe_data(run))
+        if arguments.command in ("run", "evaluate"):
+            _print_results(run.results)
+            print(f"{run.results}\n{run.report}")
 
 
 def _print_retrievers(rows: list[dict[str, Any]], source: str) -> None:

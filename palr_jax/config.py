@@ -132,7 +132,7 @@ class Config:
             may go on with another.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^[\w.-]*[\w-][\w.-]*$")]
     runs: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = field(default_factory=DataConfig)

@@ -26,6 +26,7 @@ from palr_jax.instruct.statistics import marked_text, measure
 from palr_jax.llm.tokenizer import Tokenizer
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
+from palr_jax.retrieval import loop
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.untuned import make_tokenizer
@@ -148,7 +149,7 @@ def _retrieved(config: Config, run: RunDirectory, split: Split, users: np.ndarra
     It is the run's retriever, with its settings, trained on the other users; their last training
     item stops it, so that no held-out item has a part in the instruction data.
     """
-    directory = run.negatives / _mark(config)
+    directory = run.negatives / _mark(config, split)
     file = directory / "negatives.npz"
     if not file.exists():
         if processes.are_many():
@@ -181,10 +182,11 @@ def _retrieved(config: Config, run: RunDirectory, split: Split, users: np.ndarra
     return Retrieved(moments, arrays["items_PK"])
 
 
-def _mark(config: Config) -> str:
-    """Names what these negatives are made from; the data of a run directory never changes."""
+def _mark(config: Config, split: Split) -> str:
+    """Names what these negatives are made from."""
     retriever = to_dict(config)["retriever"]
-    return fingerprint([retriever, config.seed, config.instruct.user_share, _MOMENTS])
+    made_from = [retriever, config.seed, config.instruct.user_share, _MOMENTS]
+    return fingerprint([*made_from, loop.digest(split)])
 
 
 def _without_last(split: Split, users: np.ndarray) -> Split:

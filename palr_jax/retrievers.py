@@ -35,10 +35,10 @@ def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> No
     A model that was trained with other settings is trained anew.
     """
     settings, directory = settings_of(config, model), run.retriever(model)
-    wanted = loop.settings(settings, split.num_items, config.seed)
+    wanted = loop.binding(settings, split, config.seed)
     found = loop.found_settings(directory)
     if found is not None and any(found.get(key) != value for key, value in wanted.items()):
-        say(f"{ROW_NAMES[model]}: trained before with other settings, starts anew")
+        say(f"{ROW_NAMES[model]}: trained before with other settings or data, starts anew")
         delete(directory)
     retriever = MODELS[model](settings, split.num_items, config.seed)
     retriever.fit(split, directory)

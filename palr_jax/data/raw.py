@@ -5,6 +5,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import polars as pl
 from palr_jax.errors import UserError
 from palr_jax.paths import path_of
 
+# The files that `readable` has opened since `noting_files` began.
+_noted: ContextVar[list[Path] | None] = ContextVar("noted", default=None)
 ITEMS_SCHEMA: dict[str, pl.DataType] = {
     "item": pl.String(),
     "title": pl.String(),
@@ -85,10 +88,24 @@ def given(value: str | None, key: str, expected: str) -> Path:
 
 
 @contextmanager
+def noting_files() -> Iterator[list[Path]]:
+    """Yields a list that gets every file which is read with `readable` while the block runs."""
+    files: list[Path] = []
+    token = _noted.set(files)
+    try:
+        yield files
+    finally:
+        _noted.reset(token)
+
+
+@contextmanager
 def readable(path: Path, mend: str) -> Iterator[None]:
     """Turns the errors of reading `path` into a `UserError`; `mend` says what to give instead."""
     try:
         yield
+        files = _noted.get()
+        if files is not None and path.is_file():
+            files.append(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {mend}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -9,7 +9,7 @@ import grain
 import jax
 from flax import nnx
 
-from palr_jax.checkpoint import Checkpoints
+from palr_jax.checkpoint import Checkpoints, SavedSteps
 from palr_jax.errors import UserError
 from palr_jax.llm.llama import Llama
 from palr_jax.processes import Stop, Terminated
@@ -97,8 +97,8 @@ def load_trained(model: Llama, directory: Path, step: int | None = None) -> None
     """
     step = newest_step(directory) if step is None else step
     params = nnx.state(model, trainable(model))
-    with Checkpoints(directory) as checkpoints:
-        trees, _ = checkpoints.load(step, {"params": params})
+    with SavedSteps(directory) as saved:
+        trees, _ = saved.load(step, {"params": params})
     nnx.update(model, trees["params"])
 
 
@@ -108,11 +108,11 @@ def newest_step(directory: Path) -> int:
     Raises:
         UserError: there is no checkpoint.
     """
-    with Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest()
-    if step is None:
+    with SavedSteps(directory) as saved:
+        steps = saved.steps()
+    if not steps:
         raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
-    return step
+    return steps[-1]
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
