@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -12,8 +11,8 @@ from typing import Any, NoReturn, get_args
 from palr_jax import processes
 from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
+from palr_jax.failures import guarded
 from palr_jax.paths import path_of
-from palr_jax.progress import say
 
 _STAGES = {
     "run": "all stages in order",
@@ -34,43 +33,22 @@ _SHOW = "print some of the ranker's instructions, and statistics of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Returns the exit code: 0, 2 for a user's mistake, 1 if another process is gone, 130 for Ctrl-C,
-    143 for SIGTERM once everything is saved.
-    """
-    code = _guarded(sys.argv[1:] if argv is None else argv)
+    """Runs the command line and returns the exit code (see `palr_jax.failures.guarded`)."""
+    code = guarded(lambda: _execute(sys.argv[1:] if argv is None else argv))
     if code and processes.are_many():
         processes.leave(code)
     return code
 
 
-def _guarded(argv: Sequence[str]) -> int:
-    try:
-        arguments = _parse(argv)
-        commands = {
-            "plan": _plan,
-            "recommend": _recommend,
-            "import-weights": _import_weights,
-            "export": _export,
-        }
-        commands.get(arguments.command, _run)(arguments)
-    except UserError as error:
-        print(f"palr: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        say("stopped: the same command goes on where it was")
-        return 130
-    except processes.Terminated as told:
-        say(f"{told}: the same command goes on from there")
-        return 143
-    except Exception as error:
-        if not processes.are_many():
-            raise
-        traceback.print_exc()
-        print(f"palr: {processes.failure(error)}", file=sys.stderr)
-        return 1
-    return 0
+def _execute(argv: Sequence[str]) -> None:
+    arguments = _parse(argv)
+    commands = {
+        "plan": _plan,
+        "recommend": _recommend,
+        "import-weights": _import_weights,
+        "export": _export,
+    }
+    commands.get(arguments.command, _run)(arguments)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -303,10 +281,15 @@ def _recommend(arguments: argparse.Namespace) -> None:
     for place, item in enumerate(slate, 1):
         if arguments.json:
             values = {"rank": place, **dataclasses.asdict(item)}
-            print(json.dumps(values, ensure_ascii=False))
+            print(json.dumps(values, ensure_ascii=not _shows_unicode()))
             continue
         print(f"{place:2}. {item.title}  {item.score:.4f}")
         if item.explanation:
             named = [f"{title} ({lift:+.2f})" for title, lift in item.explanation.items]
             profile = f"{item.explanation.profile} ({item.explanation.profile_lift:+.2f})"
             print(f"    {'; '.join([*named, profile])}")
+
+
+def _shows_unicode() -> bool:
+    """Whether standard output takes every letter as it is."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -39,10 +39,22 @@ def replacing(path: Path, by_all: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the name of the file into errors of the system that come without one (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,7 +69,7 @@ def append_text(path: Path, text: str) -> None:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         path.write_text(before + text, encoding="utf-8")
         return
-    with path.open("a", encoding="utf-8") as file:
+    with _naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
