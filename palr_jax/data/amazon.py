@@ -10,8 +10,9 @@ from typing import Any
 
 import polars as pl
 
+from palr_jax.data.catalog import normal_title
 from palr_jax.data.config import DataConfig
-from palr_jax.data.raw import RawTables, given, items_table, numbered_lines, tidy
+from palr_jax.data.raw import RawTables, given, items_table, numbered_lines
 from palr_jax.errors import UserError
 from palr_jax.paths import path_of
 from palr_jax.progress import say
@@ -84,7 +85,7 @@ def _read_metadata(path: Path, wanted: set[str]) -> pl.DataFrame:
         if asin not in wanted:
             continue
         ids.append(asin)
-        titles.append(tidy(html.unescape(_value(item, "title", str, path, number, ""))))
+        titles.append(normal_title(html.unescape(_value(item, "title", str, path, number, ""))))
         categories.append(_paths(item, path, number))
     untitled = titles.count("")
     if untitled:

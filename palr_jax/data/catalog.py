@@ -1,6 +1,8 @@
 """The catalog: what is known of each item."""
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from palr_jax.errors import UserError
+
+# White space, control characters, and lone surrogates (which no UTF-8 file can hold).
+_GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
@@ -94,3 +99,13 @@ def unique_titles(titles: Sequence[str], item_ids: Sequence[str]) -> tuple[str, 
             title = f"{title} [{item_id}]"
         taken[title] = None
     return tuple(taken)
+
+
+def normal_title(text: str) -> str:
+    """The form in which a title is kept and looked up; a second application changes nothing.
+
+    Characters are composed (Unicode NFC), and every run of white space and control characters is
+    one space, none around the text. A title that was typed or stored in another of these forms is
+    therefore the same title.
+    """
+    return _GAPS.sub(" ", unicodedata.normalize("NFC", text)).strip()

@@ -1,7 +1,6 @@
 """What every source is read into, and how to read its files so that an error names the line."""
 
 import gzip
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from palr_jax.data.catalog import normal_title
 from palr_jax.errors import UserError
 from palr_jax.paths import path_of
 
@@ -21,8 +21,6 @@ ITEMS_SCHEMA: dict[str, pl.DataType] = {
     "title": pl.String(),
     "categories": pl.List(pl.String()),
 }
-# White space, control characters, and lone surrogates (which no UTF-8 file can hold).
-_GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,10 @@ class RawTables:
 def items_table(
     ids: Sequence[str], titles: Sequence[str], categories: Sequence[Sequence[str]]
 ) -> pl.DataFrame:
-    """The `items` of `RawTables`, its texts tidy, categories neither empty nor repeated."""
-    tidy_categories = [list(dict.fromkeys(filter(None, map(tidy, names)))) for names in categories]
-    columns = {"item": ids, "title": list(map(tidy, titles)), "categories": tidy_categories}
+    """The `items` of `RawTables`: texts in normal form, categories neither empty nor repeated."""
+    names = [list(dict.fromkeys(filter(None, map(normal_title, row)))) for row in categories]
+    columns = {"item": ids, "title": list(map(normal_title, titles)), "categories": names}
     return pl.DataFrame(columns, schema=ITEMS_SCHEMA)
-
-
-def tidy(text: str) -> str:
-    """The text with every run of white space and control characters as one space, none around."""
-    return _GAPS.sub(" ", text).strip()
 
 
 def timestamps(column: pl.Series, where: Callable[[int], str]) -> pl.Series:

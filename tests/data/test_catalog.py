@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palr_jax.data.catalog import Catalog, unique_titles
+from palr_jax.data.catalog import Catalog, normal_title, unique_titles
 
 
 def catalog_of(*titles: str) -> Catalog:
@@ -55,3 +55,25 @@ def test_index_of_in_a_catalog_of_one(complaint) -> None:
 def test_every_title_leads_to_its_item(position: int) -> None:
     catalog = catalog_of("a", "b", "c")
     assert catalog.index_of(catalog.titles[position]) == position
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("  a \t\r\n b ", "a b"),
+        ("a\x00\x1f\x7f\x85b", "a b"),
+        ("a\u00a0\u2028b", "a b"),
+        ("a\ud800b", "a b"),
+        ("Ame\u0301lie (2001)", "Am\u00e9lie (2001)"),
+        ("\n", ""),
+    ],
+)
+def test_the_normal_form_of_a_title(text: str, expected: str) -> None:
+    assert normal_title(text) == expected
+
+
+@given(st.text(st.characters(codec=None)))
+def test_the_normal_form_is_stable_and_can_be_written(text: str) -> None:
+    normal = normal_title(text)
+    assert normal_title(normal) == normal
+    assert normal.encode().decode() == normal

@@ -4,27 +4,12 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from palr_jax.data.raw import items_table, numbered_lines, read_text, tidy, timestamps
+from palr_jax.data.raw import items_table, numbered_lines, read_text, timestamps
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("  a \t\r\n b ", "a b"),
-        ("a\x00\x1f\x7f\x85b", "a b"),
-        ("a\u00a0\u2028b", "a b"),
-        ("a\ud800b", "a b"),
-        ("Amélie (2001)", "Amélie (2001)"),
-        ("\n", ""),
-    ],
-)
-def test_tidy(text: str, expected: str) -> None:
-    assert tidy(text) == expected
-
-
-def test_items_are_tidy_and_categories_neither_empty_nor_repeated() -> None:
-    items = items_table(["1"], [" a\nb"], [["Hair ", "", "Nails", "Hair", " \t"]])
-    assert items.rows() == [("1", "a b", ["Hair", "Nails"])]
+def test_texts_are_in_normal_form_and_categories_neither_empty_nor_repeated() -> None:
+    items = items_table(["1"], [" a\ne\u0301"], [["Hair ", "", "Nails", "Hair", " \t"]])
+    assert items.rows() == [("1", "a é", ["Hair", "Nails"])]
 
 
 @pytest.mark.parametrize(
