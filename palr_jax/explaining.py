@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from palr_jax.decoding.score import Sizes
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import Ranker
 
@@ -51,6 +52,7 @@ def explanations(
     histories: Ragged,
     profiles: Sequence[str],
     candidates_UC: np.ndarray,
+    sizes: Sizes | None = None,
 ) -> list[dict[str, Explanation]]:
     """Why each candidate of each user, by its title.
 
@@ -60,8 +62,9 @@ def explanations(
         histories: items per user, oldest first.
         profiles: a sentence per user.
         candidates_UC: item indices, -1 where there is none.
+        sizes: as of `Ranker.score`.
     """
-    found = lifts(ranker, histories, profiles, candidates_UC)
+    found = lifts(ranker, histories, profiles, candidates_UC, sizes)
     return [
         {
             titles[item]: _explanation(mine, profile, place, titles)
@@ -80,7 +83,11 @@ def _explanation(found: Lifts, profile: str, place: int, titles: Sequence[str]) 
 
 
 def lifts(
-    ranker: Ranker, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray
+    ranker: Ranker,
+    histories: Ragged,
+    profiles: Sequence[str],
+    candidates_UC: np.ndarray,
+    sizes: Sizes | None = None,
 ) -> list[Lifts]:
     """Scores every user's prompt once more without each of its history items and its profile.
 
@@ -98,7 +105,9 @@ def lifts(
         sentences += [profile, "", *[profile] * len(kept_H)]
         users += [user] * (len(kept_H) + 2)
         parts.append(kept_H)
-    logp_XC = ranker.score(Ragged.from_rows(rows), sentences, candidates_UC[users], "explain")
+    logp_XC = ranker.score(
+        Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", sizes
+    )
     result, start = [], 0
     for kept_H in parts:
         whole_C, plain_C, *without = logp_XC[start : start + len(kept_H) + 2]
