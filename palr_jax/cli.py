@@ -85,7 +85,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     who.add_argument("--user", help="id of a user in the data")
     who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
     who.add_argument("--users", choices=["all"], help="all users of the data, into --output")
-    recommend.add_argument("--output", type=path_of, metavar="FILE.parquet", help="of --users all")
+    recommend.add_argument(
+        "--output", type=path_of, metavar="FILE.parquet", help="of --users all, or FILE.csv"
+    )
     recommend.add_argument(
         "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
     )
@@ -253,7 +255,9 @@ def _recommend(arguments: argparse.Namespace) -> None:
     from palr_jax.sharding import MeshConfig  # noqa: PLC0415
 
     if (arguments.users is None) != (arguments.output is None):
-        raise UserError("--users all and --output FILE.parquet go together: give both")
+        raise UserError("--users all and --output FILE.parquet (or .csv) go together: give both")
+    if arguments.users:
+        _refuse_with_all(arguments)
     group = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.users:
         processes.join(*group)
@@ -288,6 +292,20 @@ def _recommend(arguments: argparse.Namespace) -> None:
             named = [f"{title} ({lift:+.2f})" for title, lift in item.explanation.items]
             profile = f"{item.explanation.profile} ({item.explanation.profile_lift:+.2f})"
             print(f"    {'; '.join([*named, profile])}")
+
+
+def _refuse_with_all(arguments: argparse.Namespace) -> None:
+    """Checks what goes with --users all, before anything is loaded.
+
+    Raises:
+        UserError: an option is for one user alone, or the output has no table's ending.
+    """
+    from palr_jax.bulk import check_output  # noqa: PLC0415
+
+    for name in ("candidates", "exclude", "explain", "json"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for one user, and does not go with --users all")
+    check_output(arguments.output)
 
 
 def _shows_unicode() -> bool:

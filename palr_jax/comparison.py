@@ -3,7 +3,6 @@
 Shapes: U users, C candidates, K items of a slate.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from palr_jax.evaluation import fusion
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
 from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
 from palr_jax.evaluation.significance import paired_bootstrap
-from palr_jax.files import read_arrays, read_json, write_arrays, write_json, write_text
+from palr_jax.files import read_lines, reading, write_arrays, write_json, write_text
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ranker import Ranker, load_ranker
 from palr_jax.retrieval.config import Model
@@ -53,7 +52,7 @@ def evaluate(config: Config, run: RunDirectory) -> None:
     """Ranks for all users; writes slates, results and the report."""
     prepared = preparing.load(run.data)
     baseline_rows = [
-        Row(ROW_NAMES[name], read_arrays(run.candidates(name))["test_rank"], None)
+        Row(ROW_NAMES[name], run.read_candidates(name)["test_rank"], None)
         for name in retrievers(config)
     ]
     ranker_rows = _ranker_rows(config, run, prepared)
@@ -91,7 +90,7 @@ def _ranker_rows(config: Config, run: RunDirectory, prepared: Prepared) -> list[
         rows.append(Row("PALR_v1", slate_rank(slate_UK, target_U), slate_UK))
     if "PALR_v2" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v2")
-        found = read_arrays(run.candidates(config.retriever.model))
+        found = run.read_candidates(config.retriever.model)
         candidates_UC, retriever_UC = found["test_items"], found["test_scores"]
         orders, seed = config.evaluate.shuffles, config.seed
         ranker_UC = ranker.score_in_orders(
@@ -118,8 +117,8 @@ def _tune_fusion(config: Config, run: RunDirectory, prepared: Prepared, ranker: 
     """The weight of the ranker beside the retriever, from validation items alone."""
     part: Part = "validation"
     if run.fusion.exists():  # an evaluation that was stopped after this goes on from here
-        return float(read_json(run.fusion)["weight"])
-    found = read_arrays(run.candidates(config.retriever.model))
+        return run.read_weight()
+    found = run.read_candidates(config.retriever.model)
     candidates_UC, retriever_UC = found[f"{part}_items"], found[f"{part}_scores"]
     histories, profiles = prepared.split.histories(part), run.read_profiles()
     orders, seed = config.evaluate.shuffles, config.seed
@@ -133,14 +132,20 @@ def _tune_fusion(config: Config, run: RunDirectory, prepared: Prepared, ranker: 
 
 
 def _check_slates(model: str, slate_UK: np.ndarray, prepared: Prepared) -> None:
-    """Every slate is distinct unseen items: a wrong one is a bug, never a result."""
+    """Every slate is distinct unseen items: a wrong one is a bug, never a result.
+
+    Of a user with fewer than ten unseen items it is all of them; behind the last it holds -1.
+    """
     histories = prepared.split.histories("test")
     for user, slate_K in enumerate(slate_UK):
-        if (slate_K < 0).any() or len(np.unique(slate_K)) < len(slate_K):
+        seen, items = np.unique(histories[user]), slate_K[slate_K >= 0]
+        wanted = min(SLATE, prepared.split.num_items - len(seen))
+        is_full = len(items) == wanted and (slate_K[:wanted] >= 0).all()
+        if not is_full or len(np.unique(items)) < wanted:
             raise AssertionError(
-                f"{model}: the slate of user {user} is not {SLATE} items: {slate_K}"
+                f"{model}: the slate of user {user} is not {wanted} items: {slate_K}"
             )
-        if np.isin(slate_K, histories[user]).any():
+        if np.isin(items, seen).any():
             raise AssertionError(f"{model}: the slate of user {user} holds seen items: {slate_K}")
 
 
@@ -192,7 +197,7 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
     if config.profile.kind == "llm":
         protocol["profiles"] = run.profile_sources()
     if run.fusion.exists():
-        weight = read_json(run.fusion)["weight"]
+        weight = run.read_weight()
         protocol["fusion"] = (
             f"log-softmax of {retriever}'s scores + {weight} x log P(candidate | prompt), "
             "the weight tuned on validation NDCG@10"
@@ -201,17 +206,18 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
 
 
 def _charts(config: Config, run: RunDirectory) -> list[Chart]:
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    losses = []
-    for variant in config.ranker.variants:
-        mine = [line for line in lines if line["model"] == variant]
-        losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
+    lines, losses = read_lines(run.metrics), []
+    with reading(run.metrics, "run `palr finetune`"):
+        for variant in config.ranker.variants:
+            mine = [line for line in lines if line["model"] == variant]
+            losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
     charts = [Chart("Ranker: loss of label tokens", "step", "nats a token", losses)]
     history = run.retriever(config.retriever.model) / "curve.jsonl"
     if history.exists():  # a retriever without training, such as Popularity, has none
-        epochs = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-        quality = [line["validation NDCG@10"] for line in epochs]
-        curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
+        epochs = read_lines(history)
+        with reading(history, "run `palr retrieve`"):
+            quality = [line["validation NDCG@10"] for line in epochs]
+            curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
         charts.append(Chart("Retriever: validation NDCG@10", "epoch", "NDCG@10", [curve]))
     return charts
 
@@ -221,21 +227,22 @@ def _examples(
 ) -> list[SlateExample]:
     """The first users of the data set, whoever they are."""
     split, titles = prepared.split, prepared.catalog.titles
-    found = read_arrays(run.candidates(config.retriever.model))
+    found = run.read_candidates(config.retriever.model)
     tokenizer, items = run.read_tokens()
     writer = PromptWriter(tokenizer, items, config.instruct)
     histories, profiles = split.histories("test"), run.read_profiles()
     columns = {ROW_NAMES[config.retriever.model]: found["test_items"][:, :SLATE], **slates}
     examples = []
     for user in range(min(_EXAMPLES, split.num_users)):
-        prompt_T = writer.prompt(histories[user], profiles[user], found["test_items"][user])
+        items_C = found["test_items"][user]
+        prompt_T = writer.prompt(histories[user], profiles[user], items_C[items_C >= 0])
         examples.append(
             SlateExample(
                 user=str(split.user_ids[user]),
                 prompt=tokenizer.decode(prompt_T),
                 target=titles[split.test_U[user]],
                 slates={
-                    name: [titles[item] for item in slate_UK[user]]
+                    name: [titles[item] for item in slate_UK[user] if item >= 0]
                     for name, slate_UK in columns.items()
                 },
             )

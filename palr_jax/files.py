@@ -124,7 +124,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing, or a line is no JSON object.
     """
     with reading(path):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8", newline="\n") as file:
+            lines = [json.loads(line) for line in file]
         if not all(isinstance(line, dict) for line in lines):
             raise ValueError("a line is no JSON object")
         return lines

@@ -13,7 +13,7 @@ from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
-from palr_jax.files import fingerprint, read_arrays, write_arrays
+from palr_jax.files import fingerprint, read_arrays, reading, write_arrays
 from palr_jax.instruct.affinity import three_hop
 from palr_jax.instruct.examples import ExampleMaker, tuning_users
 from palr_jax.instruct.item_tokens import ItemTokens, tokenize_items
@@ -177,8 +177,11 @@ def _retrieved(config: Config, run: RunDirectory, split: Split, users: np.ndarra
             moments_U1=moments.offsets_R1,
             items_PK=np.asarray(top.item_UK, np.int32),
         )
-    arrays = read_arrays(file)
-    moments = Ragged(arrays["moments_P"], arrays["moments_U1"])
+    arrays = read_arrays(file, "moments_P", "moments_U1", "items_PK")
+    with reading(file):
+        moments = Ragged.checked(arrays["moments_P"], arrays["moments_U1"])
+        if (len(moments), len(moments.values_N)) != (len(split.train), len(arrays["items_PK"])):
+            raise ValueError("its arrays are of different users")
     return Retrieved(moments, arrays["items_PK"])
 
 

@@ -23,13 +23,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
 
 from palr_jax import lock, processes
 from palr_jax.config import Config, parse_config, to_dict
+from palr_jax.data.split import Part
 from palr_jax.errors import UserError
 from palr_jax.files import (
     read_arrays,
@@ -93,6 +94,26 @@ class RunDirectory:
         processes.led(self._check_own)
         with lock.locked(self.path):
             yield
+
+    def read_candidates(self, model: str) -> dict[str, np.ndarray]:
+        """What a retriever proposed: of validation and test, items, scores and target ranks.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.candidates(model)
+        kinds = {"items": "i", "scores": "f", "rank": "f"}
+        names = {f"{part}_{name}": name for part in get_args(Part) for name in kinds}
+        arrays = read_arrays(file, *names)
+        with reading(file, "run `palr retrieve`"):
+            for full, name in names.items():
+                array, axes = arrays[full], 1 if name == "rank" else 2
+                if array.dtype.kind != kinds[name] or array.ndim != axes:
+                    raise ValueError(f"{full} is {array.dtype} {array.shape}")
+            shapes = {arrays[full].shape for full, name in names.items() if name != "rank"}
+            if len(shapes) > 1:
+                raise ValueError("its arrays are of different sizes")
+        return arrays
 
     def read_config(self) -> Config:
         """The config that the run was made with.

@@ -37,7 +37,6 @@ READERS: dict[str, Callable[[DataConfig], RawTables]] = {
     "amazon-2014": read_amazon_2014,
     "table": read_table,
 }
-SLATE = 10
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ def prepare(config: DataConfig) -> Prepared:
     _check_users(core, config)
     log, catalog = _with_catalog(core, raw)
     histories = sequences(log)
-    _check_unseen(histories, log)
     return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)
 
 
@@ -192,14 +190,4 @@ def _check_users(log: InteractionLog, config: DataConfig) -> None:
             f"{users} users and {len(log.item_ids)} items remain after the {config.min_count}-core "
             f"of {config.source}, fewer than data.min_users = {config.min_users}: "
             "lower data.min_count or give more interactions"
-        )
-
-
-def _check_unseen(histories: Ragged, log: InteractionLog) -> None:
-    longest = int(histories.lengths_R.argmax())
-    seen, items = int(histories.lengths_R[longest]), len(log.item_ids)
-    if items - seen < SLATE:
-        raise UserError(
-            f"user {str(log.user_ids[longest])!r} has {seen} of the {items} items, which leaves "
-            f"fewer than {SLATE} to recommend: lower data.min_count or give more items"
         )

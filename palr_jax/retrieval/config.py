@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palr_jax.evaluation.metrics import SLATE
+
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
 ]
@@ -20,7 +22,7 @@ class RetrieverConfig:
 
     Attributes:
         model: the retriever.
-        candidates: items proposed per user (paper: 50).
+        candidates: items proposed per user (paper: 50), no fewer than a slate has places.
         loss: what training minimises: cross_entropy is the softmax over the whole catalog, the
             others compare with drawn items. By default the model's own: cross_entropy for those
             that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
@@ -50,7 +52,7 @@ class RetrieverConfig:
     """
 
     model: Model = "sasrec"
-    candidates: Annotated[int, Field(ge=1)] = 50
+    candidates: Annotated[int, Field(ge=SLATE)] = 50
     loss: LossKind | None = None
     negatives: Annotated[int, Field(ge=1)] = 1
     dim: Annotated[int, Field(ge=1)] = 64

@@ -68,7 +68,9 @@ def finetune(
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         told_to_stop: Any = False
-        log = MetricsLog(metrics_file, name, config.log_every, model, after=first)
+        log = MetricsLog(
+            metrics_file, name, config.log_every, model, after=first, last=config.steps
+        )
         bar = progress(name, config.steps, "steps", done=first)
         with closing(log), bar as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
