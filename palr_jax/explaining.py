@@ -108,11 +108,11 @@ def lifts(
     logp_XC = ranker.score(
         Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", sizes
     )
+    logp_XC = np.where(np.isfinite(logp_XC), logp_XC, 0)  # where there is no candidate
     result, start = [], 0
     for kept_H in parts:
         whole_C, plain_C, *without = logp_XC[start : start + len(kept_H) + 2]
         start += len(kept_H) + 2
-        there_C = np.isfinite(whole_C)
-        lift_HC = np.where(there_C, whole_C - np.reshape(without, (len(kept_H), -1)), 0)
-        result.append(Lifts(kept_H, lift_HC, np.where(there_C, whole_C - plain_C, 0)))
+        lift_HC = whole_C - np.reshape(without, (len(kept_H), -1))
+        result.append(Lifts(kept_H, lift_HC, whole_C - plain_C))
     return result

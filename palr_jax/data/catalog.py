@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,10 +47,10 @@ class Catalog:
         """
         if title in self._by_title:
             return self._by_title[title]
-        normal = normal_title(title)
-        for alike in (self._by_normal.get(normal, []), self._by_folded.get(_folded(title), [])):
-            if len(alike) == 1:
-                return alike[0]
+        alike = self._by_folded.get(_folded(title), [])
+        for indices in (self._of_form(title), alike):
+            if len(indices) == 1:
+                return indices[0]
         found = process.extract(
             _folded(title[:_COMPARED]), list(self._by_folded), scorer=fuzz.ratio, limit=3
         )
@@ -80,13 +80,13 @@ class Catalog:
             raise UserError(
                 f"{len(rows)} lists of categories for {len(titles)} titles: give one for each"
             )
-        known, fresh = set(self._by_normal), [normal_title(title) for title in titles]
-        for title in fresh:
+        fresh: dict[str, None] = {}
+        for title in map(normal_title, titles):
             if not title:
                 raise UserError("a new item has an empty title: give it a text")
-            if title in known:
+            if title in fresh or self._of_form(title):
                 raise UserError(f"there is an item titled {title!r} already: recommend that one")
-            known.add(title)
+            fresh[title] = None
         return Catalog(
             item_ids=np.array([*self.item_ids, *item_ids]),
             titles=(*self.titles, *fresh),
@@ -101,25 +101,22 @@ class Catalog:
         return {title: index for index, title in enumerate(self.titles)}
 
     @cached_property
-    def _by_normal(self) -> dict[str, list[int]]:
-        return _grouped(map(normal_title, self.titles))
-
-    @cached_property
     def _by_folded(self) -> dict[str, list[int]]:
-        return _grouped(map(_folded, self.titles))
+        indices: dict[str, list[int]] = {}
+        for index, title in enumerate(self.titles):
+            indices.setdefault(_folded(title), []).append(index)
+        return indices
 
-
-def _grouped(texts: Iterable[str]) -> dict[str, list[int]]:
-    """Where each text stands."""
-    indices: dict[str, list[int]] = {}
-    for index, text in enumerate(texts):
-        indices.setdefault(text, []).append(index)
-    return indices
+    def _of_form(self, title: str) -> list[int]:
+        """The items whose titles have the normal form of this one."""
+        normal, alike = normal_title(title), self._by_folded.get(_folded(title), [])
+        return [index for index in alike if normal_title(self.titles[index]) == normal]
 
 
 def _folded(title: str) -> str:
     """The same for all cases of letters of a title, in whatever form it is written."""
-    return normal_title(normal_title(title).casefold())
+    folded = normal_title(title).casefold()
+    return folded if folded.isascii() else normal_title(folded)
 
 
 def unique_titles(titles: Sequence[str], item_ids: Sequence[str]) -> tuple[str, ...]:

@@ -118,7 +118,9 @@ def load(directory: Path) -> Prepared:
         UserError: a file is missing or damaged, or the two do not belong together.
     """
     path, catalog_file = files(directory)
-    arrays = read_arrays(path)
+    arrays = read_arrays(
+        path, "train_N", "train_offsets_U1", "validation_U", "test_U", "user_ids", "num_items"
+    )
     with reading(path, "run `palr prepare`"):
         split = Split(
             train=Ragged.checked(arrays["train_N"], arrays["train_offsets_U1"]),

@@ -185,7 +185,7 @@ def test_load_refuses_files_of_two_runs(tmp_path, complaint) -> None:
 def test_load_names_an_array_that_is_not_there(tmp_path, complaint) -> None:
     save(prepare(write(tmp_path, ring())), tmp_path)
     np.savez(tmp_path / "split.npz", other=np.zeros(1))
-    assert "split.npz lacks 'train_N'" in complaint(load, tmp_path)
+    assert "split.npz cannot be read (it lacks train_N)" in complaint(load, tmp_path)
 
 
 def counts(prepared: Prepared) -> tuple[int, int, int]:
