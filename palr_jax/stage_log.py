@@ -10,7 +10,7 @@ from palr_jax import processes
 from palr_jax.data.raw import noting_files
 from palr_jax.errors import UserError
 from palr_jax.files import fingerprint, read_json, reading, write_json
-from palr_jax.paths import delete
+from palr_jax.paths import delete, path_of
 from palr_jax.progress import say
 from palr_jax.stamps import Stamp, files_in, is_whole, retake, take
 
@@ -176,7 +176,7 @@ class StageLog:
             if not path.exists():
                 now |= {name: known[name] for name in known if name.startswith(str(path))}
         for name in set(known) - set(now) if not stage.after else ():
-            file = Path(name)  # noted while it was read
+            file = path_of(name)  # noted while it was read
             now[name] = self._look(file, known[name]) if file.is_file() else known[name]
         return now
 
