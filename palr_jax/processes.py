@@ -194,7 +194,7 @@ def led(work: Callable[[], _Value]) -> _Value:
     """What `work` gives in the leader, a JSON value, in all processes; they wait for it.
 
     Raises:
-        UserError: the leader's, in all of them.
+        UserError: the leader's, or what the system refuses it, in all of them.
     """
     if not are_many():
         return work()
@@ -204,6 +204,8 @@ def led(work: Callable[[], _Value]) -> _Value:
             answer = {"value": work()}
         except UserError as error:
             answer = {"error": str(error)}
+        except OSError as error:  # a full disk, for example: the others must not wait for ever
+            answer = {"error": f"{error.filename}: {reason(error)}: see to it and run again"}
     answer = gather(answer)[0]
     if "error" in answer:
         raise UserError(answer["error"])
