@@ -99,7 +99,7 @@ def test_rates_follow_the_formula(tmp_path: Path, monkeypatch) -> None:
     peak = CHIPS["v5e"].flops * len(jax.devices())
     monkeypatch.setattr(metrics, "chip_of", lambda kind: CHIPS["v5e"])
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", "tiny", 2, model, after=0)
+    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", "tiny", 2, model, after=0, last=9)
     sums = {"tokens": 100, "label tokens": 10, "pairs": 2000.0}
     for step in (1, 2):
         log.write(step, {"loss": np.float32(1), **{k: np.asarray(v) for k, v in sums.items()}})
