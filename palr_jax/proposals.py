@@ -89,8 +89,8 @@ def _read(file: Path, split: Split) -> Proposals:
         moments = Ragged.checked(arrays["moments_P"], arrays["moments_U1"])
         if (len(moments), len(moments.values_N)) != (len(split.train), len(items_PK)):
             raise ValueError("its arrays are of different users")
-        if items_PK.shape != scores_PK.shape:
-            raise ValueError("its arrays are of different sizes")
+        if items_PK.dtype.kind != "i" or items_PK.ndim != 2 or scores_PK.shape != items_PK.shape:
+            raise ValueError(f"items are {items_PK.dtype} {items_PK.shape}")
         if vectors_IR is not None and len(vectors_IR) != split.num_items:
             raise ValueError("its vectors are of other items")
     return Proposals(Retrieved(moments, items_PK, scores_PK), vectors_IR)

@@ -55,24 +55,20 @@ def is_whole(path: Path, stamp: Stamp) -> bool:
 
 
 def files_in(path: Path) -> list[Path]:
-    """The files in a folder and in the folders in it, hidden ones left out; a file is itself.
-
-    Of folders that are named by numbers, the steps of a training, only the last is looked into.
-    """
+    """The files in a folder and in the folders in it, hidden ones left out; a file is itself."""
     if not path.is_dir():
         return [path] if path.is_file() else []
     return sorted(_walk(path))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    children = [child for child in folder.iterdir() if not child.name.startswith(".")]
-    steps = [child for child in children if child.name.isdigit() and child.is_dir()]
-    last = max(steps, key=lambda step: int(step.name), default=None)
-    for child in children:
-        if not child.is_dir():
-            yield child
-        elif child not in steps or child == last:
+    for child in folder.iterdir():
+        if child.name.startswith("."):
+            continue
+        if child.is_dir():
             yield from _walk(child)
+        else:
+            yield child
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -314,10 +314,11 @@ def test_one_user_with_few_unseen_items_gets_those(here: Path) -> None:
     (user,) = np.flatnonzero(split.user_ids == "u3")
     left = split.num_items - len({*split.train[user], split.validation_U[user]})
     assert left < 10
-    slates = np.load(here / "runs/tiny/slates.npz")
-    for name in slates:
-        assert (slates[name][user] >= 0).sum() == left
-        assert ((slates[name] >= 0).sum(axis=1) == 10).sum() == split.num_users - 1
+    slates = dict(np.load(here / "runs/tiny/slates.npz"))
+    assert slates.pop("users").tolist() == list(range(split.num_users))
+    for slate_UK in slates.values():
+        assert (slate_UK[user] >= 0).sum() == left
+        assert ((slate_UK >= 0).sum(axis=1) == 10).sum() == split.num_users - 1
     output = here / "all.csv"
     assert palr("recommend", "--run", "runs/tiny", "--users", "all", "--output", str(output)) == 0
     table = pl.read_csv(output)

@@ -50,11 +50,11 @@ def test_neither_a_folder_nor_nothing_is_a_whole_file(tmp_path: Path) -> None:
     assert not is_whole(file, stamp)
 
 
-def test_of_steps_the_newest_counts(tmp_path: Path) -> None:
+def test_all_files_but_hidden_ones_count(tmp_path: Path) -> None:
     for name in ("9/x", "10/x", "10/.hidden", "other/y", "z", ".lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = [f"{file.relative_to(tmp_path)}" for file in files_in(tmp_path)]
-    assert names == ["10/x", "other/y", "z"]
+    assert names == ["10/x", "9/x", "other/y", "z"]
     assert files_in(tmp_path / "z") == [tmp_path / "z"]
     assert files_in(tmp_path / "none") == []

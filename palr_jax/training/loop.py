@@ -92,7 +92,8 @@ def finetune(
 
     Raises:
         UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
-            can be read, or a batch does not divide over the mesh.
+            can be read, the one with the lowest validation loss is not there, or a batch does not
+            divide over the mesh.
         Terminated: SIGTERM came, and the step after it is saved.
     """
     check_rows(config, shards)
@@ -107,6 +108,11 @@ def finetune(
             state = TrainState(trees["step"], trees["params"], trees["optimizer"])
             batches.set_state(notes["streams"])
             course = Course(**notes["course"])
+            if validation and course.step not in (0, *checkpoints.steps()):
+                raise UserError(
+                    f"{directory} lacks step {course.step}, which has the lowest validation loss: "
+                    "delete that folder and run the stage again"
+                )
             say(f"{name}: going on from step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
