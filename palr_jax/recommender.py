@@ -102,7 +102,7 @@ class Recommender:
         model, variant = config.retriever.model, directory.ranker / "PALR_v2"
         directory.stages.check(
             [directory.data, directory.retriever(model), directory.fusion, variant,
-             *directory.token_files()]
+             variant.with_name("PALR_v2.json"), directory.vectors, *directory.token_files()]
         )  # fmt: skip
         prepared = preparing.load(directory.data)
         retriever = MODELS[model](config.retriever, prepared.split.num_items, config.seed)
