@@ -304,12 +304,24 @@ def test_a_second_run_in_the_same_directory_is_refused(here: Path, capsys) -> No
     assert logged() == list(range(1, len(logged()) + 1))
 
 
-def test_one_user_with_few_unseen_items_gets_those(here: Path) -> None:
+# All that a ranker can learn from its retriever, and all that is measured of it.
+RECIPE = {
+    "finetune.objective": "candidates", "finetune.moments": "6", "finetune.validation_share": "0.2",
+    "finetune.validate_every": "2", "instruct.prompt": "history", "instruct.held_out": "time",
+    "instruct.user_share": "1", "instruct.moments": "3", "ranker.variants": "[PALR_v2]",
+    "ranker.prior": "retriever", "ranker.item_embeddings": "retriever",
+    "evaluate.controls": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [{}, RECIPE], ids=["paper", "candidates"])
+def test_one_user_with_few_unseen_items_gets_those(here: Path, recipe: dict[str, str]) -> None:
     """All other users keep their ten; nobody's slate holds what the user has seen."""
     rows = [f"u3,{item},{900 + item}" for item in range(80)]
     with (here / "i.csv").open("a") as file:
         file.write("\n".join(rows) + "\n")
-    assert palr("run", "--config", "tiny.yaml") == 0
+    options = [part for key, value in recipe.items() for part in (f"--{key}", value)]
+    assert palr("run", "--config", "tiny.yaml", *options) == 0
     split = prepare.load(here / "runs/tiny/data").split
     (user,) = np.flatnonzero(split.user_ids == "u3")
     left = split.num_items - len({*split.train[user], split.validation_U[user]})
