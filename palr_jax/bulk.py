@@ -17,7 +17,9 @@ from palr_jax.config import to_dict
 from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
-from palr_jax.files import fingerprint, read_json, replacing
+from palr_jax.files import fingerprint, read_json, reading, replacing
+from palr_jax.lock import NAME as LOCK
+from palr_jax.lock import locked
 from palr_jax.paths import delete
 from palr_jax.progress import Advance, progress, say
 from palr_jax.ragged import Ragged
@@ -25,13 +27,15 @@ from palr_jax.recommender import Recommender
 
 # Users of a part: what a kill can cost.
 PART = 512
+_JOB = "job.json"
+_ENDINGS = (".parquet", ".csv")
 
 # What the parts of one job have in common: config, k and step of the ranker.
 Job = dict[str, str | int]
 
 
 def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
-    """Writes the slates of all users of the data set as a Parquet table.
+    """Writes the slates of all users of the data set as a table, Parquet or CSV.
 
     Its columns are user, rank, item_id, title and score; users stand in the order of the data.
     The history of a user is all of their items. Every process makes its share of the parts, on
@@ -40,21 +44,39 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
     Args:
         recommender: of the run.
         k: items of a slate.
-        output: the file, which is replaced.
+        output: the file, which is replaced; its ending says in which form: .parquet or .csv.
 
     Raises:
-        UserError: processes disagree about the run, its config or k, or there are parts of
-            another job; or as `Recommender.recommend`.
+        UserError: `output` has another ending, or is a folder; processes disagree about the run,
+            its config or k; there are parts of another job, or another process makes them; or as
+            `Recommender.recommend`.
     """
+    check_output(output)
     job = _job(recommender, k)
     jobs = processes.gather(job)
     if any(other != job for other in jobs):
         raise UserError(f"processes differ in {_difference(jobs[0], jobs)}: start them all alike")
-    make_parts(recommender, k, output, jax.process_index(), jax.process_count())
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all parts are made")
-    if jax.process_index() == 0:
-        join_parts(recommender, output)
+    processes.led(lambda: _check_own(_folder(output)))
+    with locked(_folder(output)):
+        make_parts(recommender, k, output, jax.process_index(), jax.process_count())
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("all parts are made")
+        if jax.process_index() == 0:
+            join_parts(recommender, output)
+
+
+def check_output(output: Path) -> None:
+    """Checks that a table can be written there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if output.suffix not in _ENDINGS:
+        raise UserError(
+            f"--output {output}: it is a Parquet or a CSV table: end it in .parquet or .csv"
+        )
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
 
 
 def make_parts(recommender: Recommender, k: int, output: Path, index: int, count: int) -> None:
@@ -77,12 +99,21 @@ def make_parts(recommender: Recommender, k: int, output: Path, index: int, count
 def join_parts(recommender: Recommender, output: Path) -> None:
     """Makes one table of all parts, which are deleted."""
     folder = _folder(output)
+    files = [_part(folder, start) for start in _starts(recommender)]
     with replacing(output) as temporary:
-        parts = [
-            pl.scan_parquet(_part(folder, start).read_bytes()) for start in _starts(recommender)
-        ]
-        pl.concat(parts).sink_parquet(temporary)
-    delete(folder)
+        parts = []
+        for file in files:
+            with reading(file):
+                parts.append(pl.scan_parquet(file.read_bytes()))
+        table = pl.concat(parts)
+        if output.suffix == ".csv":
+            table.sink_csv(temporary)
+        else:
+            table.sink_parquet(temporary)
+    for file in (*files, folder / _JOB, folder / LOCK):
+        file.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        delete(folder)
 
 
 def _make(
@@ -120,8 +151,9 @@ def _table(
     slate_UK = fusion.slates(candidates_UC, fused_UC, k)
     users, places = slate_UK.shape
     items = slate_UK.reshape(-1)
+    is_there = items >= 0  # few users have fewer than `places`
     user_ids = recommender.prepared.split.user_ids[start : start + users]
-    return pl.DataFrame(
+    table = pl.DataFrame(
         {
             "user": np.repeat(user_ids.astype(str), places),
             "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), users),
@@ -131,6 +163,7 @@ def _table(
         },
         schema_overrides={"title": pl.String},
     )
+    return table.filter(pl.Series(is_there))
 
 
 def _job(recommender: Recommender, k: int) -> Job:
@@ -143,7 +176,7 @@ def _job(recommender: Recommender, k: int) -> Job:
 
 def _claim(folder: Path, job: Job) -> None:
     """Checks that the parts which are there belong to this job."""
-    file = folder / "job.json"
+    file = folder / _JOB
     if not file.exists():
         with replacing(file, by_all=True) as temporary:
             temporary.write_text(json.dumps(job))
@@ -152,6 +185,17 @@ def _claim(folder: Path, job: Job) -> None:
             f"{folder} holds parts of a job with another {_difference(job, [there])}: delete it or "
             "choose another --output"
         )
+
+
+def _check_own(folder: Path) -> None:
+    """Checks that a folder which is there holds parts, or nothing."""
+    if not folder.exists() or (folder / _JOB).exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --output")
+    others = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    if others:
+        raise UserError(f"{folder} holds {others[0]!r} and no parts: choose another --output")
 
 
 def _difference(job: Job, others: list[Job]) -> str:

@@ -3,14 +3,15 @@
 import logging
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from palr_jax import processes
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, reason
+from palr_jax.files import reading
 from palr_jax.paths import absolute
 from palr_jax.progress import say
 
@@ -19,28 +20,25 @@ from palr_jax.progress import say
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-class Checkpoints:
-    """The checkpoints of one training run: `directory/<step>/`, the newest `keep` and the best.
+class SavedSteps:
+    """The checkpoints of one training run, to read: `directory/<step>/`.
 
     A step holds named pytrees of arrays (for example `params` and `optimizer`) and a small JSON
-    value `notes` (for example the state of the data iterator). Steps appear by rename, so a
-    process that is killed while saving leaves no half-written step behind.
+    value `notes` (for example the state of the data iterator). Reading changes nothing in the
+    directory, so that it disturbs no process which writes there.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = absolute(directory)
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: -metrics["loss"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
-        self._steps = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        self._steps: Any = None
+        if directory.is_dir():
+            with reading(self.directory, "delete the steps in it that are damaged"):
+                self._steps = self._open()
 
-    def __enter__(self) -> "Checkpoints":
+    def _open(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(self.directory)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -49,8 +47,99 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        if self._steps is not None:
             self._steps.close()
+
+    def steps(self) -> list[int]:
+        """The steps that are complete, ascending."""
+        return [] if self._steps is None else sorted(one.step for one in self._steps.checkpoints)
+
+    def load(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Loads the trees named in `like` (abstract or real arrays give shape, type, sharding).
+
+        Returns:
+            The trees and the notes of the step.
+
+        Raises:
+            UserError: the step is cut off, damaged or of another shape than `like`.
+        """
+        try:
+            if self._steps is None:
+                raise FileNotFoundError("there is no such folder")
+            trees = self._steps.load_checkpointables(step, like)
+            beside = self._steps.metadata(step).custom_metadata
+            # Damaged values may well be read: what is stored has no checksum of its own.
+            wrong = _differing(_digests(dict(trees)), beside.get("digests", {}))
+            if wrong:
+                raise ValueError(f"the values of {', '.join(wrong)} are not those that were saved")
+            notes = beside["notes"]
+        except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({reason(error)}): "
+                "delete that folder and run the stage again"
+            ) from error
+        return dict(trees), notes
+
+    def load_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], Any] | None:
+        """Loads the newest step that can be read, or returns None if there is no step at all.
+
+        A newer step that cannot be read is reported and passed over.
+
+        Raises:
+            UserError: there are steps, but none can be read.
+        """
+        steps = self.steps()[::-1]
+        for step in steps:
+            found, error = self._try(step, like)
+            # One process may read its part where another cannot.
+            errors = [one for one in processes.gather(error) if one is not None]
+            if found is not None and not errors:
+                return step, *found
+            if step == steps[-1]:
+                raise UserError(errors[0])
+            say(f"warning: {errors[0]}; going on from an earlier one")
+        return None
+
+    def _try(self, step: int, like: dict[str, Any]) -> tuple[Any, str | None]:
+        """What `load` gives, or what it complains about."""
+        try:
+            return self.load(step, like), None
+        except UserError as error:
+            return None, str(error)
+
+
+class Checkpoints(SavedSteps):
+    """The same to write as well: the newest `keep` steps are kept, and the best.
+
+    Steps appear by rename, so a process that is killed while saving leaves no half-written step
+    behind; what it leaves, the next writer removes. One process at a time may write.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self._keep = keep
+        directory.mkdir(parents=True, exist_ok=True)
+        super().__init__(directory)
+
+    def _open(self) -> ocp.training.Checkpointer:
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: -metrics["loss"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(self._keep), best])
+        return ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
         except Exception as failure:  # of a save in the background
             if error is None:
                 raise self._unwritten(failure) from failure
@@ -88,65 +177,9 @@ class Checkpoints:
 
     def _unwritten(self, error: BaseException) -> UserError:
         return UserError(
-            f"a checkpoint cannot be written to {self.directory} ({_reason(error)}): see to it and "
+            f"a checkpoint cannot be written to {self.directory} ({reason(error)}): see to it and "
             "run again; the run goes on from the newest one that is whole"
         )
-
-    def latest(self) -> int | None:
-        """The newest step that is complete, or None."""
-        newest = self._steps.latest
-        return None if newest is None else newest.step
-
-    def load(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """Loads the trees named in `like` (abstract or real arrays give shape, type, sharding).
-
-        Returns:
-            The trees and the notes of the step.
-
-        Raises:
-            UserError: the step is cut off, damaged or of another shape than `like`.
-        """
-        try:
-            trees = self._steps.load_checkpointables(step, like)
-            beside = self._steps.metadata(step).custom_metadata
-            # Damaged values may well be read: what is stored has no checksum of its own.
-            wrong = _differing(_digests(dict(trees)), beside.get("digests", {}))
-            if wrong:
-                raise ValueError(f"the values of {', '.join(wrong)} are not those that were saved")
-            notes = beside["notes"]
-        except Exception as error:  # Orbax, TensorStore and the file system each raise their own
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): "
-                "delete that folder and run the stage again"
-            ) from error
-        return dict(trees), notes
-
-    def load_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], Any] | None:
-        """Loads the newest step that can be read, or returns None if there is no step at all.
-
-        A newer step that cannot be read is reported and passed over.
-
-        Raises:
-            UserError: there are steps, but none can be read.
-        """
-        steps = sorted((entry.step for entry in self._steps.checkpoints), reverse=True)
-        for step in steps:
-            found, error = self._try(step, like)
-            # One process may read its part where another cannot.
-            errors = [one for one in processes.gather(error) if one is not None]
-            if found is not None and not errors:
-                return step, *found
-            if step == steps[-1]:
-                raise UserError(errors[0])
-            say(f"warning: {errors[0]}; going on from an earlier one")
-        return None
-
-    def _try(self, step: int, like: dict[str, Any]) -> tuple[Any, str | None]:
-        """What `load` gives, or what it complains about."""
-        try:
-            return self.load(step, like), None
-        except UserError as error:
-            return None, str(error)
 
 
 def _digests(trees: dict[str, Any]) -> dict[str, int]:
@@ -176,12 +209,3 @@ def _digest(tree: Any) -> jax.Array:
             )
         total += jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
     return total
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the error at the bottom: Orbax wraps what the file system said."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = (str(error).strip().splitlines() or [repr(error)])[0]
-    # TensorStore names files at length, and says what is wrong behind them.
-    return line if len(line) <= 160 else f"{line[:60]} … {line[-97:]}"

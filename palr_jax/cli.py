@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -12,8 +11,8 @@ from typing import Any, NoReturn, get_args
 from palr_jax import processes
 from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
+from palr_jax.failures import guarded
 from palr_jax.paths import path_of
-from palr_jax.progress import say
 
 _STAGES = {
     "run": "all stages in order",
@@ -34,43 +33,22 @@ _SHOW = "print some of the ranker's instructions, and statistics of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Returns the exit code: 0, 2 for a user's mistake, 1 if another process is gone, 130 for Ctrl-C,
-    143 for SIGTERM once everything is saved.
-    """
-    code = _guarded(sys.argv[1:] if argv is None else argv)
+    """Runs the command line and returns the exit code (see `palr_jax.failures.guarded`)."""
+    code = guarded(lambda: _execute(sys.argv[1:] if argv is None else argv))
     if code and processes.are_many():
         processes.leave(code)
     return code
 
 
-def _guarded(argv: Sequence[str]) -> int:
-    try:
-        arguments = _parse(argv)
-        commands = {
-            "plan": _plan,
-            "recommend": _recommend,
-            "import-weights": _import_weights,
-            "export": _export,
-        }
-        commands.get(arguments.command, _run)(arguments)
-    except UserError as error:
-        print(f"palr: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        say("stopped: the same command goes on where it was")
-        return 130
-    except processes.Terminated as told:
-        say(f"{told}: the same command goes on from there")
-        return 143
-    except Exception as error:
-        if not processes.are_many():
-            raise
-        traceback.print_exc()
-        print(f"palr: {processes.failure(error)}", file=sys.stderr)
-        return 1
-    return 0
+def _execute(argv: Sequence[str]) -> None:
+    arguments = _parse(argv)
+    commands = {
+        "plan": _plan,
+        "recommend": _recommend,
+        "import-weights": _import_weights,
+        "export": _export,
+    }
+    commands.get(arguments.command, _run)(arguments)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,7 +87,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     who.add_argument("--user", help="id of a user in the data")
     who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
     who.add_argument("--users", choices=["all"], help="all users of the data, into --output")
-    recommend.add_argument("--output", type=path_of, metavar="FILE.parquet", help="of --users all")
+    recommend.add_argument(
+        "--output", type=path_of, metavar="FILE.parquet", help="of --users all, or FILE.csv"
+    )
     recommend.add_argument(
         "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
     )
@@ -203,20 +183,21 @@ def _run(arguments: argparse.Namespace) -> None:
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
 
     run = RunDirectory(path_of(config.runs) / config.name)
-    if arguments.command == "run":
-        stages.run_all(config, run)
-    elif arguments.command == "compare":
-        _print_retrievers(stages.compare_retrievers(config, run), config.data.source)
-        print(run.retrievers)
-    elif arguments.command == "show-examples":
-        print(stages.show_examples(config, run, arguments.n))
-    else:
-        stages.run_stage(arguments.command, config, run)
-    if arguments.command == "prepare":
-        print(stages.describe_data(run))
-    if arguments.command in ("run", "evaluate"):
-        _print_results(run.results)
-        print(f"{run.results}\n{run.report}")
+    with run.held():
+        if arguments.command == "run":
+            stages.run_all(config, run)
+        elif arguments.command == "compare":
+            _print_retrievers(stages.compare_retrievers(config, run), config.data.source)
+            print(run.retrievers)
+        elif arguments.command == "show-examples":
+            print(stages.show_examples(config, run, arguments.n))
+        else:
+            stages.run_stage(arguments.command, config, run)
+        if arguments.command == "prepare":
+            print(stages.describe_data(run))
+        if arguments.command in ("run", "evaluate"):
+            _print_results(run.results)
+            print(f"{run.results}\n{run.report}")
 
 
 def _print_retrievers(rows: list[dict[str, Any]], source: str) -> None:
@@ -276,7 +257,9 @@ def _recommend(arguments: argparse.Namespace) -> None:
     from palr_jax.sharding import MeshConfig  # noqa: PLC0415
 
     if (arguments.users is None) != (arguments.output is None):
-        raise UserError("--users all and --output FILE.parquet go together: give both")
+        raise UserError("--users all and --output FILE.parquet (or .csv) go together: give both")
+    if arguments.users:
+        _refuse_with_all(arguments)
     group = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.users:
         processes.join(*group)
@@ -304,10 +287,29 @@ def _recommend(arguments: argparse.Namespace) -> None:
     for place, item in enumerate(slate, 1):
         if arguments.json:
             values = {"rank": place, **dataclasses.asdict(item)}
-            print(json.dumps(values, ensure_ascii=False))
+            print(json.dumps(values, ensure_ascii=not _shows_unicode()))
             continue
         print(f"{place:2}. {item.title}  {item.score:.4f}")
         if item.explanation:
             named = [f"{title} ({lift:+.2f})" for title, lift in item.explanation.items]
             profile = f"{item.explanation.profile} ({item.explanation.profile_lift:+.2f})"
             print(f"    {'; '.join([*named, profile])}")
+
+
+def _refuse_with_all(arguments: argparse.Namespace) -> None:
+    """Checks what goes with --users all, before anything is loaded.
+
+    Raises:
+        UserError: an option is for one user alone, or the output has no table's ending.
+    """
+    from palr_jax.bulk import check_output  # noqa: PLC0415
+
+    for name in ("candidates", "exclude", "explain", "json"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for one user, and does not go with --users all")
+    check_output(arguments.output)
+
+
+def _shows_unicode() -> bool:
+    """Whether standard output takes every letter as it is."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

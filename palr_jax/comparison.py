@@ -3,7 +3,6 @@
 Shapes: U users, C candidates, K items of a slate.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from palr_jax.evaluation.fusion import slates as slates_of
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
 from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
 from palr_jax.evaluation.significance import paired_bootstrap
-from palr_jax.files import read_arrays, write_arrays, write_json, write_text
+from palr_jax.files import read_lines, reading, write_arrays, write_json, write_text
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ranker import Ranker, load_ranker
 from palr_jax.ranking_task import Task, evaluated_users, rank, read_task
@@ -61,14 +60,14 @@ def evaluate(config: Config, run: RunDirectory) -> None:
     prepared = preparing.load(run.data)
     task = read_task(config, run, prepared.split, "test")
     retriever_rows = [
-        Row(ROW_NAMES[name], read_arrays(run.candidates(name))["test_rank"][task.users], None)
+        Row(ROW_NAMES[name], run.read_candidates(name)["test_rank"][task.users], None)
         for name in retrievers(config)
     ]
     popular = _with_popularity(config, run, prepared.split, task)
     ranker_rows, controls = _ranker_rows(config, run, prepared, task)
     slates = {row.model: row.slate_UK for row in ranker_rows if row.slate_UK is not None}
     for model, slate_UK in slates.items():
-        _check_slates(model, slate_UK, task)
+        _check_slates(model, slate_UK, task, prepared.split.num_items)
     against = {ROW_NAMES[config.retriever.model]: retriever_rows[-1], popular.model: popular}
     results = {
         "dataset": config.data.source,
@@ -152,15 +151,20 @@ def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker
     return weights
 
 
-def _check_slates(model: str, slate_UK: np.ndarray, task: Task) -> None:
-    """Every slate is distinct unseen items: a wrong one is a bug, never a result."""
+def _check_slates(model: str, slate_UK: np.ndarray, task: Task, num_items: int) -> None:
+    """Every slate is distinct unseen items: a wrong one is a bug, never a result.
+
+    Of a user with fewer than ten unseen items it is all of them; behind the last it holds -1.
+    """
     for number, slate_K in enumerate(slate_UK):
-        user = task.users[number]
-        if (slate_K < 0).any() or len(np.unique(slate_K)) < len(slate_K):
+        user, seen = task.users[number], np.unique(task.histories[number])
+        items, wanted = slate_K[slate_K >= 0], min(SLATE, num_items - len(seen))
+        is_full = len(items) == wanted and (slate_K[:wanted] >= 0).all()
+        if not is_full or len(np.unique(items)) < wanted:
             raise AssertionError(
-                f"{model}: the slate of user {user} is not {SLATE} items: {slate_K}"
+                f"{model}: the slate of user {user} is not {wanted} items: {slate_K}"
             )
-        if np.isin(slate_K, task.histories[number]).any():
+        if np.isin(items, seen).any():
             raise AssertionError(f"{model}: the slate of user {user} holds seen items: {slate_K}")
 
 
@@ -231,17 +235,18 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
 
 
 def _charts(config: Config, run: RunDirectory) -> list[Chart]:
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    losses = []
-    for variant in config.ranker.variants:
-        mine = [line for line in lines if line["model"] == variant]
-        losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
+    lines, losses = read_lines(run.metrics), []
+    with reading(run.metrics, "run `palr finetune`"):
+        for variant in config.ranker.variants:
+            mine = [line for line in lines if line["model"] == variant]
+            losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
     charts = [Chart("Ranker: loss of label tokens", "step", "nats a token", losses)]
     history = run.retriever(config.retriever.model) / "curve.jsonl"
     if history.exists():  # a retriever without training, such as Popularity, has none
-        epochs = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-        quality = [line["validation NDCG@10"] for line in epochs]
-        curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
+        epochs = read_lines(history)
+        with reading(history, "run `palr retrieve`"):
+            quality = [line["validation NDCG@10"] for line in epochs]
+            curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
         charts.append(Chart("Retriever: validation NDCG@10", "epoch", "NDCG@10", [curve]))
     return charts
 
@@ -260,8 +265,9 @@ def _examples(
     columns = {ROW_NAMES[config.retriever.model]: task.candidates_UC[:, :SLATE], **slates}
     examples = []
     for number, user in enumerate(task.users[:_EXAMPLES]):
+        items_C = task.candidates_UC[number]
         prompt_T, _ = writer.ranking_prompt(
-            task.histories[number], task.profiles[number], task.candidates_UC[number]
+            task.histories[number], task.profiles[number], items_C[items_C >= 0]
         )
         examples.append(
             SlateExample(
@@ -269,7 +275,7 @@ def _examples(
                 prompt=tokenizer.decode(prompt_T),
                 target=titles[split.test_U[user]],
                 slates={
-                    name: [titles[item] for item in slate_UK[number]]
+                    name: [titles[item] for item in slate_UK[number] if item >= 0]
                     for name, slate_UK in columns.items()
                 },
             )

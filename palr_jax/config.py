@@ -171,7 +171,7 @@ class Config:
     # Pydantic applies it to the sections as well: NaN and infinity are no settings.
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^[\w.-]*[\w-][\w.-]*$")]
     runs: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = field(default_factory=DataConfig)

@@ -7,6 +7,8 @@ from typing import Any
 _START, _END = 600, 300
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+# The longest `reason`.
+_LONGEST = 160
 
 
 class UserError(Exception):
@@ -30,6 +32,20 @@ def shown(value: Any) -> str:
         return _REPR.repr(value)
     except ValueError:  # Python writes out no number of more than 4,300 digits
         return "a number that is too long to be written out"
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line of at most 160 characters.
+
+    Libraries wrap what the file system said, so the error at the bottom is asked.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    strerror = error.strerror if isinstance(error, OSError) else None
+    text = strerror or str(error).strip() or repr(error)
+    line = text.splitlines()[0]
+    # TensorStore names files at length, and says what is wrong behind them.
+    return line if len(line) <= _LONGEST else f"{line[:60]} … {line[-97:]}"
 
 
 def _escaped(sign: str) -> str:

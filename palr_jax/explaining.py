@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from palr_jax.decoding.score import Sizes
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import Ranker
 
@@ -51,6 +52,7 @@ def explanations(
     histories: Ragged,
     profiles: Sequence[str],
     candidates_UC: np.ndarray,
+    sizes: Sizes | None = None,
     retriever_UC: np.ndarray | None = None,
 ) -> list[dict[str, Explanation]]:
     """Why each candidate of each user, by its title.
@@ -61,9 +63,10 @@ def explanations(
         histories: items per user, oldest first.
         profiles: a sentence per user.
         candidates_UC: item indices, -1 where there is none.
-        retriever_UC: the retriever's scores of them, for a ranker with a prior.
+        sizes: as of `Ranker.score`.
+        retriever_UC: the retriever's scores of the candidates, for a ranker with a prior.
     """
-    found = lifts(ranker, histories, profiles, candidates_UC, retriever_UC)
+    found = lifts(ranker, histories, profiles, candidates_UC, sizes, retriever_UC)
     return [
         {
             titles[item]: _explanation(mine, profile, place, titles)
@@ -86,6 +89,7 @@ def lifts(
     histories: Ragged,
     profiles: Sequence[str],
     candidates_UC: np.ndarray,
+    sizes: Sizes | None = None,
     retriever_UC: np.ndarray | None = None,
 ) -> list[Lifts]:
     """Scores every user's prompt once more without each of its history items and its profile.
@@ -107,13 +111,13 @@ def lifts(
     # The prior stays what it is: what is taken away is what the ranker reads.
     scores_XC = None if retriever_UC is None else retriever_UC[users]
     logp_XC = ranker.score(
-        Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", retriever_UC=scores_XC
+        Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", sizes, scores_XC
     )
+    logp_XC = np.where(np.isfinite(logp_XC), logp_XC, 0)  # where there is no candidate
     result, start = [], 0
     for kept_H in parts:
         whole_C, plain_C, *without = logp_XC[start : start + len(kept_H) + 2]
         start += len(kept_H) + 2
-        there_C = np.isfinite(whole_C)
-        lift_HC = np.where(there_C, whole_C - np.reshape(without, (len(kept_H), -1)), 0)
-        result.append(Lifts(kept_H, lift_HC, np.where(there_C, whole_C - plain_C, 0)))
+        lift_HC = whole_C - np.reshape(without, (len(kept_H), -1))
+        result.append(Lifts(kept_H, lift_HC, whole_C - plain_C))
     return result

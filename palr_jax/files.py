@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, reason
 from palr_jax.paths import delete, in_bucket
 from palr_jax.processes import is_leader
 
@@ -39,10 +39,22 @@ def replacing(path: Path, by_all: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the name of the file into errors of the system that come without one (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,7 +69,7 @@ def append_text(path: Path, text: str) -> None:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         path.write_text(before + text, encoding="utf-8")
         return
-    with path.open("a", encoding="utf-8") as file:
+    with _naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -66,18 +78,57 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def reading(path: Path, mend: str = "delete it and run again") -> Iterator[None]:
+    """Turns all that the reading of a damaged file raises into one line.
+
+    Args:
+        path: of the file.
+        mend: what to do about one that is damaged.
+
+    Raises:
+        UserError: the block failed, in whatever way.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the stage that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}): see to it") from error
+    except Exception as error:  # each library has its own, and wrong values raise what they will
+        raise UserError(f"{path} cannot be read ({reason(error)}): {mend}") from error
+
+
 def read_json(path: Path) -> Any:
     """Reads JSON.
 
     Raises:
         UserError: the file is missing or is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from None
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise UserError(
+                f"{path} is not valid JSON ({error}): delete it and run again"
+            ) from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file of JSON objects, one a line.
+
+    Raises:
+        UserError: the file is missing, or a line is no JSON object.
+    """
+    with reading(path):
+        with path.open(encoding="utf-8", newline="\n") as file:
+            lines = [json.loads(line) for line in file]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError("a line is no JSON object")
+        return lines
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -86,21 +137,23 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub wants `allow_pickle` as well
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads an .npz.
 
+    Args:
+        path: of the file.
+        names: of arrays that must be there.
+
     Raises:
-        UserError: the file is missing, cut off or not an .npz.
+        UserError: the file is missing, cut off or not an .npz, or lacks one of `names`.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that writes it") from None
-    except (
-        Exception
-    ) as error:  # a cut-off zip raises BadZipFile, ValueError, EOFError or zlib.error
-        raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
+    with reading(path):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise ValueError(f"it lacks {missing[0]}")
+        return arrays
 
 
 def fingerprint(value: Any) -> str:
@@ -116,7 +169,7 @@ def require_new(folder: Path) -> None:
         UserError: `folder` is a file, or a folder that holds something already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: name another place or delete it")
+        raise UserError(f"{folder} is there already, and is not overwritten: name another place")
 
 
 @contextmanager

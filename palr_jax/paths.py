@@ -3,13 +3,18 @@
 import importlib.util
 import os
 import shutil
+import socket
 from functools import cache
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from palr_jax.errors import UserError, shown
+from palr_jax.errors import UserError, reason, shown
 
 _SCHEME = "gs://"
+_SERVICE = "https://storage.googleapis.com"
+_CONNECT_SECONDS = 10
 
 
 def path_of(name: str | os.PathLike[str]) -> Path:
@@ -79,12 +84,26 @@ def _reach(bucket: str) -> None:
     # Other processes write too, so nothing that was listed before may be believed.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     try:
+        _check_network()
         found = fsspec.filesystem("gcs").exists(bucket)
-        reason = "there is none of this name"
+        why = "there is none of this name"
     except Exception as error:  # of the network, the credentials or the service
-        found, reason = False, (str(error).strip().splitlines() or [repr(error)])[0]
+        found, why = False, reason(error)
     if not found:
         raise UserError(
-            f"the bucket {_SCHEME}{bucket} cannot be reached ({reason}): see to its name and run "
+            f"the bucket {_SCHEME}{bucket} cannot be reached ({why}): see to its name and run "
             "`gcloud auth application-default login`"
         )
+
+
+def _check_network() -> None:
+    """Raises an OSError within seconds where the service is out of reach; gcsfs tries for long."""
+    if getproxies():  # somebody else reaches it
+        return
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    if emulator in ("", "default", "None"):
+        emulator = _SERVICE
+    address = urlsplit(emulator if "://" in emulator else f"http://{emulator}")
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    with socket.create_connection((host, port), timeout=_CONNECT_SECONDS):
+        pass

@@ -8,21 +8,26 @@ import glob
 import json
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, reason
 
 _Value = TypeVar("_Value")
 
 # A process that has not been heard of for so long is taken for dead, and the others stop.
 _HEARTBEAT_SECONDS = 30
+# How long a process waits for the others, and how much later JAX would give up by itself.
+_WAIT_SECONDS = 300
+_GRACE_SECONDS = 60
 # Where the chips of a TPU VM show.
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
@@ -69,21 +74,86 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """
     global _group
     given = (coordinator, count, index)
-    if all(value is None for value in given):
+    if coordinator is None or count is None or index is None:
+        if any(value is not None for value in given):
+            raise UserError(
+                "--coordinator, --processes and --process belong together: name all three"
+            )
         if not is_shared(os.environ, any(glob.glob(pattern) for pattern in _TPU_FILES)):
             return
-    elif any(value is None for value in given):
-        raise UserError("--coordinator, --processes and --process belong together: name all three")
+        awaited = "the other processes that the environment of this one names, if any"
+    else:
+        awaited = _awaited(coordinator, count, index)
     import jax  # noqa: PLC0415
 
-    try:
-        jax.distributed.initialize(
-            coordinator, count, index, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the other processes cannot be found ({reason})") from error
+    with _waiting(awaited):
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                index,
+                initialization_timeout=_WAIT_SECONDS + _GRACE_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the other processes cannot be found ({reason(error)})") from error
     _group = Group(jax.process_index(), jax.process_count())
+
+
+def _awaited(coordinator: str, count: int, index: int) -> str:
+    """In words, whom a process waits for.
+
+    Raises:
+        UserError: the arguments name no place in a group, or the leader's port is taken.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"--coordinator {coordinator}: give HOST:PORT of process 0, as node0:8476")
+    if not 0 <= index < count:
+        raise UserError(f"--process {index}: with --processes {count} it is from 0 to {count - 1}")
+    if index:
+        return f"process 0 at {coordinator}"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen at {coordinator} ({reason(error)}): name another port, "
+                "the same for all processes"
+            ) from None
+    others = "process 1" if count == 2 else f"processes 1 to {count - 1}"
+    return f"{others} to come to {coordinator}"
+
+
+@contextmanager
+def _waiting(awaited: str) -> Iterator[None]:
+    """Says who is awaited, and ends this process in one line if they do not come.
+
+    The library underneath would wait in silence, and then abort the process.
+    """
+
+    def end() -> None:
+        print(
+            f"palr: waited {_WAIT_SECONDS} s for {awaited}: start the same command for every "
+            "process, and see that the network lets them through",
+            file=sys.stderr,
+        )
+        leave(2)
+
+    print(f"waiting for {awaited}", file=sys.stderr, flush=True)
+    timer = threading.Timer(_WAIT_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    # Python could not answer Ctrl-C before the wait is over.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if is_main:
+            signal.signal(signal.SIGINT, before)
 
 
 def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
@@ -95,8 +165,12 @@ def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
             asked; a host alone is a group of one.
     """
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(int(environment.get(name) or 1) > 1 for name in sizes):
-        return True
+    for name in sizes:
+        size = environment.get(name) or "1"
+        if not size.isdecimal():
+            raise UserError(f"{name} is {size!r} in the environment: it is a number of processes")
+        if int(size) > 1:
+            return True
     if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         return True
     return has_tpu and "TPU_SKIP_MDS_QUERY" not in environment
@@ -120,7 +194,7 @@ def led(work: Callable[[], _Value]) -> _Value:
     """What `work` gives in the leader, a JSON value, in all processes; they wait for it.
 
     Raises:
-        UserError: the leader's, in all of them.
+        UserError: the leader's, or what the system refuses it, in all of them.
     """
     if not are_many():
         return work()
@@ -130,6 +204,8 @@ def led(work: Callable[[], _Value]) -> _Value:
             answer = {"value": work()}
         except UserError as error:
             answer = {"error": str(error)}
+        except OSError as error:  # a full disk, for example: the others must not wait for ever
+            answer = {"error": f"{error.filename}: {reason(error)}: see to it and run again"}
     answer = gather(answer)[0]
     if "error" in answer:
         raise UserError(answer["error"])

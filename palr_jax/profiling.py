@@ -3,6 +3,7 @@
 Shapes: B users at a time, T prompt tokens, N new tokens.
 """
 
+import io
 import json
 
 import numpy as np
@@ -88,10 +89,26 @@ def _kept_lines(run: RunDirectory, prepared: Prepared) -> list[str]:
     if not run.profiles.exists():
         return []
     text = run.profiles.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    # Behind the first that is damaged, all are written once more.
+    lines_there = io.StringIO(text, newline="\n")
+    for line, user in zip(lines_there, prepared.split.user_ids, strict=False):
+        if not _is_profile(line, str(user)):
+            break
+        lines.append(line)
     with replacing(run.profiles) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
-    return lines[: prepared.split.num_users]
+    return lines
+
+
+def _is_profile(line: str, user: str) -> bool:
+    """Whether a line is whole, and of a user."""
+    try:
+        entry = json.loads(line)
+        is_whole = entry["user"] == user and isinstance(entry["profile"], str)
+    except (ValueError, TypeError, KeyError):
+        return False
+    return line.endswith("\n") and is_whole
 
 
 def _prompt(

@@ -16,10 +16,11 @@ from palr_jax import processes
 from palr_jax.config import Config, to_dict
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
-from palr_jax.files import fingerprint, read_arrays, write_arrays
+from palr_jax.files import fingerprint, read_arrays, reading, write_arrays
 from palr_jax.instruct.negatives import Retrieved, draw_moments
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
+from palr_jax.retrieval import loop
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.sequential import Sequential
 from palr_jax.run_directory import RunDirectory
@@ -68,7 +69,7 @@ def propose_moments(
     Raises:
         UserError: nothing remains to train on, or several processes meet a missing file.
     """
-    directory = run.negatives / _mark(config)
+    directory = run.negatives / _mark(config, split)
     file = directory / "negatives.npz"
     if not file.exists():
         if processes.are_many():
@@ -77,10 +78,22 @@ def propose_moments(
                 "`palr show-examples` with this config on one machine first"
             )
         _train(config, split, users, directory, file)
-    arrays = read_arrays(file)
-    moments = Ragged(arrays["moments_P"], arrays["moments_U1"])
-    retrieved = Retrieved(moments, arrays["items_PK"], arrays["scores_PK"])
-    return Proposals(retrieved, arrays.get("vectors_IR"))
+    return _read(file, split)
+
+
+def _read(file: Path, split: Split) -> Proposals:
+    arrays = read_arrays(file, "moments_P", "moments_U1", "items_PK", "scores_PK")
+    items_PK, scores_PK = arrays["items_PK"], arrays["scores_PK"]
+    vectors_IR = arrays.get("vectors_IR")
+    with reading(file):
+        moments = Ragged.checked(arrays["moments_P"], arrays["moments_U1"])
+        if (len(moments), len(moments.values_N)) != (len(split.train), len(items_PK)):
+            raise ValueError("its arrays are of different users")
+        if items_PK.dtype.kind != "i" or items_PK.ndim != 2 or scores_PK.shape != items_PK.shape:
+            raise ValueError(f"items are {items_PK.dtype} {items_PK.shape}")
+        if vectors_IR is not None and len(vectors_IR) != split.num_items:
+            raise ValueError("its vectors are of other items")
+    return Proposals(Retrieved(moments, items_PK, scores_PK), vectors_IR)
 
 
 def _train(config: Config, split: Split, users: np.ndarray, directory: Path, file: Path) -> None:
@@ -90,8 +103,8 @@ def _train(config: Config, split: Split, users: np.ndarray, directory: Path, fil
         else (_by_users(config, split, users))
     )
     count = sum(len(part.moments.values_N) for part in parts)
-    items_PK = np.zeros((count, config.retriever.candidates), np.int32)
-    scores_PK = np.zeros(items_PK.shape, np.float32)
+    items_PK = np.full((count, config.retriever.candidates), -1, np.int32)
+    scores_PK = np.full(items_PK.shape, -np.inf, np.float32)
     moments = Ragged.from_rows(
         np.concatenate([part.moments[user] for part in parts]) for user in range(split.num_users)
     )
@@ -176,8 +189,8 @@ def _without_newest(split: Split, users: np.ndarray, held_U: np.ndarray) -> Spli
     )
 
 
-def _mark(config: Config) -> str:
-    """Names what proposals are made from; the data of a run directory never changes."""
+def _mark(config: Config, split: Split) -> str:
+    """Names what proposals are made from."""
     retriever, instruct = to_dict(config)["retriever"], config.instruct
     chosen = [instruct.user_share, instruct.held_out, instruct.moments, instruct.folds]
-    return fingerprint([retriever, config.seed, *chosen])
+    return fingerprint([retriever, config.seed, *chosen, loop.digest(split)])

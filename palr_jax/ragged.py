@@ -31,6 +31,21 @@ class Ragged:
         offsets_R1 = np.concatenate([[0], np.cumsum(lengths_R)]).astype(np.int64)
         return cls(np.asarray(values_N, np.int32), offsets_R1)
 
+    @classmethod
+    def checked(cls, values_N: np.ndarray, offsets_R1: np.ndarray) -> "Ragged":
+        """Rows from arrays that were read from a file.
+
+        Raises:
+            ValueError: they are not rows of integers.
+        """
+        for array in (values_N, offsets_R1):
+            if array.ndim != 1 or array.dtype.kind != "i":
+                raise ValueError(f"integers are expected, not {array.dtype} {array.shape}")
+        ends = offsets_R1[[0, -1]].tolist() if len(offsets_R1) else []
+        if ends != [0, len(values_N)] or (np.diff(offsets_R1) < 0).any():
+            raise ValueError("the offsets of its rows do not ascend from 0 to the end")
+        return cls(values_N, offsets_R1)
+
     def __len__(self) -> int:
         return len(self.offsets_R1) - 1
 

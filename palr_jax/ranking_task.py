@@ -10,7 +10,6 @@ import numpy as np
 from palr_jax.config import Config
 from palr_jax.data.split import Part, Split
 from palr_jax.evaluation.fusion import Scores, log_popularity
-from palr_jax.files import read_arrays
 from palr_jax.ragged import Ragged
 from palr_jax.ranker import Ranker
 from palr_jax.run_directory import RunDirectory
@@ -62,7 +61,7 @@ def read_task(config: Config, run: RunDirectory, split: Split, part: Part) -> Ta
         UserError: a file of the run is missing or damaged.
     """
     users, profiles = evaluated_users(config, split), run.read_profiles()
-    found = read_arrays(run.candidates(config.retriever.model))
+    found = run.read_candidates(config.retriever.model)
     candidates_UC = found[f"{part}_items"][users]
     return Task(
         users=users,

@@ -3,6 +3,7 @@
 Shapes: U users, C candidates, K items of a slate, H history items in a prompt.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import get_args
 import jax
 import numpy as np
 
+from palr_jax.arguments import flag, lists_of_texts, text_of, texts_of, whole_number
 from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.score import Sizes
+from palr_jax.decoding.trie import round_up
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
 from palr_jax.evaluation.metrics import SLATE
@@ -88,21 +91,29 @@ class Recommender:
             UserError: it is no run directory, it is not evaluated yet, or a checkpoint in it
                 cannot be read.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"path: the path of a run is expected, not {path!r}")
         directory, step = _find(path_of(path))
         config = replace(directory.read_config(), mesh=mesh or MeshConfig())
         if "PALR_v2" not in config.ranker.variants:
             raise UserError(f"{path} has no PALR_v2: add it to ranker.variants and run again")
         if not directory.fusion.exists():
             raise UserError(f"{path} is not evaluated: run `palr run` with its config first")
+        model, variant = config.retriever.model, directory.ranker / "PALR_v2"
+        directory.stages.check(
+            [directory.data, directory.retriever(model), directory.fusion, variant,
+             variant.with_name("PALR_v2.json"), directory.vectors, *directory.token_files()]
+        )  # fmt: skip
         prepared = preparing.load(directory.data)
-        retriever = MODELS[config.retriever.model](
-            config.retriever, prepared.split.num_items, config.seed
-        )
-        retriever.load(directory.retriever(config.retriever.model))
-        devices = jax.local_devices()[: config.mesh.devices]
-        if step is None:
-            step = trained_step(directory.ranker / "PALR_v2")
-        ranker = load_ranker(config, directory, "PALR_v2", step, devices)
+        retriever = MODELS[model](config.retriever, prepared.split.num_items, config.seed)
+        retriever.load(directory.retriever(model))
+        ranker, step = _load_ranker(config, directory, step)
+        if len(ranker.items) != len(prepared.catalog):
+            raise UserError(
+                f"{directory.path} holds files of two runs ({directory.items} knows "
+                f"{len(ranker.items)} items, the catalog {len(prepared.catalog)}): run `palr run` "
+                "with its config"
+            )
         weights = directory.read_weights()
         return cls(config, prepared, prepared.catalog, retriever, ranker, weights, step)
 
@@ -119,8 +130,12 @@ class Recommender:
             categories: of each, for profiles; by default none.
 
         Raises:
-            UserError: a title is in the catalog already, or empty, or too long.
+            UserError: a title is in the catalog already, or empty, or too long, or there are not
+                as many lists of categories as titles.
         """
+        titles = texts_of(titles, "titles")
+        if categories is not None:
+            categories = lists_of_texts(categories, "categories")
         fresh = len(self.catalog) - self.prepared.split.num_items
         ids = [f"new-{fresh + number}" for number in range(1, len(titles) + 1)]
         longer = self.catalog.with_items(ids, titles, categories)
@@ -138,7 +153,7 @@ class Recommender:
             UserError: no such user.
         """
         split = self.prepared.split
-        found = np.flatnonzero(split.user_ids == user_id)
+        found = np.flatnonzero(split.user_ids == text_of(user_id, "user_id"))
         if not len(found):
             some = ", ".join(map(str, split.user_ids[:3]))
             raise UserError(f"user {user_id!r} is not in the data; there are {some}, …")
@@ -158,39 +173,59 @@ class Recommender:
 
         Args:
             histories: titles per user, oldest first; they need not be users of the data set.
-            k: items of a slate; a user with fewer candidates gets all of them.
+            k: items of a slate; a user with fewer candidates gets all of them, even none.
             candidates: titles per user from any retriever, best first; by default that of the run
                 proposes `retriever.candidates` of them.
             exclude: titles per user that are not to be recommended, beside those of the history.
             explain: say why, which costs about H more prompts per user.
 
         Raises:
-            UserError: a title is not in the catalog, a user has no candidates or one of them
-                twice, the lists are not as many as the histories, or k is too large.
+            UserError: a title is not in the catalog, a user's own candidates are all banned or one
+                of them is there twice, the lists are not as many as the histories, k is not a
+                number of items or more than the run's retriever proposes, or an argument is of
+                another kind.
         """
-        known = self._items(histories)
-        banned = known if exclude is None else _joined(known, self._items(exclude, known))
+        known = self._items(histories, "histories")
+        k, explain = whole_number(k, "k", least=1), flag(explain, "explain")
+        banned = known
+        if exclude is not None:
+            banned = _joined(known, self._items(exclude, "exclude", known))
+        if not len(known):
+            return []
         if candidates is None:
             candidates_UC, retriever_UC = self.propose(known, banned, k)
         else:
-            candidates_UC = self._own(self._items(candidates, known), banned)
+            candidates_UC = self._own(self._items(candidates, "candidates", known), banned)
             retriever_UC = None
         fused_UC = self.fused(known, candidates_UC, retriever_UC, "rank")
         slates = self._slates(candidates_UC, fused_UC, k)
         if not explain:
             return slates
+        return self._explained(slates, known, candidates_UC, retriever_UC)
+
+    def _explained(
+        self,
+        slates: list[list[Recommendation]],
+        known: Ragged,
+        candidates_UC: np.ndarray,
+        retriever_UC: np.ndarray | None,
+    ) -> list[list[Recommendation]]:
+        """The same slates with the reasons of every place."""
+        users = [user for user, slate in enumerate(slates) if slate]
+        some, items_UC = known.take(users), candidates_UC[users]
+        scores_UC = None if retriever_UC is None else retriever_UC[users]
         why = explanations(
             self.ranker,
             self.catalog.titles,
-            known,
-            self.profiles(known),
-            candidates_UC,
-            retriever_UC,
+            some,
+            self.profiles(some),
+            items_UC,
+            self._sizes(items_UC),
+            scores_UC,
         )
-        return [
-            [replace(entry, explanation=mine[entry.title]) for entry in slate]
-            for mine, slate in zip(why, slates, strict=True)
-        ]
+        for user, mine in zip(users, why, strict=True):
+            slates[user] = [replace(one, explanation=mine[one.title]) for one in slates[user]]
+        return slates
 
     def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[tuple[str, float]]:
         """The candidates, best first, with log P(candidate | history) by the ranker alone.
@@ -205,9 +240,10 @@ class Recommender:
             UserError: a title is not in the catalog, there are no candidates, or one is there
                 twice.
         """
-        known = self._items([history])
-        candidates_UC = self._own(self._items([candidates]), Ragged.from_rows([[]]))
-        logp_C = self._score(known, candidates_UC, "rank")[0]
+        known = self._items([texts_of(history, "history")], "history")
+        own = self._items([texts_of(candidates, "candidates")], "candidates")
+        candidates_UC = self._own(own, Ragged.from_rows([[]]))
+        logp_C = self._score(known, candidates_UC, "rank")[0, : len(own[0])]
         order_C = np.argsort(-logp_C, kind="stable")
         titles = [self.catalog.titles[item] for item in candidates_UC[0]]
         return [(titles[place], float(logp_C[place])) for place in order_C]
@@ -221,25 +257,31 @@ class Recommender:
     def propose(self, known: Ragged, banned: Ragged, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The retriever's candidates outside `banned`, [U, C], and their scores, [U, C].
 
+        Behind the last candidate of a user, items are -1 and scores -inf.
+
         Raises:
-            UserError: k is more than there are candidates, or a history leaves too few items.
+            UserError: k is more than there are candidates.
         """
-        count = self.config.retriever.candidates
+        count, items = self.config.retriever.candidates, self.prepared.split.num_items
         if not 1 <= k <= count:
             raise UserError(
                 f"{k} items cannot be recommended: k goes from 1 to the number of candidates, "
                 f"{count}"
             )
-        of_run = Ragged.from_rows(row[row < self.prepared.split.num_items] for row in _rows(known))
+        of_run = Ragged.from_rows(row[row < items] for row in _rows(known))
         extra = int((banned.lengths_R - known.lengths_R).max(initial=0))
-        top = self.retriever.recommend(of_run, count + extra)
+        # Every number of items asked for is a program of its own: few numbers.
+        top = self.retriever.recommend(of_run, min(count + round_up(extra), max(count, items)))
         item_UK, score_UK = np.asarray(top.item_UK), np.asarray(top.score_UK)
         if not extra:
             return item_UK, score_UK
         is_free_UK = np.array([~np.isin(item_K, banned[row]) for row, item_K in enumerate(item_UK)])
+        is_free_UK &= item_UK >= 0
         order_UC = np.argsort(~is_free_UK, axis=1, kind="stable")[:, :count]
-        items_UC = np.take_along_axis(item_UK, order_UC, axis=1)
-        return items_UC, np.take_along_axis(score_UK, order_UC, axis=1)
+        is_free_UC, items_UC, scores_UC = (
+            np.take_along_axis(array, order_UC, axis=1) for array in (is_free_UK, item_UK, score_UK)
+        )
+        return np.where(is_free_UC, items_UC, -1), np.where(is_free_UC, scores_UC, -np.inf)
 
     def fused(
         self,
@@ -258,14 +300,21 @@ class Recommender:
             shown: where progress is shown.
             sizes: as of `Ranker.score`.
         """
-        ranker_UC = self._score(known, candidates_UC, shown, sizes, retriever_UC)
-        if retriever_UC is None:
-            return ranker_UC
+        whole_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
+        users = np.flatnonzero((candidates_UC >= 0).any(axis=1))
+        if not len(users):
+            return whole_UC
+        some, items_UC = known.take(users), candidates_UC[users]
+        scores_UC = None if retriever_UC is None else retriever_UC[users]
+        ranker_UC = self._score(some, items_UC, shown, sizes, scores_UC)
+        if scores_UC is None:
+            whole_UC[users] = ranker_UC
+            return whole_UC
         split = self.prepared.split
-        popularity_UC = log_popularity(candidates_UC, split.train.values_N, split.num_items)
-        scores = Scores(candidates_UC, retriever_UC, ranker_UC, popularity_UC)
-        fused_UC = scores.fused(self.weights)
-        return fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
+        popularity_UC = log_popularity(items_UC, split.train.values_N, split.num_items)
+        fused_UC = Scores(items_UC, scores_UC, ranker_UC, popularity_UC).fused(self.weights)
+        whole_UC[users] = fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
+        return whole_UC
 
     def _score(
         self,
@@ -283,12 +332,20 @@ class Recommender:
             shown,
             evaluate.shuffles,
             self.config.seed,
-            sizes,
+            sizes or self._sizes(candidates_UC),
             retriever_UC,
         )
 
-    def _items(self, lists: Sequence[Sequence[str]], like: Ragged | None = None) -> Ragged:
+    def _sizes(self, candidates_UC: np.ndarray) -> Sizes:
+        """Sizes with room for these candidates, few in number: each is a program of its own."""
+        sizes = self.ranker.sizes(candidates_UC)
+        return replace(sizes, fed=round_up(sizes.fed))
+
+    def _items(
+        self, given: Sequence[Sequence[str]], what: str, like: Ragged | None = None
+    ) -> Ragged:
         """The items with the given titles, one row per user."""
+        lists = lists_of_texts(given, what)
         if like is not None and len(lists) != len(like):
             raise UserError(f"{len(lists)} lists for {len(like)} histories: give one for each")
         return Ragged.from_rows([self.catalog.index_of(title) for title in row] for row in lists)
@@ -308,7 +365,9 @@ class Recommender:
                     "history nor excluded"
                 )
             rows.append(row)
-        candidates_UC = np.full((len(rows), max(map(len, rows), default=1)), -1, np.int32)
+        # Lists of any length share few widths, and so few programs.
+        width = round_up(max(map(len, rows), default=1))
+        candidates_UC = np.full((len(rows), width), -1, np.int32)
         for user, row in enumerate(rows):
             candidates_UC[user, : len(row)] = row
         return candidates_UC
@@ -329,6 +388,22 @@ class Recommender:
             ]
             for items_C, logp_C, order_K in zip(candidates_UC, fused_UC, order_UK, strict=True)
         ]
+
+
+def _load_ranker(config: Config, directory: RunDirectory, step: int | None) -> tuple[Ranker, int]:
+    """The ranker of a step, by default that of `trained_step`, and its step."""
+    devices = jax.local_devices()[: config.mesh.devices]
+    if step is not None:
+        return load_ranker(config, directory, "PALR_v2", step, devices), step
+    folder, before = directory.ranker / "PALR_v2", None
+    while True:
+        step = trained_step(folder)
+        try:
+            return load_ranker(config, directory, "PALR_v2", step, devices), step
+        except UserError:
+            if step == before or (folder / str(step)).exists():
+                raise
+            before = step  # a training that goes on may have replaced it by a newer one meanwhile
 
 
 def _find(path: Path) -> tuple[RunDirectory, int | None]:

@@ -1,7 +1,8 @@
 """The run directory: what one config produced, and which of its stages are done.
 
 config.yaml                the resolved config, with the package version
-stages.json                per stage: fingerprint of what it was made from, done, seconds
+stages.json                per stage: what it was made from, what it left, done, seconds
+.lock                      which process works here
 data/                      catalog and split
 retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line a user
@@ -22,34 +23,46 @@ report.html                the table, curves, examples
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
 
-from palr_jax import processes
+from palr_jax import lock, processes
 from palr_jax.config import Config, parse_config, to_dict
+from palr_jax.data.split import Part
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Weights
 from palr_jax.files import (
     fingerprint,
     read_arrays,
     read_json,
+    read_lines,
+    reading,
     replacing,
     write_arrays,
     write_json,
     write_text,
 )
 from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
-from palr_jax.paths import delete
-from palr_jax.progress import say
 from palr_jax.ragged import Ragged
+from palr_jax.stage_log import StageLog
+from palr_jax.strict_yaml import read_yaml
 
 VERSION = version("palr-jax")
+
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 
 class RunDirectory:
@@ -71,7 +84,7 @@ class RunDirectory:
         self.results = path / "results.json"
         self.retrievers = path / "retrievers.json"
         self.report = path / "report.html"
-        self._stages = path / "stages.json"
+        self.stages = StageLog(path)
 
     def retriever(self, model: str) -> Path:
         """Where a retriever lives."""
@@ -85,43 +98,103 @@ class RunDirectory:
         """Vectors of all titles, made by their words or by the language model of that path."""
         return self.path / "title_vectors" / f"{fingerprint(made_by)}.npz"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the directory for this run alone while the block works in it.
+
+        Raises:
+            UserError: another process works in it, or it is a folder of something else.
+        """
+        processes.led(self._check_own)
+        with lock.locked(self.path):
+            yield
+
+    def read_candidates(self, model: str) -> dict[str, np.ndarray]:
+        """What a retriever proposed: of validation and test, items, scores and target ranks.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.candidates(model)
+        kinds = {"items": "i", "scores": "f", "rank": "f"}
+        names = {f"{part}_{name}": name for part in get_args(Part) for name in kinds}
+        arrays = read_arrays(file, *names)
+        with reading(file, "run `palr retrieve`"):
+            for full, name in names.items():
+                array, axes = arrays[full], 1 if name == "rank" else 2
+                if array.dtype.kind != kinds[name] or array.ndim != axes:
+                    raise ValueError(f"{full} is {array.dtype} {array.shape}")
+            shapes = {arrays[full].shape for full, name in names.items() if name != "rank"}
+            if len(shapes) > 1:
+                raise ValueError("its arrays are of different sizes")
+        return arrays
+
     def read_config(self) -> Config:
         """The config that the run was made with.
 
         Raises:
             UserError: there is no run here, or it was written by a newer version.
         """
-        if not self.config_file.exists():
+        if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run directory (no config.yaml): name a run")
-        try:
-            raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            written = str(raw.pop("palr_jax"))
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raw = self._read_raw()
+        written = raw.pop("palr_jax", None)
+        if written is None:
             raise UserError(
-                f"{self.config_file} is damaged ({error!r}): delete the run directory"
-            ) from None
-        if _numbers(written) > _numbers(VERSION):
+                f"{self.path} is not a run directory ({self.config_file.name} is not of palr): "
+                "name a run"
+            )
+        if _numbers(str(written)) > _numbers(VERSION):
             raise UserError(
                 f"{self.path} was written by palr-jax {written}, this is {VERSION}: upgrade the "
                 "package or choose another --name"
             )
         return parse_config(raw, str(self.config_file))
 
+    def _read_raw(self) -> dict[str, Any]:
+        file, mend = self.config_file, "restore it, or choose another --name"
+        with reading(file, mend):
+            text = file.read_text(encoding="utf-8")
+        try:
+            raw = read_yaml(text, str(file))
+        except UserError as error:
+            raise UserError(f"{error}: {mend}") from None
+        if not isinstance(raw, dict):
+            raise UserError(f"{self.config_file} is damaged (it maps no keys to values): {mend}")
+        return raw
+
     def write_config(self, config: Config) -> None:
         """Records the config of this run.
 
         Raises:
-            UserError: the directory holds a run on other data, or one of a newer version.
+            UserError: the directory holds a run on other data, or one of a newer version, or
+                files that are not of a run.
         """
+        self._check_own()
         if self.config_file.exists():
             there = self.read_config()
             if there.data != config.data:
                 raise UserError(
                     f"{self.path} holds a run on other data ({_difference(there, config)}): "
-                    "choose another --name or delete that folder"
+                    "choose another --name or delete that run"
                 )
         values = {"palr_jax": VERSION, **to_dict(config)}
         write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def _check_own(self) -> None:
+        """Checks that a folder which is there holds a run, or nothing."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another --name or --runs")
+        if self.config_file.is_file() and "palr_jax" in self._read_raw():
+            return
+        others = sorted(child.name for child in self.path.iterdir() if not _is_left(child.name))
+        if others:
+            raise UserError(
+                f"{self.path} holds {others[0]!r} and is no run of palr: choose another --name or "
+                "--runs"
+            )
 
     def write_profiles(self, user_ids: np.ndarray, sentences: Sequence[str]) -> None:
         """Writes one line a user."""
@@ -133,7 +206,7 @@ class RunDirectory:
 
     def profile_sources(self) -> str:
         """How many profiles an LLM wrote, and for how many its answer could not be read."""
-        lines = [json.loads(line) for line in self.profiles.read_text("utf-8").splitlines()]
+        lines = read_lines(self.profiles)
         written = sum(line.get("from") == "llm" for line in lines)
         return (
             f"{written:,} of {len(lines):,} by the LLM, {len(lines) - written:,} from categories, "
@@ -146,13 +219,13 @@ class RunDirectory:
         Raises:
             UserError: the file is missing or a line is damaged.
         """
-        try:
-            with self.profiles.open(encoding="utf-8") as file:
-                return [str(json.loads(line)["profile"]) for line in file]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{self.profiles} cannot be read ({error}): delete it and run `palr profile`"
-            ) from None
+        lines = read_lines(self.profiles)
+        with reading(self.profiles, "run `palr profile`"):
+            return [str(line["profile"]) for line in lines]
+
+    def token_files(self) -> list[Path]:
+        """All files that `write_tokens` may write, whichever tokenizer there is."""
+        return [*(self.ranker / name for name in _TOKENIZER_FILES), self.items]
 
     def write_tokens(self, tokenizer: Tokenizer, items: Ragged) -> None:
         """Writes the tokenizer and the tokens of every item."""
@@ -167,8 +240,10 @@ class RunDirectory:
         Raises:
             UserError: a file is missing or damaged.
         """
-        arrays = read_arrays(self.items)
-        return load_tokenizer(self.ranker), Ragged(arrays["tokens_N"], arrays["offsets_I1"])
+        arrays = read_arrays(self.items, "tokens_N", "offsets_I1")
+        with reading(self.items, "run `palr finetune`"):
+            items = Ragged.checked(arrays["tokens_N"], arrays["offsets_I1"])
+        return load_tokenizer(self.ranker), items
 
     def write_vectors(self, vectors: dict[str, np.ndarray]) -> None:
         """Writes the item vectors that a ranker is tuned with, by their kind."""
@@ -181,10 +256,15 @@ class RunDirectory:
         Raises:
             UserError: the file is missing or damaged.
         """
-        if not config.ranker.item_embeddings:
+        kinds = config.ranker.item_embeddings
+        if not kinds:
             return []
-        found = read_arrays(self.vectors)
-        return [found[kind] for kind in config.ranker.item_embeddings]
+        found = read_arrays(self.vectors, *kinds)
+        with reading(self.vectors, "run `palr finetune`"):
+            for kind in kinds:
+                if found[kind].dtype.kind != "f" or found[kind].ndim != 2:
+                    raise ValueError(f"{kind} is {found[kind].dtype} {found[kind].shape}")
+        return [found[kind] for kind in kinds]
 
     def write_weights(self, weights: Weights, tuned_on: str) -> None:
         """Writes the weights of ranker and popularity beside the retriever."""
@@ -194,72 +274,19 @@ class RunDirectory:
         """Reads what `write_weights` wrote.
 
         Raises:
-            UserError: the file is missing, damaged, or of an older version.
+            UserError: the run is not evaluated, or the file is damaged or of an older version.
         """
-        found = read_json(self.fusion)
-        try:
-            weights = Weights(float(found["ranker"]), float(found["popularity"]))
-            finite = bool(np.isfinite(dataclasses.astuple(weights)).all())
-        except (KeyError, TypeError, ValueError):
-            finite = False
-        if not finite:
-            raise UserError(
-                f"{self.fusion} does not hold the weights of a fusion: delete it and run "
-                "`palr evaluate`"
-            )
-        return weights
+        value = read_json(self.fusion)
+        with reading(self.fusion, "delete it and run `palr evaluate`"):
+            weights = Weights(float(value["ranker"]), float(value["popularity"]))
+            if not all(math.isfinite(one) and one >= 0 for one in dataclasses.astuple(weights)):
+                raise ValueError(f"the weights are {weights.ranker} and {weights.popularity}")
+            return weights
 
-    def is_done(self, stage: str, made_from: Any) -> bool:
-        """Whether a stage has finished with exactly these inputs."""
-        entry = self._read_stages().get(stage, {})
-        return bool(entry.get("done")) and entry.get("fingerprint") == fingerprint(made_from)
 
-    def require(self, stage: str, made_from: Any) -> None:
-        """Checks that a stage that this one builds on is done.
-
-        Raises:
-            UserError: it is not, or its part of the config has changed since.
-        """
-        if not self.is_done(stage, made_from):
-            entry = self._read_stages().get(stage, {})
-            why = "was made with another config" if entry.get("done") else "is not done"
-            raise UserError(f"{self.path}: the stage {stage} {why}: run `palr {stage}` first")
-
-    def run_stage(
-        self, stage: str, made_from: Any, outputs: list[Path], work: Callable[[], None]
-    ) -> None:
-        """Runs a stage unless it is done.
-
-        What an unfinished attempt with the same inputs left is kept, so that the stage can go
-        on; what other inputs left is deleted first.
-        """
-        mark = fingerprint(made_from)
-        if not processes.led(lambda: self._begin(stage, mark, outputs)):
-            say(f"{stage}: done before, skipped")
-            return
-        start = time.monotonic()
-        work()
-        seconds = round(time.monotonic() - start, 1)
-        # The others wait, so that none of them finds the stage undone.
-        processes.led(lambda: self._note(stage, mark, done=True, seconds=seconds))
-        say(f"{stage}: done in {seconds:.0f} s")
-
-    def _begin(self, stage: str, mark: str, outputs: list[Path]) -> bool:
-        """Whether a stage is to be run; clears what is not of these inputs."""
-        entry = self._read_stages().get(stage, {})
-        if entry.get("fingerprint") != mark:
-            for output in outputs:
-                delete(output)
-        elif entry.get("done"):
-            return False
-        self._note(stage, mark, done=False)
-        return True
-
-    def _note(self, stage: str, mark: str, **state: Any) -> None:
-        write_json(self._stages, self._read_stages() | {stage: {"fingerprint": mark, **state}})
-
-    def _read_stages(self) -> dict[str, Any]:
-        return dict(read_json(self._stages)) if self._stages.exists() else {}
+def _is_left(name: str) -> bool:
+    """Whether a kill before the first stage can have left a file of this name."""
+    return name == lock.NAME or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _numbers(written: str) -> list[int]:

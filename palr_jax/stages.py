@@ -7,12 +7,13 @@ Shapes: U users, C candidates.
 """
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import jax
 
 from palr_jax import comparison, processes
-from palr_jax.config import Config, to_dict
+from palr_jax.config import Config, Variant, to_dict
 from palr_jax.data import prepare as preparing
 from palr_jax.errors import UserError
 from palr_jax.files import write_text
@@ -27,11 +28,13 @@ from palr_jax.instructions import (
     statistics,
     tokenize,
 )
+from palr_jax.paths import path_of
 from palr_jax.profiling import profile
 from palr_jax.progress import say
 from palr_jax.retrievers import compare, propose
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import Shards, make_mesh
+from palr_jax.stage_log import Stage
 from palr_jax.training.feed import fixed_batches
 from palr_jax.training.loop import finetune as tune
 from palr_jax.training.step import AnyBatch
@@ -80,19 +83,11 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
         make_mesh(config.mesh, jax.devices())  # refuses one that leaves some of them out
     run.write_config(config)
     for needed in _NEEDS[stage]:
-        run.require(needed, made_from(needed, config))
-    outputs = {
-        "prepare": [run.data],
-        # A trained model is kept: it knows the settings it was trained with.
-        "retrieve": [run.candidates(model) for model in comparison.retrievers(config)],
-        "profile": [run.profiles],
-        "finetune": [run.ranker, run.metrics],
-        "evaluate": [run.fusion, run.slates, run.results, run.report],
-    }
+        run.stages.require(describe(needed, config, run))
     work = _WORK[stage]
     if stage == "finetune":  # a mistake in the config must not cost the ranker that is there
         tokenize(config, preparing.load(run.data).catalog)
-    run.run_stage(stage, made_from(stage, config), outputs[stage], lambda: work(config, run))
+    run.stages.run(describe(stage, config, run), lambda: work(config, run))
 
 
 def compare_retrievers(config: Config, run: RunDirectory) -> list[dict[str, Any]]:
@@ -105,6 +100,35 @@ def run_all(config: Config, run: RunDirectory) -> None:
     """Runs all stages in order."""
     for stage in STAGES:
         run_stage(stage, config, run)
+
+
+def describe(stage: str, config: Config, run: RunDirectory) -> Stage:
+    """What a stage is made from, and what it writes into its run directory."""
+    models = comparison.retrievers(config)
+    outputs: dict[str, list[Path]] = {
+        "prepare": preparing.files(run.data),
+        "retrieve": [run.candidates(model) for model in models],
+        "profile": [run.profiles],
+        "finetune": [
+            *(run.ranker / variant for variant in get_args(Variant)),
+            *(run.ranker / f"{variant}.json" for variant in get_args(Variant)),
+            *run.token_files(), run.vectors, run.instructions, run.metrics,
+        ],
+        "evaluate": [run.fusion, run.slates, run.results, run.report],
+    }  # fmt: skip
+    inputs = {
+        "profile": [config.profile.weights if config.profile.kind == "llm" else None],
+        "finetune": [config.ranker.weights, config.ranker.tokenizer],
+    }
+    return Stage(
+        name=stage,
+        settings=made_from(stage, config),
+        inputs=tuple(path_of(name) for name in inputs.get(stage, []) if name),
+        after=_NEEDS[stage],
+        outputs=tuple(outputs[stage]),
+        # A trained model is kept: it knows the settings and the data it was trained with.
+        kept=tuple(map(run.retriever, models)) if stage == "retrieve" else (),
+    )
 
 
 def made_from(stage: str, config: Config) -> dict[str, Any]:
@@ -179,7 +203,7 @@ def show_examples(config: Config, run: RunDirectory, count: int) -> str:
         UserError: data or profiles are not prepared, or as `load_instructions`.
     """
     for needed in ("prepare", "profile"):
-        run.require(needed, made_from(needed, config))
+        run.stages.require(describe(needed, config, run))
     instructions = load_instructions(config, run)
     return "\n\n".join([*example_texts(instructions, count), statistics(config, instructions)])
 

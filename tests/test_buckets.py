@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from palr_jax.data.reading import numbered_lines
 from palr_jax.errors import UserError
 from palr_jax.files import append_text, creating, read_arrays, replacing, write_arrays
 from palr_jax.paths import delete, in_bucket, path_of
+from tests.test_stage_log import World
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +214,31 @@ def test_mistakes_are_told_in_a_line(bucket: str) -> None:
     upload(Path(__file__), f"{bucket}/model.gguf")
     with pytest.raises(UserError, match="read from disk alone"):
         llm.load(f"{bucket}/model.gguf")
+
+
+def test_stages_in_a_bucket_are_made_again_when_they_must(bucket: str) -> None:
+    """Objects are not read for it: sizes and times tell."""
+    world = World(path_of(f"{bucket}/stages"))
+    assert world.go() == ["prepare", "finetune"]
+    assert world.go() == []
+    time.sleep(1.1)  # times are in seconds
+    world.data.write_text("swor")
+    assert world.go() == ["prepare", "finetune"]
+    (world.weights / "config.json").write_text("other")
+    assert world.go() == ["finetune"]
+    (world.run / "split").write_text("cut")
+    assert world.go() == ["prepare"]
+    (world.run / "ranker/2/params").unlink()
+    assert world.go() == ["finetune"]
+    assert world.go() == []
+
+
+def test_a_service_out_of_reach_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("localhost", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"gs://lonely cannot be reached \(Connection refused"):
+            path_of("gs://lonely/runs")
+        assert time.monotonic() - start < 20

@@ -166,7 +166,7 @@ def _rows(ragged: Ragged) -> list[np.ndarray]:
 
 def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--run", "runs/tiny", "--users", "all"]) == 2
-    assert "--users all and --output FILE.parquet go together" in capsys.readouterr().err
+    assert "--users all and --output FILE.parquet (or .csv) go together" in capsys.readouterr().err
 
 
 def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from palr_jax.checkpoint import Checkpoints
+from palr_jax.checkpoint import Checkpoints, SavedSteps
 from palr_jax.errors import UserError
 from tests.training.kills import finish, kill_at_random, newest, start, wait_for
 
@@ -51,6 +52,29 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_without_losses_the_newest_alone_are_kept(tmp_path: Path) -> None:
     save(tmp_path, dict.fromkeys(range(1, 6)), keep=1)
     assert steps_in(tmp_path) == {5}
+
+
+def test_readers_change_nothing_while_a_step_is_written(tmp_path: Path) -> None:
+    """What a save has not finished yet is the writer's alone; only the next writer removes it."""
+    save(tmp_path, {1: None, 2: None})
+    unfinished = shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
+    before = sorted(tmp_path.rglob("*"))
+    with SavedSteps(tmp_path) as saved:
+        assert saved.steps() == [1, 2]
+        step, _, notes = saved.load_latest(TREES) or (0, {}, {})
+        assert step == notes["at"] == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    save(tmp_path, {4: None})
+    assert not unfinished.exists()
+
+
+def test_readers_make_no_folder(tmp_path: Path) -> None:
+    with SavedSteps(tmp_path / "none") as saved:
+        assert saved.steps() == []
+        assert saved.load_latest(TREES) is None
+        with pytest.raises(UserError, match="cannot be read"):
+            saved.load(1, TREES)
+    assert not (tmp_path / "none").exists()
 
 
 def flip(file: Path) -> None:

@@ -14,8 +14,9 @@ from palr_jax.config import Config, load_config
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
-from palr_jax.data.split import leave_one_out
+from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
+from palr_jax.files import read_arrays, write_arrays
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches, visit
 from palr_jax.instructions import load_instructions
@@ -121,6 +122,30 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
     assert len(seen) == 2
     load_instructions(replace(config, seed=1), run)
     assert len(seen) == 4
+    prepared = preparing.load(run.data)
+    preparing.save(replace(prepared, split=backwards(prepared.split)), run.data)
+    load_instructions(config, run)
+    assert len(seen) == 6
+
+
+def backwards(split: Split) -> Split:
+    """The same with the training items in the opposite order."""
+    rows = [split.train[user][::-1] for user in range(split.num_users)]
+    return replace(split, train=Ragged.from_rows(rows))
+
+
+@pytest.mark.parametrize("name", ["moments_P", "moments_U1", "items_PK", "scores_PK"])
+def test_damaged_proposals_are_one_line(here: Path, name: str) -> None:
+    config = load_config(Path("paper.yaml"), {"instruct.user_share": "0.5"})
+    run = marked_run(here, config)
+    load_instructions(config, run)
+    (file,) = run.negatives.glob("*/negatives.npz")
+    whole = read_arrays(file)
+    for array in (None, whole[name][:-1], whole[name][..., None]):
+        rest = {other: whole[other] for other in whole if other != name}
+        write_arrays(file, **rest, **({} if array is None else {name: array}))
+        with pytest.raises(UserError, match=r"cannot be read .*: delete it and run again"):
+            load_instructions(config, run)
 
 
 def test_everything_the_paper_has_runs_end_to_end(here: Path) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from palr_jax import processes
 from palr_jax.cli import main
+from palr_jax.errors import UserError
 from palr_jax.processes import is_shared
 from tests.world import CONFIG, write_world
 
@@ -162,6 +164,69 @@ def test_sigterm_in_one_process_saves_in_all(world: Path) -> None:
 )
 def test_others_are_looked_for_where_there_may_be_some(environment, has_tpu, expected) -> None:
     assert is_shared(environment, has_tpu) is expected
+
+
+@pytest.mark.parametrize(
+    ("index", "awaited"),
+    [(0, "processes 1 to 2 to come to localhost:{port}"), (1, "process 0 at localhost:{port}")],
+)
+def test_who_never_comes_is_named_and_the_wait_ends(tmp_path: Path, index, awaited) -> None:
+    script = (
+        "import sys; from palr_jax import cli, processes; processes._WAIT_SECONDS = 2\n"
+        "sys.exit(cli.main())"
+    )
+    write_world(tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = ["--coordinator", f"localhost:{port}", "--processes", "3", "--process", str(index)]
+    process = subprocess.run(
+        [sys.executable, "-c", script, "finetune", "--config", "tiny.yaml", *group],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    first, *_, last = process.stderr.splitlines()
+    assert process.returncode == 2
+    assert first == f"waiting for {awaited.format(port=port)}"
+    assert last.startswith(f"palr: waited 2 s for {awaited.format(port=port)}")
+
+
+@pytest.mark.parametrize(
+    ("group", "complaint"),
+    [
+        (("localhost", "2", "0"), "--coordinator localhost: give HOST:PORT of process 0"),
+        (("localhost:x", "2", "0"), "give HOST:PORT"),
+        (("localhost:99999", "2", "0"), "give HOST:PORT"),
+        ((":80", "2", "0"), "give HOST:PORT"),
+        (("localhost:8476", "2", "2"), "--process 2: with --processes 2 it is from 0 to 1"),
+        (("localhost:8476", "2", "-1"), "--process -1"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(tmp_path, monkeypatch, capsys, group, complaint) -> None:
+    write_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = ("--coordinator", "--processes", "--process")
+    options = [f"{name}={value}" for name, value in zip(names, group, strict=True)]
+    assert main(["finetune", "--config", "tiny.yaml", *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_taken_port_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=r"cannot listen at .* name another port"):
+            processes.join(f"localhost:{port}", 2, 0)
+
+
+def test_a_size_in_the_environment_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS is 'many'"):
+        is_shared({"SLURM_STEP_NUM_TASKS": "many"}, False)
 
 
 def test_half_an_address_is_refused(world: Path, monkeypatch, capsys) -> None:

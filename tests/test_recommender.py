@@ -1,11 +1,15 @@
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from palr_jax import Recommender, UserError
+from palr_jax.decoding import score as score_module
 from palr_jax.llm.llama import Llama
 from palr_jax.sharding import MeshConfig
 
@@ -68,7 +72,7 @@ def test_new_items_are_ranked_by_their_text(recommender: Recommender) -> None:
 def test_explanations_are_differences_of_scores(recommender: Recommender) -> None:
     (slate,) = recommender.recommend([HISTORY], k=3, candidates=[OWN], explain=True)
     whole = dict(recommender.rank(HISTORY, OWN))
-    profile = recommender.profiles(recommender._items([HISTORY]))[0]
+    profile = recommender.profiles(recommender._items([HISTORY], "histories"))[0]
     for item in slate:
         assert item.explanation is not None
         assert item.explanation.profile == profile
@@ -76,7 +80,7 @@ def test_explanations_are_differences_of_scores(recommender: Recommender) -> Non
             assert lift > 0
             # The profile stays as it is; only the item leaves the prompt.
             without = replace(recommender, config=recommender.config)
-            known = without._items([[other for other in HISTORY if other != title]])
+            known = without._items([[one for one in HISTORY if one != title]], "histories")
             candidates = np.array([[recommender.catalog.index_of(other) for other in OWN]])
             logp = without.ranker.score(known, [profile], candidates, "test")[0]
             place = OWN.index(item.title)
@@ -86,7 +90,7 @@ def test_explanations_are_differences_of_scores(recommender: Recommender) -> Non
 def test_a_mean_over_orders_depends_on_the_given_order_less(recommender: Recommender) -> None:
     ranker = recommender.ranker
     rng = np.random.default_rng(0)
-    known = recommender._items([HISTORY] * 6)
+    known = recommender._items([HISTORY] * 6, "histories")
     given = rng.permuted(np.tile(np.arange(20, 32), (6, 1)), axis=1)
     profiles = recommender.profiles(known)
 
@@ -121,6 +125,14 @@ def test_a_checkpoint_and_a_mesh_give_the_same(world: Path, recommender: Recomme
         ({"candidates": []}, "0 lists for 1 histories"),
         ({"exclude": [[], []]}, "2 lists for 1 histories"),
         ({"k": 21}, "k goes from 1 to the number of candidates, 20"),
+        ({"k": -1, "candidates": [OWN]}, "k: a whole number from 1 on is expected, not -1"),
+        ({"k": 3.0}, "k: a whole number from 1 on is expected, not 3.0"),
+        ({"k": True}, "k: a whole number from 1 on is expected, not True"),
+        ({"candidates": [OWN[0]]}, "candidates, list 1: a list is expected, not 'Story, 20"),
+        ({"candidates": [[7]]}, "candidates, list 1, entry 1: a text is expected, not 7"),
+        ({"exclude": OWN[0]}, "exclude: a list is expected, not 'Story, 20"),
+        ({"exclude": [None]}, "exclude, list 1: a list is expected, not None"),
+        ({"explain": "no"}, "explain: True or False is expected, not 'no'"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -129,6 +141,103 @@ def test_mistakes_end_in_one_line(
     with pytest.raises(UserError, match=complaint) as caught:
         recommender.recommend([HISTORY], **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("titles", "categories", "complaint"),
+    [
+        (["aa", "bb"], [["x"]], "1 lists of categories for 2 titles: give one for each"),
+        (["aa"], [["x"], ["y"]], "2 lists of categories for 1 titles"),
+        (["aa"], ["Drama"], "categories, list 1: a list is expected, not 'Drama'"),
+        (["aa"], [[None]], "categories, list 1, entry 1: a text is expected, not None"),
+        ("aa", None, "titles: a list is expected, not 'aa'"),
+        ([5], None, "titles, entry 1: a text is expected, not 5"),
+        ([" \n"], None, "a new item has an empty title"),
+        (["aa", "a\u0301a", "áa"], None, "there is an item titled 'áa' already"),
+    ],
+)
+def test_new_items_of_another_kind_are_refused(
+    recommender: Recommender, titles, categories, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        recommender.with_items(titles, categories)
+
+
+ANY = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.binary(), st.text(max_size=5),
+    st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers()))),
+    st.dictionaries(st.text(), st.integers(), max_size=2), st.just(np.array("x")),
+    st.just(np.array([["Story, 3 (1953)"]])), st.sampled_from([[HISTORY], [OWN], HISTORY, OWN]),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_argument_gives_slates_or_one_line(recommender: Recommender, data) -> None:
+    right = {"histories": [HISTORY], "k": 3, "candidates": None, "exclude": None, "explain": False}
+    wrong = data.draw(st.lists(st.sampled_from(sorted(right)), min_size=1, max_size=2))
+    arguments = right | {name: data.draw(ANY, label=name) for name in wrong}
+    with suppress(UserError):
+        slates = recommender.recommend(**arguments)
+        assert len(slates) == len(arguments["histories"])
+        for slate in slates:
+            assert len({item.title for item in slate}) == len(slate) <= arguments["k"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(ANY, ANY, ANY, ANY)
+def test_the_other_entry_points_too(recommender: Recommender, first, second, third, user) -> None:
+    for call in (
+        lambda: recommender.with_items(first, second).rank(HISTORY, OWN),
+        lambda: recommender.rank(first, third),
+        lambda: recommender.rank(HISTORY, third),
+        lambda: recommender.history_of(user),
+    ):
+        with suppress(UserError):
+            assert call()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"runs"])
+def test_a_run_is_named_by_a_path(path) -> None:
+    with pytest.raises(UserError, match="the path of a run is expected"):
+        Recommender.load(path)
+
+
+def test_titles_are_found_in_whatever_form_they_are_written(recommender: Recommender) -> None:
+    more = recommender.with_items(["Amélie  of\nthe sea"])
+    for title in ("Amélie of the sea", "AME\u0301LIE OF  THE SEA", " Ame\u0301lie\tof the sea\n"):
+        assert more.rank([title], OWN) == more.rank(["Amélie of the sea"], OWN)
+
+
+def test_who_has_seen_almost_all_gets_what_is_left(recommender: Recommender) -> None:
+    titles = list(recommender.catalog.titles)
+    seen, left = titles[:-4], titles[-4:]
+    slates = recommender.recommend([seen, HISTORY, titles], explain=True)
+    assert {item.title for item in slates[0]} == set(left)
+    assert sum(item.score for item in slates[0]) == pytest.approx(1, abs=1e-4)
+    assert len(slates[1]) == 10
+    assert slates[2] == []
+    # Who shares the call with them gets what they would get alone.
+    alone = recommender.recommend([HISTORY], explain=True)[0]
+    assert [item.title for item in slates[1]] == [item.title for item in alone]
+
+
+def test_many_excluded_titles_leave_the_rest(recommender: Recommender) -> None:
+    titles = list(recommender.catalog.titles)
+    left = titles[30:44]
+    banned = [title for title in titles if title not in left]
+    (slate,) = recommender.recommend([HISTORY], k=20, exclude=[banned])
+    assert {item.title for item in slate} == set(left) - set(HISTORY)
+
+
+def test_lists_of_any_length_share_programs(recommender: Recommender) -> None:
+    rng = np.random.default_rng(0)
+    titles = np.array(recommender.catalog.titles)
+    before = score_module.score_step._cache_size()
+    for length in range(1, 41):
+        recommender.rank(HISTORY, rng.permutation(titles)[:length])
+    # Widths of 8 to 64, few sizes of tries, two or three widths of prompts.
+    assert score_module.score_step._cache_size() - before <= 12
 
 
 def test_numbers_that_are_none_end_in_one_line(recommender: Recommender) -> None:

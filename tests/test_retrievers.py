@@ -62,4 +62,28 @@ def test_other_settings_train_anew(run: RunDirectory, capsys: pytest.CaptureFixt
     tuned = {"gru4rec": {**SMALL, "dim": 4, "max_epochs": 1}}
     rows = retrievers.compare(replace(CONFIG, tuned=tuned), run)
     assert [row["epochs"] for row in rows] == [0, 0, 1, 2]
-    assert "GRU4Rec: trained before with other settings, starts anew" in capsys.readouterr().err
+    assert (
+        "GRU4Rec: trained before with other settings or data, starts anew"
+        in capsys.readouterr().err
+    )
+
+
+def test_recall_of_ties_is_that_of_the_list(run: RunDirectory) -> None:
+    """All items are equally popular: ranks are all the same, the list holds some targets."""
+    rows = [np.arange(start, start + 3) % ITEMS for start in range(ITEMS)]
+    split = leave_one_out(Ragged.from_rows(rows), np.arange(ITEMS).astype(str), ITEMS)
+    retrievers.propose(CONFIG, run, "popularity", split)
+    arrays = run.read_candidates("popularity")
+    assert len(np.unique(arrays["test_rank"])) == 1
+    listed = [split.test_U[user] in arrays["test_items"][user] for user in range(ITEMS)]
+    row = retrievers._row(CONFIG, run, "popularity", split)
+    assert row["Recall@20"] == pytest.approx(np.mean(listed), abs=1e-6)
+    assert 0 < row["Recall@20"] < 1
+
+
+def test_other_data_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    split = prepare.load(run.data).split
+    retrievers.propose(CONFIG, run, "sasrec", split)
+    swapped = replace(split, validation_U=split.test_U, test_U=split.validation_U)
+    retrievers.propose(CONFIG, run, "sasrec", swapped)
+    assert "with other settings or data, starts anew" in capsys.readouterr().err

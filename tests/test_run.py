@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from palr_jax import Recommender, comparison
@@ -249,7 +250,112 @@ def test_damaged_files_of_a_run_are_named(here: Path, capsys) -> None:
     for file in (largest, run / "data/split.npz"):
         os.truncate(file, file.stat().st_size // 2)
         assert palr("recommend", "--run", "runs/tiny", "--user", "u1") == 2
-        assert "cannot be read" in capsys.readouterr().err
+        assert f"{file} is damaged: run `palr run`" in capsys.readouterr().err
     (run / "config.yaml").write_text("- nonsense")
     assert palr("recommend", "--run", "runs/tiny", "--user", "u1") == 2
     assert "config.yaml is damaged" in capsys.readouterr().err
+
+
+def test_damaged_files_of_all_stages_are_made_again(here: Path, capsys) -> None:
+    run, rows = Path("runs/tiny"), rows_of(Path("runs/tiny"))
+    newest = run / "ranker/PALR_v2" / str(CONFIG["finetune"]["steps"])
+    checkpoint = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    names = ("data/catalog.parquet", "retriever/sasrec/candidates.npz", "profiles.jsonl",
+             "retriever/sasrec/finished.json", "metrics.jsonl", "ranker/items.npz", "fusion.json",
+             "slates.npz", "report.html")  # fmt: skip
+    for file in (checkpoint, *(run / name for name in names)):
+        file.write_bytes(b"\x00" + file.read_bytes()[: file.stat().st_size // 2])
+    (run / "results.json").unlink()
+    assert palr("run", "--config", "tiny.yaml") == 0
+    assert rows_of(run) == rows
+    assert capsys.readouterr().err.count("is missing or damaged, so it is made again") == 5
+    assert palr("run", "--config", "tiny.yaml") == 0
+    assert capsys.readouterr().err.count("done before, skipped") == 5
+
+
+def test_fewer_steps_than_lines_are_logged(here: Path) -> None:
+    assert palr("run", "--config", "tiny.yaml", "--finetune.log_every", "50") == 0
+    lines = (here / "runs/tiny/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 4]
+
+
+def test_a_second_run_in_the_same_directory_is_refused(here: Path, capsys) -> None:
+    script = "import sys; from palr_jax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "finetune", "--config", "tiny.yaml"]
+    options = ["--finetune.steps", "100000", "--ranker.variants", "[PALR_v2]"]
+    first = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    metrics = here / "runs/tiny/metrics.jsonl"
+
+    def logged() -> list[int]:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return [json.loads(line)["step"] for line in lines]
+
+    try:
+        while max(logged(), default=0) < 10:  # the run before ended with step 4
+            assert first.poll() is None
+            time.sleep(0.05)  # polls: there is no other sign from the process
+        # Who reads meanwhile neither disturbs nor is disturbed.
+        assert palr("recommend", "--run", "runs/tiny", "--user", "u1") == 0
+        assert palr("run", "--config", "tiny.yaml") == 2
+        assert f"is in use by process {first.pid} on" in capsys.readouterr().err
+    finally:
+        first.send_signal(signal.SIGTERM)
+        assert first.wait() == 143
+    assert logged() == list(range(1, len(logged()) + 1))
+
+
+# All that a ranker can learn from its retriever, and all that is measured of it.
+RECIPE = {
+    "finetune.objective": "candidates", "finetune.moments": "6", "finetune.validation_share": "0.2",
+    "finetune.validate_every": "2", "instruct.prompt": "history", "instruct.held_out": "time",
+    "instruct.user_share": "1", "instruct.moments": "3", "ranker.variants": "[PALR_v2]",
+    "ranker.prior": "retriever", "ranker.item_embeddings": "retriever",
+    "evaluate.controls": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [{}, RECIPE], ids=["paper", "candidates"])
+def test_one_user_with_few_unseen_items_gets_those(here: Path, recipe: dict[str, str]) -> None:
+    """All other users keep their ten; nobody's slate holds what the user has seen."""
+    rows = [f"u3,{item},{900 + item}" for item in range(80)]
+    with (here / "i.csv").open("a") as file:
+        file.write("\n".join(rows) + "\n")
+    options = [part for key, value in recipe.items() for part in (f"--{key}", value)]
+    assert palr("run", "--config", "tiny.yaml", *options) == 0
+    split = prepare.load(here / "runs/tiny/data").split
+    (user,) = np.flatnonzero(split.user_ids == "u3")
+    left = split.num_items - len({*split.train[user], split.validation_U[user]})
+    assert left < 10
+    slates = dict(np.load(here / "runs/tiny/slates.npz"))
+    assert slates.pop("users").tolist() == list(range(split.num_users))
+    for slate_UK in slates.values():
+        assert (slate_UK[user] >= 0).sum() == left
+        assert ((slate_UK >= 0).sum(axis=1) == 10).sum() == split.num_users - 1
+    output = here / "all.csv"
+    assert palr("recommend", "--run", "runs/tiny", "--users", "all", "--output", str(output)) == 0
+    table = pl.read_csv(output)
+    assert table.columns == ["user", "rank", "item_id", "title", "score"]
+    assert "u3" not in table["user"].to_list()  # with its test item, it has seen all
+    assert len(table) == 10 * (split.num_users - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--output", "r.txt"], "end it in .parquet or .csv"),
+        (["--output", "runs.csv", "--exclude", "x"], "--exclude is for one user"),
+        (["--output", "runs.csv", "--candidates", "x"], "--candidates is for one user"),
+        (["--output", "runs.csv", "--explain"], "--explain is for one user"),
+        (["--output", "runs.csv", "--json"], "--json is for one user"),
+        (["--output", "runs.csv", "--k", "-1"], "k goes from 1 to"),
+        (["--output", "mine.csv"], "mine.csv.parts holds 'thesis' and no parts"),
+    ],
+)
+def test_what_does_not_go_with_all_users_is_refused(
+    here: Path, capsys, options: list[str], complaint: str
+) -> None:
+    (here / "mine.csv.parts").mkdir()
+    (here / "mine.csv.parts/thesis").write_text("mine")
+    assert palr("recommend", "--run", "runs/tiny", "--users", "all", *options) == 2
+    assert complaint in capsys.readouterr().err
+    assert (here / "mine.csv.parts/thesis").read_text() == "mine"

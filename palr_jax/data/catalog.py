@@ -1,6 +1,5 @@
 """The catalog: what is known of each item."""
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -8,11 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from rapidfuzz import fuzz, process
 
 from palr_jax.errors import UserError
 
 # White space, control characters, and lone surrogates (which no UTF-8 file can hold).
 _GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+# Letters of a text that is looked for in vain: so many are compared, and so many shown.
+_COMPARED, _SHOWN = 300, 80
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Catalog:
         return len(self.titles)
 
     def index_of(self, title: str) -> int:
-        """The index of the item with this title, if need be in another case of letters.
+        """The index of the item with this title, in whatever form and case it is written.
+
+        The title as it is goes before its normal form (`normal_title`), and that before other
+        cases of letters.
 
         Raises:
             UserError: no item has the title, or several have it in other cases; the three nearest
@@ -42,13 +47,17 @@ class Catalog:
         """
         if title in self._by_title:
             return self._by_title[title]
-        alike = self._by_folded.get(title.casefold(), [])
-        if len(alike) == 1:
-            return alike[0]
-        nearest = difflib.get_close_matches(title.casefold(), self._by_folded, n=3, cutoff=0.0)
-        indices = [index for folded in nearest for index in self._by_folded[folded]][:3]
+        alike = self._by_folded.get(_folded(title), [])
+        for indices in (self._of_form(title), alike):
+            if len(indices) == 1:
+                return indices[0]
+        found = process.extract(
+            _folded(title[:_COMPARED]), list(self._by_folded), scorer=fuzz.ratio, limit=3
+        )
+        indices = [index for folded, *_ in found for index in self._by_folded[folded]][:3]
         names = ", ".join(repr(self.titles[index]) for index in indices)
-        raise UserError(f"no single item is titled {title!r}; the nearest titles are {names}")
+        asked = repr(title[:_SHOWN]) + ("…" if len(title) > _SHOWN else "")
+        raise UserError(f"no single item is titled {asked}; the nearest titles are {names}")
 
     def with_items(
         self,
@@ -60,23 +69,31 @@ class Catalog:
 
         Args:
             item_ids: of the new items.
-            titles: of the new items.
-            categories: of each; by default none.
+            titles: of the new items, kept in their normal form.
+            categories: of each, in normal form too; by default none.
 
         Raises:
-            UserError: a title is there already, or empty.
+            UserError: a title is there already, or empty, or categories are not as many as titles.
         """
-        known = set(self.titles)
-        for title in titles:
-            if not title.strip():
+        rows = [()] * len(titles) if categories is None else categories
+        if len(rows) != len(titles):
+            raise UserError(
+                f"{len(rows)} lists of categories for {len(titles)} titles: give one for each"
+            )
+        fresh: dict[str, None] = {}
+        for title in map(normal_title, titles):
+            if not title:
                 raise UserError("a new item has an empty title: give it a text")
-            if title in known:
+            if title in fresh or self._of_form(title):
                 raise UserError(f"there is an item titled {title!r} already: recommend that one")
-            known.add(title)
+            fresh[title] = None
         return Catalog(
             item_ids=np.array([*self.item_ids, *item_ids]),
-            titles=(*self.titles, *titles),
-            categories=(*self.categories, *map(tuple, categories or [()] * len(titles))),
+            titles=(*self.titles, *fresh),
+            categories=(
+                *self.categories,
+                *(tuple(filter(None, map(normal_title, names))) for names in rows),
+            ),
         )
 
     @cached_property
@@ -87,8 +104,19 @@ class Catalog:
     def _by_folded(self) -> dict[str, list[int]]:
         indices: dict[str, list[int]] = {}
         for index, title in enumerate(self.titles):
-            indices.setdefault(title.casefold(), []).append(index)
+            indices.setdefault(_folded(title), []).append(index)
         return indices
+
+    def _of_form(self, title: str) -> list[int]:
+        """The items whose titles have the normal form of this one."""
+        normal, alike = normal_title(title), self._by_folded.get(_folded(title), [])
+        return [index for index in alike if normal_title(self.titles[index]) == normal]
+
+
+def _folded(title: str) -> str:
+    """The same for all cases of letters of a title, in whatever form it is written."""
+    folded = normal_title(title).casefold()
+    return folded if folded.isascii() else normal_title(folded)
 
 
 def unique_titles(titles: Sequence[str], item_ids: Sequence[str]) -> tuple[str, ...]:

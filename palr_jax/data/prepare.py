@@ -32,7 +32,7 @@ from palr_jax.data.raw import ITEMS_SCHEMA, RawTables
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.data.table import read_table
 from palr_jax.errors import UserError
-from palr_jax.files import read_arrays, replacing, write_arrays
+from palr_jax.files import read_arrays, reading, replacing, write_arrays
 from palr_jax.progress import say
 from palr_jax.ragged import Ragged
 
@@ -49,7 +49,6 @@ READERS: dict[Source, Callable[[DataConfig], RawTables]] = {
     "amazon-2023": read_amazon,
     "table": read_table,
 }
-SLATE = 10
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ def prepare(config: DataConfig) -> Prepared:
     if not any(catalog.categories):
         say(f"{raw.items_file}: no item has a category, so nothing is known for profiles")
     histories = sequences(log)
-    _check_unseen(histories, log)
     return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)
 
 
@@ -108,10 +106,11 @@ def save(prepared: Prepared, directory: Path) -> None:
         "title": catalog.titles,
         "categories": catalog.categories,
     }
-    with replacing(directory / "catalog.parquet") as temporary:
+    split_file, catalog_file = files(directory)
+    with replacing(catalog_file) as temporary:
         pl.DataFrame(columns, schema=ITEMS_SCHEMA).write_parquet(temporary)
     write_arrays(
-        directory / "split.npz",
+        split_file,
         train_N=split.train.values_N,
         train_offsets_U1=split.train.offsets_R1,
         validation_U=split.validation_U,
@@ -121,41 +120,56 @@ def save(prepared: Prepared, directory: Path) -> None:
     )
 
 
+def files(directory: Path) -> list[Path]:
+    """The files that `save` writes: of the split, of the catalog."""
+    return [directory / "split.npz", directory / "catalog.parquet"]
+
+
 def load(directory: Path) -> Prepared:
     """Reads what `save` wrote.
 
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
     """
-    path = directory / "split.npz"
-    arrays = read_arrays(path)
-    try:
+    path, catalog_file = files(directory)
+    arrays = read_arrays(
+        path, "train_N", "train_offsets_U1", "validation_U", "test_U", "user_ids", "num_items"
+    )
+    with reading(path, "run `palr prepare`"):
         split = Split(
-            train=Ragged(arrays["train_N"], arrays["train_offsets_U1"]),
+            train=Ragged.checked(arrays["train_N"], arrays["train_offsets_U1"]),
             validation_U=arrays["validation_U"],
             test_U=arrays["test_U"],
-            user_ids=arrays["user_ids"],
+            user_ids=arrays["user_ids"].astype(np.str_),
             num_items=int(arrays["num_items"]),
         )
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}: delete it and run `palr prepare`") from None
-    catalog = _load_catalog(directory / "catalog.parquet")
+        _check_split(split)
+    catalog = _load_catalog(catalog_file)
     if len(catalog) != split.num_items:
-        raise UserError(f"{directory} holds files of two runs: delete it and run `palr prepare`")
+        raise UserError(f"{directory} holds files of two runs: run `palr prepare`")
     return Prepared(split, catalog)
 
 
+def _check_split(split: Split) -> None:
+    """Raises ValueError if the arrays of a split do not belong together."""
+    for array in (split.train.values_N, split.validation_U, split.test_U):
+        if array.dtype.kind != "i" or array.ndim != 1:
+            raise ValueError(f"items are expected, not {array.dtype} {array.shape}")
+        if len(array) and not 0 <= array.min() <= array.max() < split.num_items:
+            raise ValueError(f"it names items beyond the {split.num_items} of the catalog")
+    counts = {len(split.train), len(split.validation_U), len(split.test_U), len(split.user_ids)}
+    if len(counts) > 1:
+        raise ValueError("its arrays are of different users")
+
+
 def _load_catalog(path: Path) -> Catalog:
-    try:
-        frame = pl.read_parquet(path.read_bytes())
+    with reading(path, "run `palr prepare`"):
+        frame = pl.read_parquet(path.read_bytes()).select(
+            pl.col(name).cast(kind) for name, kind in ITEMS_SCHEMA.items()
+        )
+        if any(frame.null_count().row(0)):
+            raise ValueError("a value is missing")
         ids, titles, categories = (frame[name].to_list() for name in ITEMS_SCHEMA)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `palr prepare`") from None
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}): delete it and run `palr prepare`"
-        ) from None
     return Catalog(np.array(ids, np.str_), tuple(titles), tuple(map(tuple, categories)))
 
 
@@ -192,14 +206,4 @@ def _check_users(log: InteractionLog, config: DataConfig) -> None:
             f"{users} users and {len(log.item_ids)} items remain after the {config.min_count}-core "
             f"of {config.source}, fewer than data.min_users = {config.min_users}: "
             "lower data.min_count or give more interactions"
-        )
-
-
-def _check_unseen(histories: Ragged, log: InteractionLog) -> None:
-    longest = int(histories.lengths_R.argmax())
-    seen, items = int(histories.lengths_R[longest]), len(log.item_ids)
-    if items - seen < SLATE:
-        raise UserError(
-            f"user {str(log.user_ids[longest])!r} has {seen} of the {items} items, which leaves "
-            f"fewer than {SLATE} to recommend: lower data.min_count or give more items"
         )

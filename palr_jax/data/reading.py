@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,8 @@ _DAMAGED = (
     ValueError,
 )
 _PARQUET = b"PAR1"
+# The files that were read since `noting_files` began.
+_noted: ContextVar[list[Path] | None] = ContextVar("noted", default=None)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -44,6 +47,17 @@ class Content:
 
     file: Path
     data: bytes
+
+
+@contextmanager
+def noting_files() -> Iterator[list[Path]]:
+    """Yields a list that gets every file of a source that is read while the block runs."""
+    files: list[Path] = []
+    token = _noted.set(files)
+    try:
+        yield files
+    finally:
+        _noted.reset(token)
 
 
 def given(value: str | None, key: str, expected: str) -> Path:
@@ -145,9 +159,12 @@ def check_size(path: Path, unpacked: int, packed: int) -> None:
 
 @contextmanager
 def _reading(path: Path, mend: str) -> Iterator[None]:
-    """Turns the errors of reading `path` into a `UserError`."""
+    """Turns the errors of reading `path` into a `UserError`, and notes that it was read."""
     try:
         yield
+        files = _noted.get()
+        if files is not None and path not in files:
+            files.append(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {mend}") from None
     except _DAMAGED as error:

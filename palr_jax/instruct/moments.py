@@ -128,8 +128,9 @@ class MomentMaker:
         self, rng: np.random.Generator, user: int, number: int
     ) -> tuple[np.ndarray, np.ndarray, PathChoices]:
         """Candidates as the retriever ranks them, their prior, and the choices to the target."""
-        items_S = self.retrieved.items_PK[number].copy()
-        score_S = self.retrieved.scores_PK[number]
+        items_S, score_S = self.retrieved.items_PK[number], self.retrieved.scores_PK[number]
+        is_there_S = items_S >= 0
+        items_S, score_S = items_S[is_there_S], score_S[is_there_S]  # copies
         target = self.train[user][self.retrieved.moments.values_N[number]]
         if not (items_S == target).any():
             items_S[-1] = target

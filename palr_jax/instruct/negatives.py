@@ -20,8 +20,8 @@ class Retrieved:
 
     Attributes:
         moments: per user, the lengths of these beginnings; prefix p is the p-th value of all.
-        items_PK: int32, the retriever's top items for prefix p, best first.
-        scores_PK: float32, its scores of them.
+        items_PK: int32, the retriever's top items for prefix p, best first; -1 behind the last.
+        scores_PK: float32, its scores of them; -inf behind the last.
     """
 
     moments: Ragged
@@ -29,9 +29,10 @@ class Retrieved:
     scores_PK: np.ndarray
 
     def draw(self, rng: np.random.Generator, user: int) -> tuple[int, np.ndarray]:
-        """A random one of a user's moments and what was proposed then, [K]."""
+        """A random one of a user's moments and what was proposed then, [at most K]."""
         place = int(rng.integers(self.moments.offsets_R1[user], self.moments.offsets_R1[user + 1]))
-        return int(self.moments.values_N[place]), self.items_PK[place]
+        items_K = self.items_PK[place]
+        return int(self.moments.values_N[place]), items_K[items_K >= 0]
 
 
 def draw_moments(train: Ragged, users: np.ndarray, seed: int, count: int) -> Ragged:

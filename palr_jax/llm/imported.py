@@ -81,7 +81,7 @@ def read(
     except Exception as error:  # Orbax, TensorStore and the file system each raise their own
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
         raise UserError(
-            f"{folder} cannot be read ({reason}): delete it and import the weights again"
+            f"{folder} cannot be read ({reason}): import the weights again, to another folder"
         ) from error
     return config, arrays
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from palr_jax.evaluation.metrics import SLATE
+
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
 ]
@@ -20,7 +22,7 @@ class RetrieverConfig:
 
     Attributes:
         model: the retriever.
-        candidates: items proposed per user (paper: 50).
+        candidates: items proposed per user (paper: 50), no fewer than a slate has places.
         loss: what training minimises: cross_entropy is the softmax over the whole catalog, the
             others compare with drawn items. By default the model's own: cross_entropy for those
             that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
@@ -52,7 +54,7 @@ class RetrieverConfig:
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
 
     model: Model = "sasrec"
-    candidates: Annotated[int, Field(ge=1, le=100_000)] = 50
+    candidates: Annotated[int, Field(ge=SLATE, le=100_000)] = 50
     loss: LossKind | None = None
     negatives: Annotated[int, Field(ge=1, le=100_000)] = 1
     dim: Annotated[int, Field(ge=1, le=16_384)] = 64

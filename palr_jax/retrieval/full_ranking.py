@@ -80,30 +80,29 @@ def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: in
 def recommend(scorer: Scorer, histories: Ragged, k: int, num_items: int) -> TopK:
     """The `k` unseen items scored highest, best first; of equal items the lower comes first.
 
+    A user with fewer unseen items gets all of them; behind the last, items are -1 and scores -inf.
+
     Raises:
-        UserError: a history leaves fewer than `k` items, or holds an item the catalog lacks.
+        UserError: a history holds an item the catalog lacks.
     """
-    if k > num_items:
-        raise UserError(f"{k} items are asked for, but the catalog has {num_items}: ask for fewer")
-    item_UK = np.zeros((len(histories), k), np.int32)
-    score_UK = np.zeros((len(histories), k), np.float32)
+    item_UK = np.full((len(histories), k), -1, np.int32)
+    score_UK = np.full((len(histories), k), -np.inf, np.float32)
+    K = min(k, num_items)
     mesh, items = _spread(scorer.items, num_items)
     for users_B, part in chunks(histories, num_items):
         queries = jax.device_put(scorer.queries(part), NamedSharding(mesh, P()))
         nobody_B = np.zeros(len(part), np.int32)
+        seen_BS = _seen(part, num_items)
         _, item_BK, score_BK = _rank(
-            scorer.score, mesh, k, num_items, queries, items, nobody_B, _seen(part, num_items)
+            scorer.score, mesh, K, num_items, queries, items, nobody_B, seen_BS
         )
-        item_UK[users_B] = np.asarray(item_BK)[: len(users_B)]
-        score_UK[users_B] = np.asarray(score_BK)[: len(users_B)]
-    short_U = np.isneginf(score_UK[:, -1])
-    if short_U.any():
-        user = int(short_U.argmax())
-        left = num_items - len(np.unique(histories[user]))
-        raise UserError(
-            f"history {user} leaves {left} unseen items of {num_items}, but {k} are asked for: "
-            "ask for fewer"
-        )
+        item_UK[users_B, :K] = np.asarray(item_BK)[: len(users_B)]
+        score_UK[users_B, :K] = np.asarray(score_BK)[: len(users_B)]
+        # Seen items are scored -inf, and so is nothing else but by a model that says it.
+        unseen_B = num_items - (seen_BS < num_items).sum(axis=1)[: len(users_B)]
+        beyond_BK = np.arange(k) >= unseen_B[:, None]
+        item_UK[users_B] = np.where(beyond_BK, -1, item_UK[users_B])
+        score_UK[users_B] = np.where(beyond_BK, -np.inf, score_UK[users_B])
     return TopK(item_UK, score_UK)
 
 

@@ -19,8 +19,9 @@ class TopK:
     """The best items of each user, best first.
 
     Attributes:
-        item_UK: int32.
-        score_UK: float32, the scores of these items; comparable within a user only.
+        item_UK: int32; -1 behind the last item of a user with fewer than K.
+        score_UK: float32, the scores of these items; comparable within a user only, -inf behind
+            the last.
     """
 
     item_UK: np.ndarray
@@ -56,8 +57,10 @@ class Retriever(Protocol):
     def recommend(self, histories: Ragged, k: int) -> TopK:
         """The `k` best items outside each history; of equal items the lower comes first.
 
+        A user with fewer gets all of them.
+
         Raises:
-            UserError: a history leaves fewer than `k` items, or holds an item the catalog lacks.
+            UserError: a history holds an item the catalog lacks.
         """
 
     def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 import optax
 
-from palr_jax.checkpoint import Checkpoints
+from palr_jax.checkpoint import Checkpoints, SavedSteps
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.evaluation.metrics import ndcg
-from palr_jax.files import read_json, write_json, write_text
+from palr_jax.files import read_json, reading, write_json, write_text
 from palr_jax.progress import Advance, progress
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.step import Params, TrainState, copy
@@ -81,7 +81,7 @@ def train(
     Raises:
         UserError: the loss is no longer a number, or `directory` has other settings or data.
     """
-    _claim(directory, settings(config, split.num_items, seed) | {"data": _digest(split)})
+    _claim(directory, binding(config, split, seed))
     steps = len(batches(0))
     best, state, course = params, TrainState.initial(params), Course()
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
@@ -114,7 +114,7 @@ def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Param
         UserError: training is not finished, had other settings, or cannot be read.
     """
     check_finished(directory, made_with)
-    with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
+    with SavedSteps(directory / _CHECKPOINTS) as checkpoints:
         saved = checkpoints.load_latest({"best": like})
     if saved is None:
         raise UserError(f"{directory} holds no checkpoint: run the stage `retrieve` again")
@@ -137,7 +137,7 @@ def check_finished(directory: Path, made_with: dict[str, Any]) -> None:
 def found_settings(directory: Path) -> dict[str, Any] | None:
     """The settings that the training in `directory` was begun with, None if there is none."""
     file = directory / _SETTINGS
-    return dict(read_json(file)) if file.exists() else None
+    return _read_settings(file) if file.exists() else None
 
 
 def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, Any]:
@@ -145,6 +145,11 @@ def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, An
     decisive = dataclasses.asdict(config)
     del decisive["candidates"]  # taken from the scores, after training
     return decisive | {"num_items": num_items, "seed": seed}
+
+
+def binding(config: RetrieverConfig, split: Split, seed: int) -> dict[str, Any]:
+    """All that decides the result of training, with a hash of the data."""
+    return settings(config, split.num_items, seed) | {"data": digest(split)}
 
 
 def cut(arrays: Any, size: int) -> list[Any]:
@@ -208,7 +213,7 @@ def _after(
     return Course(curve, max(quality, course.best), stale, finished)
 
 
-def _digest(split: Split) -> str:
+def digest(split: Split) -> str:
     """A hash of the data that training sees."""
     parts = (split.train.values_N, split.train.offsets_R1, split.validation_U)
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
@@ -223,10 +228,16 @@ def _claim(directory: Path, made_with: dict[str, Any]) -> None:
 
 
 def _check_settings(directory: Path, made_with: dict[str, Any]) -> None:
-    found = read_json(directory / _SETTINGS)
+    found = _read_settings(directory / _SETTINGS)
     for name, value in made_with.items():
         if found.get(name) != value:
             raise UserError(
                 f"the retriever in {directory} was trained with {name} {found.get(name)}, not "
                 f"{value}: delete that folder and run the stage `retrieve` again"
             )
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    value = read_json(file)
+    with reading(file):
+        return dict(value)

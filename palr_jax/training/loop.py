@@ -12,10 +12,10 @@ import grain
 import jax
 from flax import nnx
 
-from palr_jax.checkpoint import Checkpoints
+from palr_jax.checkpoint import Checkpoints, SavedSteps
 from palr_jax.decoding.candidate_head import HeadParam
 from palr_jax.errors import UserError
-from palr_jax.files import read_json, write_json
+from palr_jax.files import read_json, reading, write_json
 from palr_jax.llm.llama import Llama
 from palr_jax.processes import Stop, Terminated, is_leader
 from palr_jax.progress import progress, say
@@ -92,7 +92,8 @@ def finetune(
 
     Raises:
         UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
-            can be read, or a batch does not divide over the mesh.
+            can be read, the one with the lowest validation loss is not there, or a batch does not
+            divide over the mesh.
         Terminated: SIGTERM came, and the step after it is saved.
     """
     check_rows(config, shards)
@@ -107,11 +108,18 @@ def finetune(
             state = TrainState(trees["step"], trees["params"], trees["optimizer"])
             batches.set_state(notes["streams"])
             course = Course(**notes["course"])
+            if validation and course.step not in (0, *checkpoints.steps()):
+                raise UserError(
+                    f"{directory} lacks step {course.step}, which has the lowest validation loss: "
+                    "delete that folder and run the stage again"
+                )
             say(f"{name}: going on from step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         told_to_stop: Any = False
-        log = MetricsLog(metrics_file, name, config.log_every, model, after=first)
+        log = MetricsLog(
+            metrics_file, name, config.log_every, model, after=first, last=config.steps
+        )
         bar = progress(name, config.steps, "steps", done=first)
         with closing(log), bar as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
@@ -162,8 +170,8 @@ def load_trained(model: Llama, directory: Path, step: int | None = None) -> None
     """
     step = trained_step(directory) if step is None else step
     params = nnx.state(model, trainable(model))
-    with Checkpoints(directory) as checkpoints:
-        trees, _ = checkpoints.load(step, {"params": params})
+    with SavedSteps(directory) as saved:
+        trees, _ = saved.load(step, {"params": params})
     nnx.update(model, trees["params"])
 
 
@@ -174,13 +182,16 @@ def trained_step(directory: Path) -> int:
     Raises:
         UserError: there is no checkpoint.
     """
-    if _chosen(directory).exists():
-        return int(read_json(_chosen(directory))["step"])
-    with Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest()
-    if step is None:
+    chosen = _chosen(directory)
+    if chosen.exists():
+        value = read_json(chosen)
+        with reading(chosen, "delete it and run `palr finetune`"):
+            return int(value["step"])
+    with SavedSteps(directory) as saved:
+        steps = saved.steps()
+    if not steps:
         raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
-    return step
+    return steps[-1]
 
 
 def _chosen(directory: Path) -> Path:

@@ -22,7 +22,9 @@ _SUMMED = ("tokens", "label tokens", "pairs")
 
 
 class MetricsLog:
-    """Writes a line every so many steps: loss, accuracy of label tokens, gradient norm, rates.
+    """Writes a line every so many steps, and one of the last step.
+
+    A line holds loss, accuracy of label tokens, gradient norm and rates.
 
     The rates are over the time since the last line: `tokens/s` without padding; `model TFLOP/s`,
     what `palr_jax.training.flops.train_flops` counts (4 operations a token and frozen parameter,
@@ -30,7 +32,9 @@ class MetricsLog:
     that this is of the peak of all chips, where `palr_jax.training.chips` knows them.
     """
 
-    def __init__(self, path: Path, name: str, every: int, model: Llama, after: int) -> None:
+    def __init__(
+        self, path: Path, name: str, every: int, model: Llama, after: int, last: int
+    ) -> None:
         """Opens the files; lines of steps behind `after`, which will be done again, are removed.
 
         Args:
@@ -39,9 +43,10 @@ class MetricsLog:
             every: steps between two lines.
             model: whose operations are counted.
             after: steps done.
+            last: the last step.
         """
         _drop_lines(path, name, after)
-        self._path, self._name, self._every = path, name, every
+        self._path, self._name, self._every, self._last = path, name, every, last
         self._config, self._lora = model.config, model.lora
         devices = jax.devices()
         chip = chip_of(devices[0].device_kind)
@@ -76,7 +81,7 @@ class MetricsLog:
         if validation is not None:
             values["validation loss"] = validation
             note += f", validation {validation:.4f}"
-        if step % self._every == 0 or validation is not None:
+        if step % self._every == 0 or step == self._last or validation is not None:
             self._write_line(step, values | self._rates())
             self._start()
         return note
@@ -146,13 +151,18 @@ def _drop_lines(path: Path, name: str, after: int) -> None:
     """Removes lines of steps that will be done again."""
     if not is_leader() or not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = []
-    for line in lines:
-        if not line.endswith("\n"):
-            continue  # a kill in the middle of a line
-        entry = json.loads(line)
-        if entry["model"] != name or entry["step"] <= after:
-            kept.append(line)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if _is_to_keep(line, name, after)]
     if kept != lines:
         write_text(path, "".join(kept))
+
+
+def _is_to_keep(line: str, name: str, after: int) -> bool:
+    """Whether a line is whole, and of a step that will not be done again."""
+    try:
+        entry = json.loads(line)
+        is_done = entry["model"] != name or entry["step"] <= after
+    except (ValueError, TypeError, KeyError):  # cut off by a kill, or damaged
+        return False
+    return line.endswith("\n") and bool(is_done)

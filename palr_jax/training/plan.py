@@ -27,6 +27,7 @@ _NO_CHIPS_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "",
     "JAX_PLATFORMS": "cpu",
 }
@@ -79,8 +80,8 @@ def prepare_environment(topology: Topology) -> None:
     Raises:
         UserError: the topology is of TPUs and their compiler is not installed.
     """
-    for name, value in _NO_CHIPS_HERE.items():
-        os.environ.setdefault(name, value)
+    # Over what a host of a pod finds in its environment, whose others would be waited for.
+    os.environ.update(_NO_CHIPS_HERE)
     if topology.chip.is_gpu:
         jax.config.update("jax_num_cpu_devices", topology.chips)
     elif importlib.util.find_spec("libtpu") is None:

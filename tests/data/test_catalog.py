@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,6 +51,23 @@ def test_index_of_does_not_choose_between_cases(complaint) -> None:
 
 def test_index_of_in_a_catalog_of_one(complaint) -> None:
     assert "'Heat'" in complaint(catalog_of("Heat").index_of, "zzz")
+
+
+@pytest.mark.parametrize(
+    "asked", ["Ame\u0301lie  (2001)", "Amélie\n(2001)", "AMÉLIE (2001) ", "ame\u0301lie\t(2001)"]
+)
+def test_index_of_knows_all_forms_of_a_title(asked: str) -> None:
+    assert catalog_of("Heat", "Amélie (2001)").index_of(asked) == 1
+    assert catalog_of("Heat", "Ame\u0301lie  (2001)").index_of(asked) == 1
+
+
+def test_index_of_is_quick_among_many_titles_and_short_about_long_ones(complaint) -> None:
+    catalog = catalog_of(*(f"Film {n} ({1900 + n % 120})" for n in range(200_000)))
+    assert catalog.index_of("FILM 1 (1901)") == 1  # makes the table
+    start = time.monotonic()
+    assert "'Film 77777 (1917)'" in complaint(catalog.index_of, "Filn 77777 (1917)")
+    assert len(complaint(catalog.index_of, "x" * 1_000_000)) < 500
+    assert time.monotonic() - start < 4
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

@@ -130,14 +130,9 @@ def test_too_few_users(tmp_path, complaint) -> None:
     assert "0 users and 0 items" in complaint(prepare, replace(config, min_count=5))
 
 
-@pytest.mark.parametrize("seen, enough", [(14, True), (15, False)])
-def test_ten_unseen_items_must_be_left(tmp_path, complaint, seen, enough) -> None:
-    rows = ring() + [("u0", f"i{item}", 500) for item in range(LENGTH, seen)]
-    config = write(tmp_path, rows)
-    if enough:
-        assert len(sequences(prepare(config))["u0"]) == seen
-    else:
-        assert "user 'u0' has 15 of the 24 items" in complaint(prepare, config)
+def test_a_user_may_have_almost_all_items(tmp_path) -> None:
+    rows = ring() + [("u0", f"i{item}", 500) for item in range(LENGTH, NUM_ITEMS)]
+    assert len(sequences(prepare(write(tmp_path, rows)))["u0"]) == NUM_ITEMS
 
 
 def assert_same(one: Prepared, two: Prepared) -> None:
@@ -190,7 +185,7 @@ def test_load_refuses_files_of_two_runs(tmp_path, complaint) -> None:
 def test_load_names_an_array_that_is_not_there(tmp_path, complaint) -> None:
     save(prepare(write(tmp_path, ring())), tmp_path)
     np.savez(tmp_path / "split.npz", other=np.zeros(1))
-    assert "split.npz lacks 'train_N'" in complaint(load, tmp_path)
+    assert "split.npz cannot be read (it lacks train_N)" in complaint(load, tmp_path)
 
 
 def counts(prepared: Prepared) -> tuple[int, int, int]:

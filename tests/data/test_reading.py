@@ -1,9 +1,10 @@
 import gzip
+import zipfile
 
 import pytest
 
 from palr_jax.data import reading
-from palr_jax.data.reading import numbered_lines, read_content
+from palr_jax.data.reading import noting_files, numbered_lines, read_content, unzip
 
 MEND = "set it to a file"
 
@@ -100,3 +101,17 @@ def test_a_terabyte_of_nothing_is_not_read(tmp_path, complaint, name, problem) -
     with (tmp_path / name).open("wb") as file:
         file.truncate(10**12)
     assert problem in complaint(read_all, tmp_path / name)
+
+
+def test_every_file_that_is_read_is_noted_once(tmp_path) -> None:
+    for name in ("a.csv", "a.json", "unread.csv"):
+        (tmp_path / name).write_text("one\n")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("folder/ratings.csv", "one\n")
+    with noting_files() as files:
+        for _ in range(2):
+            read_all(tmp_path / "a.csv")
+            read_lines(tmp_path / "a.json")
+            unzip(tmp_path / "a.zip", "ratings.csv", MEND)
+    read_all(tmp_path / "unread.csv")
+    assert files == [tmp_path / name for name in ("a.csv", "a.json", "a.zip")]

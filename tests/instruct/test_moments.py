@@ -94,6 +94,36 @@ def test_the_history_never_sees_what_is_fed_for_a_moment(
                 assert example.position_T[token] == example.position_T[moment.place] + depth
 
 
+def test_where_few_items_are_unseen_there_are_few_candidates(
+    train, tokenizer, item_tokens, history_config
+) -> None:
+    maker = make_moments(train, tokenizer, item_tokens, history_config)
+    retrieved = maker.retrieved
+    user = len(train) - 1
+    target_P = train[user][retrieved.moments[user]]
+    short = replace(
+        retrieved, items_PK=retrieved.items_PK.copy(), scores_PK=retrieved.scores_PK.copy()
+    )
+    for number, target in zip((-3, -2, -1), target_P, strict=True):
+        row = retrieved.items_PK[number]
+        row = np.append(target, row[row != target])
+        short.items_PK[number] = np.where(np.arange(SLOTS) < 3, row, -1)
+        short.scores_PK[number] = np.where(np.arange(SLOTS) < 3, [3, 2, 1, *[0] * 5], -np.inf)
+    maker = replace(maker, retrieved=short)
+    example = maker.example(user, 0)
+    assert len(example.moments) == 3
+    for moment, target in zip(example.moments, target_P, strict=True):
+        assert len(moment.item_S) == len(moment.prior_S) == 3
+        assert moment.item_S.min() >= 0
+        assert moment.item_S[moment.choices.target] == target
+        assert np.exp(moment.prior_S).sum() == pytest.approx(1)
+        assert moment.prior_S.argmax() == moment.choices.target
+    batch = maker.pack([example], Packing(1, 400, 6), np.random.default_rng(0))
+    asked = batch["weight_RQ"] > 0
+    assert (batch["candidate_RQS"][asked] >= 0).sum(axis=1).tolist() == [3, 3, 3]
+    assert np.isfinite(batch["prior_RQS"]).all()
+
+
 def test_a_moment_that_the_retriever_missed_is_skipped_or_gets_its_target(
     train, tokenizer, item_tokens, history_config
 ) -> None:

@@ -152,10 +152,11 @@ def test_nobody_to_rank() -> None:
 def test_too_few_unseen_items() -> None:
     histories = Ragged.from_rows([[0], [0, 1, 2, 3, 3]])
     assert recommend(constant([0] * 6), histories, 2, 6).item_UK.tolist() == [[1, 2], [4, 5]]
-    with pytest.raises(UserError, match="history 1 leaves 2 unseen items of 6, but 3"):
-        recommend(constant([0] * 6), histories, 3, 6)
-    with pytest.raises(UserError, match="7 items are asked for, but the catalog has 6"):
-        recommend(constant([0] * 6), histories, 7, 6)
+    top = recommend(constant([0] * 6), histories, 3, 6)
+    assert top.item_UK.tolist() == [[1, 2, 3], [4, 5, -1]]
+    assert np.isneginf(top.score_UK).tolist() == [[False] * 3, [False, False, True]]
+    top = recommend(constant([0] * 6), histories, 7, 6)
+    assert top.item_UK.tolist() == [[1, 2, 3, 4, 5, -1, -1], [4, 5, -1, -1, -1, -1, -1]]
 
 
 @pytest.mark.parametrize("item", [-1, 6])

@@ -280,7 +280,7 @@ def test_a_directory_belongs_to_one_data_set(whole: Path) -> None:
 
 
 def test_candidates_are_no_matter_of_training(whole: Path) -> None:
-    sasrec(replace(CONFIG, candidates=3)).load(whole)
+    sasrec(replace(CONFIG, candidates=30)).load(whole)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads

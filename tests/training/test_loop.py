@@ -3,6 +3,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,7 +100,7 @@ def test_rates_follow_the_formula(tmp_path: Path, monkeypatch) -> None:
     peak = CHIPS["v5e"].flops * len(jax.devices())
     monkeypatch.setattr(metrics, "chip_of", lambda kind: CHIPS["v5e"])
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", "tiny", 2, model, after=0)
+    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", "tiny", 2, model, after=0, last=9)
     sums = {"tokens": 100, "label tokens": 10, "pairs": 2000.0}
     for step in (1, 2):
         log.write(step, {"loss": np.float32(1), **{k: np.asarray(v) for k, v in sums.items()}})
@@ -160,3 +161,31 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     with pytest.raises(UserError, match=r"the loss is \S+ at step \d: lower finetune"):
         tuned(data, tokenizer, tmp_path, wild)
     assert (tmp_path / "steps" / "4").exists()
+
+
+def test_the_best_step_is_the_result_and_its_loss_is_noticed(
+    data, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, 1.0, 1.5, 1.25])
+    monkeypatch.setattr(loop, "_validation_loss", lambda *_: next(losses))
+    config = replace(CONFIG, validate_every=1, patience=2, keep=1)
+    steps, metrics = tmp_path / "steps", tmp_path / "metrics.jsonl"
+
+    def go() -> None:
+        model = new_model(tokenizer.vocab_size)
+        loop.finetune(model, [data], config, ONE, steps, metrics, "tiny", [next(iter(data))])
+
+    go()
+    assert loop.trained_step(steps) == 2
+    assert sorted(int(step.name) for step in steps.iterdir() if step.name.isdigit()) == [2, 4]
+    assert next(losses, None) is None
+    shutil.rmtree(steps / "2")
+    with pytest.raises(UserError, match=r"lacks step 2, .*: delete that folder"):
+        go()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": "x"}', '{"step": null}'])
+def test_a_damaged_note_of_the_best_step_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "steps.json").write_text(text)
+    with pytest.raises(UserError, match=r"steps\.json .*: delete it and run"):
+        loop.trained_step(tmp_path / "steps")

@@ -1,0 +1,87 @@
+"""Checks of what is given to the Python API: a wrong kind is one line, and not a wrong result."""
+
+import operator
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from palr_jax.errors import UserError
+
+
+def list_of(value: Any, what: str) -> list[Any]:
+    """The entries of a list, a tuple, an array or another series with an order.
+
+    Raises:
+        UserError: it is a text, which Python would take for a list of letters, or none of these.
+    """
+    is_one = isinstance(value, str | bytes | bytearray | Mapping | Set)
+    if is_one or not isinstance(value, Iterable):
+        raise UserError(f"{what}: a list is expected, not {_shown(value)}")
+    try:
+        return list(value)
+    except TypeError:  # an array without axes says only now that it is no list
+        raise UserError(f"{what}: a list is expected, not {_shown(value)}") from None
+
+
+def texts_of(value: Any, what: str) -> list[str]:
+    """A list of texts, titles for example.
+
+    Raises:
+        UserError: it is no list, or an entry is no text.
+    """
+    entries = list_of(value, what)
+    for number, entry in enumerate(entries, 1):
+        text_of(entry, f"{what}, entry {number}")
+    return entries
+
+
+def lists_of_texts(value: Any, what: str) -> list[list[str]]:
+    """A list of lists of texts, one for each user for example.
+
+    Raises:
+        UserError: it is none.
+    """
+    rows = list_of(value, what)
+    return [texts_of(row, f"{what}, list {number}") for number, row in enumerate(rows, 1)]
+
+
+def text_of(value: Any, what: str) -> str:
+    """A text.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{what}: a text is expected, not {_shown(value)}")
+    return value
+
+
+def whole_number(value: Any, what: str, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise UserError(f"{what}: a whole number from {least} on is expected, not {_shown(value)}")
+    return number
+
+
+def flag(value: Any, what: str) -> bool:
+    """True or False.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{what}: True or False is expected, not {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, whatever its length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"
