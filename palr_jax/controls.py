@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from palr_jax.config import Config
+from palr_jax.decoding.candidate_head import RankingLlama, head_of
 from palr_jax.evaluation.fusion import slates
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank
 from palr_jax.instruct.prompts import PromptWriter
@@ -49,6 +50,10 @@ def measure_controls(
         ),
     )
     rows.append(_row("histories shuffled", *_ranked(config, ranker, mixed, "histories shuffled")))
+    if (head := head_of(ranker.model)) is not None:
+        name = "LLaMA silent"
+        silent = replace(ranker, model=RankingLlama(ranker.model, head.without_text()))
+        rows.append(_row(name, *_ranked(config, silent, task, name)))
     name = "titles exchanged"
     exchanged = _with_titles_exchanged(ranker, rng)
     rows.append(_row(name, *_ranked(config, exchanged, task, name)))

@@ -72,7 +72,7 @@ def test_every_row_and_control_is_there(finished: Path) -> None:
         assert set(row["ci95"]) == {"SASRec", "SASRec + popularity"}
     names = [row["control"] for row in results["controls"]]
     assert names == [
-        "PALR_v2 as it is", "random order", "prior alone", "histories shuffled",
+        "PALR_v2 as it is", "random order", "prior alone", "histories shuffled", "LLaMA silent",
         "titles exchanged",
     ]  # fmt: skip
     rows = {row["model"]: row["NDCG@10"] for row in results["rows"]}

@@ -150,6 +150,17 @@ class CandidateHead(nnx.Module):
             score_BS += block.scores(end_BD, known)
         return score_BS
 
+    def without_text(self) -> "CandidateHead":
+        """A head that looks at no state of the LLaMA: prior and likeness of item vectors alone."""
+        graph, state = nnx.split(self)
+        silent = nnx.merge(graph, state)
+        silent.text_scale[...] = jnp.zeros_like(silent.text_scale[...])
+        if silent.title_D is not None:
+            silent.title_D[...] = jnp.zeros_like(silent.title_D[...])
+        for block in silent.blocks:
+            block.query_DR[...] = jnp.zeros_like(block.query_DR[...])
+        return silent
+
     def with_vector(self, item_X: np.ndarray) -> np.ndarray:
         """The same items, -1 for those that there is no vector of."""
         if not len(self.blocks):

@@ -147,3 +147,22 @@ def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
     count = len(example.moments) + 0.5 * (len(text_T) - 1)
     expected = (ranking * len(example.moments) + 0.5 * nll) / count
     assert float(both) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_head_without_text_looks_at_no_state_of_the_llama(
+    train, tokenizer, item_tokens, instruct_config
+) -> None:
+    config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=6)
+    maker = make_moments(train, tokenizer, item_tokens, config, True)
+    model = new_model(tokenizer.vocab_size, True, True, True)
+    other = new_model(tokenizer.vocab_size, True, True, True)
+    other.embedding_VD[...] = other.embedding_VD[...][::-1]
+    example = maker.example(11, 0)
+    assert not np.allclose(
+        ranked_logps(model, maker, example, True), ranked_logps(other, maker, example, True)
+    )
+    silent, also = (
+        ranked_logps(RankingLlama(one, one.candidate_head.without_text()), maker, example, True)
+        for one in (model, other)
+    )
+    np.testing.assert_allclose(silent, also, rtol=1e-5)
