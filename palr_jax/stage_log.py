@@ -28,6 +28,7 @@ class Stage:
             while it reads them.
         after: stages that it builds on; what they were made from, it is made from.
         outputs: what it writes, which is deleted before it starts from something else.
+        optional: what it writes for some configs only; deleted like the outputs.
         kept: what it writes and is not deleted, since it knows what it was made from.
     """
 
@@ -36,6 +37,7 @@ class Stage:
     inputs: tuple[Path, ...] = ()
     after: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()
+    optional: tuple[Path, ...] = ()
     kept: tuple[Path, ...] = ()
 
 
@@ -127,7 +129,7 @@ class StageLog:
         if entry.fingerprint != mark or changed:
             if changed:
                 say(f"{stage.name}: {changed} has changed, so this stage is made again")
-            for output in stage.outputs:
+            for output in (*stage.outputs, *stage.optional):
                 delete(output)
         elif entry.done:
             damaged = self._damaged(stage, entry)
@@ -146,7 +148,8 @@ class StageLog:
             **(entry.inputs or {}),
             **{str(file): self._look(file, None) for file in read},
         }
-        files = [file for path in (*stage.outputs, *stage.kept) for file in files_in(path)]
+        left = (*stage.outputs, *stage.optional, *stage.kept)
+        files = [file for path in left for file in files_in(path)]
         entry.outputs = {f"{file.relative_to(self.folder)}": take(file) for file in files}
         entry.done, entry.seconds = True, seconds
         self._note(stage, entry)

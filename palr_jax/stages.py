@@ -110,9 +110,8 @@ def describe(stage: str, config: Config, run: RunDirectory) -> Stage:
         "retrieve": [run.candidates(model) for model in models],
         "profile": [run.profiles],
         "finetune": [
-            *(run.ranker / variant for variant in get_args(Variant)),
-            *(run.ranker / f"{variant}.json" for variant in get_args(Variant)),
-            *run.token_files(), run.vectors, run.instructions, run.metrics,
+            *(run.ranker / variant for variant in config.ranker.variants),
+            run.items, run.instructions, run.metrics,
         ],
         "evaluate": [run.fusion, run.slates, run.results, run.report],
     }  # fmt: skip
@@ -126,6 +125,15 @@ def describe(stage: str, config: Config, run: RunDirectory) -> Stage:
         inputs=tuple(path_of(name) for name in inputs.get(stage, []) if name),
         after=_NEEDS[stage],
         outputs=tuple(outputs[stage]),
+        # What another config may have left is deleted with the rest.
+        optional=(
+            *(run.ranker / variant for variant in get_args(Variant)),
+            *(run.ranker / f"{variant}.json" for variant in get_args(Variant)),
+            *run.token_files(),
+            run.vectors,
+        )
+        if stage == "finetune"
+        else (),
         # A trained model is kept: it knows the settings and the data it was trained with.
         kept=tuple(map(run.retriever, models)) if stage == "retrieve" else (),
     )
