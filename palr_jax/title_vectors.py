@@ -79,8 +79,7 @@ def language_model_vectors(catalog: Catalog, weights: str, width: int = WIDTH) -
 def _lower_half(model: Llama) -> Llama:
     """The model without its upper layers, which prepare the next token."""
     layers = max(1, model.config.num_layers // 2)
-    graph, state = nnx.split(model)
-    lower = nnx.merge(graph, state)
+    lower = nnx.clone(model)
     nnx.update(lower.layers, jax.tree.map(lambda leaf: leaf[:layers], nnx.state(model.layers)))
     return lower
 

@@ -177,7 +177,7 @@ def test_show_examples_prints_text_and_statistics(here: Path, capsys) -> None:
     for stage in ("prepare", "profile"):
         assert palr(stage, "--config", "paper.yaml") == 0
     capsys.readouterr()
-    template = "'Seen by the user:'"
+    template = "Seen by the user:"
     arguments = ["--config", "paper.yaml", "--instruct.template.history", template]
     profile = ["--instruct.template.profile", "Likes {keywords}."]
     assert palr("show-examples", *arguments, *profile) == 2  # profiles have another wording

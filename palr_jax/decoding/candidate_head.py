@@ -152,8 +152,7 @@ class CandidateHead(nnx.Module):
 
     def without_text(self) -> "CandidateHead":
         """A head that looks at no state of the LLaMA: prior and likeness of item vectors alone."""
-        graph, state = nnx.split(self)
-        silent = nnx.merge(graph, state)
+        silent = nnx.clone(self)
         silent.text_scale[...] = jnp.zeros_like(silent.text_scale[...])
         if silent.title_D is not None:
             silent.title_D[...] = jnp.zeros_like(silent.title_D[...])
