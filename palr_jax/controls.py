@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from palr_jax.config import Config
 from palr_jax.decoding.candidate_head import RankingLlama, head_of
@@ -55,7 +56,7 @@ def measure_controls(
         silent = replace(ranker, model=RankingLlama(ranker.model, head.without_text()))
         rows.append(_row(name, *_ranked(config, silent, task, name)))
     name = "titles exchanged"
-    exchanged = _with_titles_exchanged(ranker, rng)
+    exchanged = _with_titles_exchanged(config, ranker, rng)
     rows.append(_row(name, *_ranked(config, exchanged, task, name)))
     return rows
 
@@ -84,8 +85,19 @@ def _in_order(task: Task, order_UC: np.ndarray) -> Task:
     )
 
 
-def _with_titles_exchanged(ranker: Ranker, rng: np.random.Generator) -> Ranker:
-    """The same ranker in a world where every item bears the title of another."""
-    items = ranker.items.take(rng.permutation(len(ranker.items)))
+def _with_titles_exchanged(config: Config, ranker: Ranker, rng: np.random.Generator) -> Ranker:
+    """The same ranker in a world where every item bears the title of another.
+
+    Item vectors that were made of titles move with them; those of the retriever stay.
+    """
+    order_I = rng.permutation(len(ranker.items))
+    items = ranker.items.take(order_I)
     writer = PromptWriter(ranker.writer.tokenizer, items, ranker.writer.config)
-    return replace(ranker, writer=writer, items=items)
+    model, head = ranker.model, head_of(ranker.model)
+    if head is not None:
+        exchanged = nnx.clone(head)
+        for kind, block in zip(config.ranker.item_embeddings, exchanged.blocks, strict=True):
+            if kind != "retriever":
+                block.vectors_IR[...] = block.vectors_IR[...][order_I]
+        model = RankingLlama(ranker.model, exchanged)
+    return replace(ranker, model=model, writer=writer, items=items)
