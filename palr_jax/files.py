@@ -108,9 +108,9 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     with reading(path):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
         try:
-            return json.loads(text)
+            return json.loads(data)
         except ValueError as error:
             raise UserError(
                 f"{path} is not valid JSON ({error}): delete it and run again"

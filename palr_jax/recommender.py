@@ -395,15 +395,15 @@ def _load_ranker(config: Config, directory: RunDirectory, step: int | None) -> t
     devices = jax.local_devices()[: config.mesh.devices]
     if step is not None:
         return load_ranker(config, directory, "PALR_v2", step, devices), step
-    folder, before = directory.ranker / "PALR_v2", None
+    folder = directory.ranker / "PALR_v2"
     while True:
         step = trained_step(folder)
         try:
             return load_ranker(config, directory, "PALR_v2", step, devices), step
         except UserError:
-            if step == before or (folder / str(step)).exists():
+            # A training that goes on may be replacing this step by a newer one.
+            if trained_step(folder) == step:
                 raise
-            before = step  # a training that goes on may have replaced it by a newer one meanwhile
 
 
 def _find(path: Path) -> tuple[RunDirectory, int | None]:

@@ -309,7 +309,7 @@ RECIPE = {
     "finetune.objective": "candidates", "finetune.moments": "6", "finetune.validation_share": "0.2",
     "finetune.validate_every": "2", "instruct.prompt": "history", "instruct.held_out": "time",
     "instruct.user_share": "1", "instruct.moments": "3", "ranker.variants": "[PALR_v2]",
-    "ranker.prior": "retriever", "ranker.item_embeddings": "retriever",
+    "ranker.prior": "retriever", "ranker.item_embeddings": "[retriever]",
     "evaluate.controls": "true",
 }  # fmt: skip
 

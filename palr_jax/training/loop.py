@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from palr_jax.checkpoint import Checkpoints, SavedSteps
-from palr_jax.decoding.candidate_head import HeadParam
+from palr_jax.decoding.candidate_head import HeadParam, head_of
 from palr_jax.errors import UserError
 from palr_jax.files import read_json, reading, write_json
 from palr_jax.llm.llama import Llama
@@ -37,8 +37,9 @@ def trainable(model: Llama) -> Any:
 
     A candidate head is trained in either case.
     """
-    has_adapters = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
-    return nnx.Any(nnx.LoRAParam, HeadParam) if has_adapters else nnx.Param
+    if not jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
+        return nnx.Param
+    return nnx.LoRAParam if head_of(model) is None else nnx.Any(nnx.LoRAParam, HeadParam)
 
 
 @dataclass(frozen=True)
