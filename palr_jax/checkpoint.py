@@ -31,9 +31,12 @@ class SavedSteps:
     def __init__(self, directory: Path) -> None:
         self.directory = absolute(directory)
         self._steps: Any = None
-        if directory.is_dir():
+        if self._is_there():
             with reading(self.directory, "delete the steps in it that are damaged"):
                 self._steps = self._open()
+
+    def _is_there(self) -> bool:
+        return self.directory.is_dir()
 
     def _open(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(self.directory)
@@ -119,6 +122,9 @@ class Checkpoints(SavedSteps):
         self._keep = keep
         directory.mkdir(parents=True, exist_ok=True)
         super().__init__(directory)
+
+    def _is_there(self) -> bool:
+        return True  # though a bucket shows no folder before there is something in it
 
     def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
