@@ -124,7 +124,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing, or a line is no JSON object.
     """
     with reading(path):
-        with path.open(encoding="utf-8", newline="\n") as file:
+        # In bytes, lines end at line feeds alone, on disk and in a bucket.
+        with path.open("rb") as file:
             lines = [json.loads(line) for line in file]
         if not all(isinstance(line, dict) for line in lines):
             raise ValueError("a line is no JSON object")
