@@ -88,7 +88,7 @@ def _kept_lines(run: RunDirectory, prepared: Prepared) -> list[str]:
     """The lines of an attempt that was stopped, without one that was cut off."""
     if not run.profiles.exists():
         return []
-    text = run.profiles.read_text(encoding="utf-8", errors="replace")
+    text = run.profiles.read_bytes().decode("utf-8", errors="replace")
     lines = []
     # Behind the first that is damaged, all are written once more.
     lines_there = io.StringIO(text, newline="\n")

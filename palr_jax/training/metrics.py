@@ -151,7 +151,7 @@ def _drop_lines(path: Path, name: str, after: int) -> None:
     """Removes lines of steps that will be done again."""
     if not is_leader() or not path.exists():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_bytes().decode("utf-8", errors="replace")
     lines = text.splitlines(keepends=True)
     kept = [line for line in lines if _is_to_keep(line, name, after)]
     if kept != lines:
