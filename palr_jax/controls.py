@@ -1,6 +1,6 @@
 """Controls: how PALR_v2 ranks when a part of what it reads is disturbed.
 
-A ranker that copies the order of its candidates, or ignores titles or histories, is found out.
+They expose a ranker that copies the order of its candidates, or ignores titles or histories.
 
 Shapes: U users, C candidates.
 """

@@ -50,7 +50,7 @@ class Known:
         history_BH: int32, the items of each history, the newest last; -1 where there is none, or no
             vector of it.
         prior_BS: float32, the retriever's log-probability of each candidate among those of its
-            row; equal numbers (such as 0) say nothing.
+            row; equal numbers (such as 0) carry no information.
     """
 
     item_BT: Array
