@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from palr_jax import processes
 from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
-from palr_jax.paths import path_of
+from palr_jax.io.paths import path_of
+from palr_jax.parallel import processes
 
 _STAGES = {
     "run": "all stages in order",
@@ -164,8 +164,8 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 def _plan(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from palr_jax import plan_report  # noqa: PLC0415
-    from palr_jax.planning import plan  # noqa: PLC0415
+    from palr_jax.planning import report as plan_report  # noqa: PLC0415
+    from palr_jax.planning.plan import plan  # noqa: PLC0415
 
     made = plan(config, arguments.topology)
     if arguments.json:
@@ -179,8 +179,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.command in ("finetune", "evaluate"):
         processes.join(arguments.coordinator, arguments.processes, arguments.process)
     # JAX takes seconds to import: help and mistakes in a config should not wait for it.
-    from palr_jax import stages  # noqa: PLC0415
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
+    from palr_jax.stages import run as stages  # noqa: PLC0415
 
     run = RunDirectory(path_of(config.runs) / config.name)
     with run.held():
@@ -220,7 +220,7 @@ def _print_results(path: Path) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     from palr_jax.evaluation.report import cells, header  # noqa: PLC0415
-    from palr_jax.files import read_json  # noqa: PLC0415
+    from palr_jax.io.files import read_json  # noqa: PLC0415
 
     results = read_json(path)
     table = Table(title=f"PALR on {results['dataset']}")
@@ -235,13 +235,13 @@ def _print_results(path: Path) -> None:
 
 
 def _import_weights(arguments: argparse.Namespace) -> None:
-    from palr_jax.llm.loading import import_weights  # noqa: PLC0415
+    from palr_jax.llm.checkpoints.loading import import_weights  # noqa: PLC0415
 
     print(import_weights(arguments.source, arguments.to))
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from palr_jax.export import export_run, export_weights  # noqa: PLC0415
+    from palr_jax.ranking.export import export_run, export_weights  # noqa: PLC0415
 
     if arguments.run:
         line = export_run(arguments.run, arguments.variant, arguments.adapter, arguments.to)
@@ -253,8 +253,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _recommend(arguments: argparse.Namespace) -> None:
+    from palr_jax.parallel.config import MeshConfig  # noqa: PLC0415
     from palr_jax.recommender import Recommender  # noqa: PLC0415
-    from palr_jax.sharding import MeshConfig  # noqa: PLC0415
 
     if (arguments.users is None) != (arguments.output is None):
         raise UserError("--users all and --output FILE.parquet (or .csv) go together: give both")
@@ -270,7 +270,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
         raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")
     recommender = Recommender.load(arguments.run, MeshConfig(**sizes))
     if arguments.users:
-        from palr_jax.bulk import recommend_all  # noqa: PLC0415
+        from palr_jax.bulk_recommend import recommend_all  # noqa: PLC0415
 
         recommend_all(recommender, arguments.k, arguments.output)
         print(arguments.output)
@@ -302,7 +302,7 @@ def _refuse_with_all(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: an option is for one user alone, or the output has no table's ending.
     """
-    from palr_jax.bulk import check_output  # noqa: PLC0415
+    from palr_jax.bulk_recommend import check_output  # noqa: PLC0415
 
     for name in ("candidates", "exclude", "explain", "json"):
         if getattr(arguments, name):

@@ -14,10 +14,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from palr_jax.data.config import DataConfig
 from palr_jax.errors import UserError, shown
 from palr_jax.instruct.config import InstructConfig, ProfileConfig
+from palr_jax.io.strict_yaml import read_yaml
 from palr_jax.llm.config import LoRAConfig
+from palr_jax.parallel.config import MeshConfig
 from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
-from palr_jax.sharding import MeshConfig
-from palr_jax.strict_yaml import read_yaml
 from palr_jax.training.config import FinetuneConfig
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]

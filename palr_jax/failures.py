@@ -6,9 +6,9 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from palr_jax import processes
 from palr_jax.errors import UserError, reason
-from palr_jax.progress import say
+from palr_jax.io.progress import say
+from palr_jax.parallel import processes
 
 # Packages whose errors are those of a network or of the service behind it.
 _NETWORK = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")

@@ -22,18 +22,18 @@ from palr_jax.decoding.trie import round_up
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
 from palr_jax.evaluation.metrics import SLATE
-from palr_jax.explaining import Explanation, explanations
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.paths import path_of
-from palr_jax.progress import Advance
+from palr_jax.io.paths import path_of
+from palr_jax.io.progress import Advance
+from palr_jax.parallel.config import MeshConfig
 from palr_jax.ragged import Ragged
-from palr_jax.ranker import Ranker, load_ranker
+from palr_jax.ranking.explain import Explanation, explanations
+from palr_jax.ranking.ranker import Ranker, load_ranker
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
-from palr_jax.sharding import MeshConfig
 from palr_jax.training.loop import trained_step
 
 

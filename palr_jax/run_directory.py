@@ -33,12 +33,12 @@ from typing import Any, get_args
 import numpy as np
 import yaml
 
-from palr_jax import lock, processes
 from palr_jax.config import Config, parse_config, to_dict
 from palr_jax.data.split import Part
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Weights
-from palr_jax.files import (
+from palr_jax.io import lock
+from palr_jax.io.files import (
     fingerprint,
     read_arrays,
     read_json,
@@ -49,10 +49,11 @@ from palr_jax.files import (
     write_json,
     write_text,
 )
-from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from palr_jax.io.strict_yaml import read_yaml
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from palr_jax.parallel import processes
 from palr_jax.ragged import Ragged
 from palr_jax.stage_log import StageLog
-from palr_jax.strict_yaml import read_yaml
 
 VERSION = version("palr-jax")
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palr_jax import processes
 from palr_jax.data.reading import noting_files
 from palr_jax.errors import UserError
-from palr_jax.files import fingerprint, read_json, reading, write_json
-from palr_jax.paths import delete, path_of
-from palr_jax.progress import say
-from palr_jax.stamps import Stamp, files_in, is_whole, retake, take
+from palr_jax.io.files import fingerprint, read_json, reading, write_json
+from palr_jax.io.paths import delete, path_of
+from palr_jax.io.progress import say
+from palr_jax.io.stamps import Stamp, files_in, is_whole, retake, take
+from palr_jax.parallel import processes
 
 Stamps = dict[str, Stamp]
 

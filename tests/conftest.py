@@ -22,8 +22,8 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking
 from tests.world import write_world

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from palr_jax.config import Config, load_config, option_keys, parse_config, to_dict
 from palr_jax.errors import UserError
+from tests.locations import ROOT
 from tests.outcome import result_or_line
 
-FOLDER = Path(__file__).resolve().parents[1] / "configs"
+FOLDER = ROOT / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 
 

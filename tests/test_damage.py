@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palr_jax import Recommender, UserError
-from palr_jax.files import write_arrays
+from palr_jax.io.files import write_arrays
 
 HISTORY = ["Story, 3 (1953)", "Story, 5 (1955)"]
 

@@ -11,7 +11,8 @@ import pytest
 
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
-from palr_jax.processes import Terminated
+from palr_jax.parallel.processes import Terminated
+from tests.locations import ROOT
 
 CODES = sorted({*errno.errorcode} - {errno.EPIPE, errno.ESHUTDOWN})  # nobody reads any more
 
@@ -73,7 +74,7 @@ def palr(world: Path, *arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=world,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **options.pop("env", {})},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})},
         stderr=subprocess.PIPE,
         text=True,
         **options,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from palr_jax import Recommender, UserError
 from palr_jax.decoding import score as score_module
 from palr_jax.llm.llama import Llama
-from palr_jax.sharding import MeshConfig
+from palr_jax.parallel.config import MeshConfig
 
 HISTORY = ["Story, 3 (1953)", "Story, 5 (1955)", "Story, 4 (1954)"]
 OWN = ["Story, 20 (1970)", "Story, 31 (1981)", "Story, 8 (1958)"]

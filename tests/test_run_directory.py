@@ -11,7 +11,7 @@ from palr_jax.cli import main
 from palr_jax.config import Config
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Weights
-from palr_jax.files import write_arrays
+from palr_jax.io.files import write_arrays
 from palr_jax.run_directory import RunDirectory
 from tests.world import write_world
 

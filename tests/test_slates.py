@@ -2,7 +2,6 @@
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -13,9 +12,9 @@ from palr_jax.data.catalog import Catalog, unique_titles
 from palr_jax.data.prepare import prepare
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.ragged import Ragged
+from tests.locations import ROOT, SHARED
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"
+DATA = SHARED / "data"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_adversarial_titles(tool: ModuleType) -> None:
 
 @pytest.mark.parametrize("name", ["ml-1m", "beauty"])
 def test_users_of_the_paper(tool: ModuleType, name: str) -> None:
-    folder = SHARED / name
+    folder = DATA / name
     if not folder.exists():
         pytest.skip("the data set is not here")
     config = load_config(ROOT / "configs/quickstart.yaml", {

@@ -25,11 +25,12 @@ from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
-from palr_jax.llm.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
-from palr_jax.ranker import Ranker
+from palr_jax.ranking.ranker import Ranker
 from palr_jax.run_directory import RunDirectory
-from palr_jax.sharding import MeshConfig, Shards, make_mesh
 
 ITEMS, CANDIDATES = 10, 50
 

@@ -16,8 +16,8 @@ from palr_jax.data.config import DataConfig
 from palr_jax.data.raw import RawTables, items_table
 from palr_jax.data.reading import given, numbered_lines
 from palr_jax.errors import UserError, shown
-from palr_jax.paths import path_of
-from palr_jax.progress import say
+from palr_jax.io.paths import path_of
+from palr_jax.io.progress import say
 
 _EXPECTED = "a .json or .jsonl file, also with .gz"
 _FILES = "reviews and meta files"

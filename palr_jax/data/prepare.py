@@ -32,8 +32,8 @@ from palr_jax.data.raw import ITEMS_SCHEMA, RawTables
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.data.table import read_table
 from palr_jax.errors import UserError
-from palr_jax.files import read_arrays, reading, replacing, write_arrays
-from palr_jax.progress import say
+from palr_jax.io.files import read_arrays, reading, replacing, write_arrays
+from palr_jax.io.progress import say
 from palr_jax.ragged import Ragged
 
 READERS: dict[Source, Callable[[DataConfig], RawTables]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from palr_jax.errors import UserError
-from palr_jax.paths import path_of
+from palr_jax.io.paths import path_of
 
 # No table shrinks further when it is compressed: beyond this, what is unpacked is no table.
 _RATIO = 100

@@ -14,7 +14,7 @@ from palr_jax.data.parquet_file import open_parquet
 from palr_jax.data.raw import RawTables, items_table
 from palr_jax.data.reading import Content, given, read_content
 from palr_jax.errors import UserError, shown
-from palr_jax.progress import say
+from palr_jax.io.progress import say
 
 _TEXT = (".csv", ".tsv", ".inter", ".item")
 _EXPECTED = "a .csv, .tsv, .inter or .item file, also with .gz, or a .parquet file"

@@ -22,7 +22,7 @@ from palr_jax.decoding.candidate_head import CandidateHead, Known, head_of
 from palr_jax.decoding.trie import Array, Trie, round_up
 from palr_jax.llm.llama import Layout, Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
-from palr_jax.sharding import Shards
+from palr_jax.parallel.sharding import Shards
 
 # A finite floor keeps nodes without a living edge free of NaN.
 DEAD = -1e30

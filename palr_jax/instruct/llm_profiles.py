@@ -10,7 +10,7 @@ import numpy as np
 
 from palr_jax.data.catalog import Catalog
 from palr_jax.instruct.config import ProfileConfig
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 
 _MARKS = " \t-*•#\"'`“”{}[]()<>.,!=_0123456789"
 _LONGEST_KEYWORD = 30

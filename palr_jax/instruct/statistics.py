@@ -12,7 +12,7 @@ from palr_jax.instruct.examples import ExampleMaker
 from palr_jax.instruct.moments import MomentExample, MomentMaker
 from palr_jax.instruct.packing import Example, Packing, best_fit
 from palr_jax.instruct.pipeline import WINDOW, visit, window_examples
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
 # Windows that statistics look at: enough for shares to the tenth of a percent.

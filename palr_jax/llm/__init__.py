@@ -8,7 +8,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # The config schema needs this package but not JAX, which takes seconds to import.
     if name == "load":
-        from palr_jax.llm.loading import load  # noqa: PLC0415
+        from palr_jax.llm.checkpoints.loading import load  # noqa: PLC0415
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from palr_jax.io.progress import say
 from palr_jax.llm.blocked_attention import blocked_attention
-from palr_jax.progress import say
 
 Kind = Literal["xla", "cpu", "cudnn", "splash"]
 

@@ -10,7 +10,7 @@ from palr_jax.errors import UserError
 from palr_jax.llm.attention import attention_on
 from palr_jax.llm.compute import Compute, compute_on
 from palr_jax.llm.config import LlamaConfig
-from palr_jax.sharding import FSDP, TENSOR, Shards
+from palr_jax.parallel.sharding import FSDP, TENSOR, Shards
 
 # A parameter by its place in the model, for example ("layers", "q", "kernel_IO").
 Place = tuple[str, ...]

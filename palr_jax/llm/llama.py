@@ -23,7 +23,7 @@ from palr_jax.llm.lora import Linear
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.llm.product import product
 from palr_jax.llm.rope import rope_turns, rotate
-from palr_jax.sharding import Shards
+from palr_jax.parallel.sharding import Shards
 
 # What the backward pass finds instead of computing it once more.
 _REMAT = {

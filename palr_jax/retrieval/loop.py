@@ -17,12 +17,12 @@ import jax
 import numpy as np
 import optax
 
-from palr_jax.checkpoint import Checkpoints, SavedSteps
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.evaluation.metrics import ndcg
-from palr_jax.files import read_json, reading, write_json, write_text
-from palr_jax.progress import Advance, progress
+from palr_jax.io.checkpoint import Checkpoints, SavedSteps
+from palr_jax.io.files import read_json, reading, write_json, write_text
+from palr_jax.io.progress import Advance, progress
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.step import Params, TrainState, copy
 

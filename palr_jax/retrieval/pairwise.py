@@ -20,7 +20,7 @@ from flax import nnx
 
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
-from palr_jax.files import read_arrays, write_arrays
+from palr_jax.io.files import read_arrays, write_arrays
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking, loop
 from palr_jax.retrieval.config import RetrieverConfig

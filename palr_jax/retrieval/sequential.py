@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.data.split import Split
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking, loop
 from palr_jax.retrieval.config import RetrieverConfig
@@ -20,7 +22,6 @@ from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import Layout, Rows
 from palr_jax.retrieval.step import Params, Rates, TrainState, places, train_step
-from palr_jax.sharding import MeshConfig, Shards, make_mesh
 
 
 class Sequential:

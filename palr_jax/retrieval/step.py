@@ -17,9 +17,9 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from palr_jax.parallel.sharding import Shards
 from palr_jax.retrieval.losses import NO_TARGET, Loss, loss_of
 from palr_jax.retrieval.rows import Rows
-from palr_jax.sharding import Shards
 
 Params = Any
 """Nested dicts of arrays."""

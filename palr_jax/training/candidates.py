@@ -18,7 +18,7 @@ from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.score import Choices, path_logps, siblings, with_item_scores
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Layout, Llama
-from palr_jax.sharding import Shards
+from palr_jax.parallel.sharding import Shards
 
 Array = jax.Array | np.ndarray
 

@@ -11,9 +11,9 @@ import grain
 import jax
 import numpy as np
 
-from palr_jax import processes
 from palr_jax.errors import UserError
-from palr_jax.sharding import Shards
+from palr_jax.parallel import processes
+from palr_jax.parallel.sharding import Shards
 from palr_jax.training.candidates import MomentBatch
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.step import AnyBatch, Batch

@@ -12,14 +12,14 @@ import grain
 import jax
 from flax import nnx
 
-from palr_jax.checkpoint import Checkpoints, SavedSteps
 from palr_jax.decoding.candidate_head import HeadParam, head_of
 from palr_jax.errors import UserError
-from palr_jax.files import read_json, reading, write_json
+from palr_jax.io.checkpoint import Checkpoints, SavedSteps
+from palr_jax.io.files import read_json, reading, write_json
+from palr_jax.io.progress import progress, say
 from palr_jax.llm.llama import Llama
-from palr_jax.processes import Stop, Terminated, is_leader
-from palr_jax.progress import progress, say
-from palr_jax.sharding import Shards
+from palr_jax.parallel.processes import Stop, Terminated, is_leader
+from palr_jax.parallel.sharding import Shards
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.feed import Feed, check_rows
 from palr_jax.training.metrics import MetricsLog

@@ -10,12 +10,12 @@ import jax
 from tensorboardX import SummaryWriter
 
 from palr_jax.errors import UserError
-from palr_jax.files import append_text, write_text
+from palr_jax.io.files import append_text, write_text
+from palr_jax.io.paths import in_bucket
+from palr_jax.llm.flops import train_flops
 from palr_jax.llm.llama import Llama
-from palr_jax.paths import in_bucket
-from palr_jax.processes import is_leader
-from palr_jax.training.chips import chip_of
-from palr_jax.training.flops import train_flops
+from palr_jax.parallel.chips import chip_of
+from palr_jax.parallel.processes import is_leader
 
 # Of a batch: added up between two lines, and not written themselves.
 _SUMMED = ("tokens", "label tokens", "pairs")

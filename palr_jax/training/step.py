@@ -17,7 +17,7 @@ from flax import nnx
 from palr_jax.llm.axes import shardings
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
-from palr_jax.sharding import Shards
+from palr_jax.parallel.sharding import Shards
 from palr_jax.training.candidates import MomentBatch, candidate_loss
 from palr_jax.training.config import FinetuneConfig
 

@@ -13,9 +13,10 @@ from palr_jax.data.movielens import (
     read_ml_100k,
     read_ml_latest_small,
 )
+from tests.locations import SHARED
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-ML_1M = SHARED / "ml-1m"
+DATA = SHARED / "data"
+ML_1M = DATA / "ml-1m"
 RATINGS = "1::20::5::978300760\n1::3::3::978300760\n2::20::4::978300000\n"
 MOVIES = '3::Pokémon: The First Movie (1998)::Animation|Children\'s\n20::"Heat"  (1995)::Crime\n'
 
@@ -252,7 +253,7 @@ def test_bundled() -> None:
     assert sum(not names for names in categories.values()) == 34
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared")
 @pytest.mark.parametrize("name", ["ratings.csv", "movies.csv", "README.txt"])
 def test_bundled_files_are_the_official_ones(name: str) -> None:
     bundled = Path(movielens.__file__).parent / "bundled" / "ml-latest-small"
@@ -260,7 +261,7 @@ def test_bundled_files_are_the_official_ones(name: str) -> None:
     data = (
         gzip.decompress(packed.read_bytes()) if packed.exists() else (bundled / name).read_bytes()
     )
-    assert data == (SHARED / "ml-latest-small" / name).read_bytes()
+    assert data == (DATA / "ml-latest-small" / name).read_bytes()
 
 
 @pytest.mark.skipif(not ML_1M.exists(), reason="needs ../shared")

@@ -6,9 +6,10 @@ import pytest
 
 from palr_jax.data.config import DataConfig
 from palr_jax.data.prepare import Prepared, load, prepare, save
+from tests.locations import SHARED
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+DATA = SHARED / "data"
+needs_shared = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared")
 
 NUM_USERS, NUM_ITEMS, LENGTH = 12, 24, 6
 
@@ -206,7 +207,7 @@ def test_ml_latest_small(capsys) -> None:
     [("beauty", (22_363, 12_101, 198_502)), ("ml-1m", (6_040, 3_416, 999_611))],
 )
 def test_counts_of_the_paper(name: str, expected: tuple[int, int, int]) -> None:
-    folder = SHARED / name
+    folder = DATA / name
     config = DataConfig(
         source="table",
         interactions=str(folder / "interactions.csv.gz"),

@@ -14,8 +14,9 @@ from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.trie import build
 from palr_jax.llm.axes import shardings
 from palr_jax.llm.llama import Llama
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
-from palr_jax.sharding import MeshConfig, Shards, make_mesh
 from tests.decoding.conftest import CONFIG
 from tests.decoding.slow import (
     END,

@@ -13,7 +13,7 @@ from palr_jax.instruct.negatives import NegativeSampler, Retrieved, draw_moments
 from palr_jax.instruct.packing import Example
 from palr_jax.instruct.profiles import category_table
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
 

@@ -1,6 +1,5 @@
 import string
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.json_tokenizer import JsonTokenizer
-from palr_jax.llm.tokenizer import Tokenizer, load_tokenizer
-from tests.llm.test_tokenizer import byte_level
+from palr_jax.llm.tokenizers.json_tokenizer import JsonTokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.llm.tokenizers.test_tokenizer import byte_level
+from tests.locations import SHARED
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 MISTRAL = SHARED / "models/mistral-32k-tokenizer"
 
 

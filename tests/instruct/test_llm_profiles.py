@@ -11,9 +11,9 @@ from palr_jax.instruct.llm_profiles import (
     read_keywords,
     stop_ids,
 )
-from palr_jax.llm.json_tokenizer import JsonTokenizer
-from palr_jax.llm.tokenizer import Tokenizer
-from tests.llm.test_tokenizer import byte_level
+from palr_jax.llm.tokenizers.json_tokenizer import JsonTokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+from tests.llm.tokenizers.test_tokenizer import byte_level
 
 CONFIG = ProfileConfig(kind="llm", keywords=2, weights="somewhere")
 ASKED = instruction(CONFIG, "movies")

@@ -10,7 +10,7 @@ from palr_jax.instruct.moments import MomentMaker, edges_of
 from palr_jax.instruct.negatives import Retrieved
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
 SLOTS = 8

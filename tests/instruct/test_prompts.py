@@ -6,7 +6,7 @@ import pytest
 from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
 PROFILE = "The user enjoys drama movies."

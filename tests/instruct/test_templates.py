@@ -5,7 +5,7 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig, TemplateConfig
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.instruct.templates import item_text, template
-from palr_jax.llm.tokenizer import Tokenizer
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
 

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,9 @@ from flax import nnx
 from palr_jax import llm
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Layout, Llama, causal_layout, packed_layout
+from tests.locations import SHARED
 
-STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
+STORIES = SHARED / "models" / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not here")
 
 TINY = LlamaConfig(

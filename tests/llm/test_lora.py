@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from palr_jax.llm.checkpoints.weights import base_parameters, build
 from palr_jax.llm.config import TARGETS, LlamaConfig, LoRAConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.lora import Linear
-from palr_jax.llm.weights import base_parameters, build
 
 TINY = LlamaConfig(
     vocab_size=31, dim=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=20,

@@ -15,6 +15,8 @@ import pytest
 
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import loop, sequential
 from palr_jax.retrieval.config import RetrieverConfig
@@ -23,7 +25,6 @@ from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
 from palr_jax.retrieval.step import Rates, places, train_step
-from palr_jax.sharding import MeshConfig, Shards, make_mesh
 
 NUM_ITEMS = 12
 CONFIG = RetrieverConfig(

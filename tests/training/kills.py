@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
+from tests.locations import ROOT
+
 STEPS = 400
 # A run of a small model on made-up rows, which saves every other step. It marks a file before its
 # first step, so that kills fall into the run and not into imports.
@@ -27,8 +28,9 @@ from pathlib import Path
 import grain, jax, numpy as np
 from flax import nnx
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
-from palr_jax.llm.weights import draw
-from palr_jax.sharding import MeshConfig, Shards, make_mesh
+from palr_jax.llm.checkpoints.weights import draw
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.training import loop
 from palr_jax.training.config import FinetuneConfig
 

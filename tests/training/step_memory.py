@@ -19,8 +19,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from palr_jax.llm.compute import Compute
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
+from palr_jax.planning.compile import compile_program
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.plan import compile_program
 from palr_jax.training.step import Batch, TrainState, optimizer, train_step
 
 SHAPE = LlamaConfig(

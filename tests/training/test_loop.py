@@ -17,12 +17,13 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches
 from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.flops import train_flops
 from palr_jax.llm.llama import Llama
-from palr_jax.sharding import MeshConfig, Shards, make_mesh
+from palr_jax.parallel.chips import CHIPS
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.training import loop, metrics
-from palr_jax.training.chips import CHIPS
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.flops import train_flops
 from tests.instruct.test_examples import make_maker
 
 CONFIG = FinetuneConfig(

@@ -5,9 +5,9 @@ import pytest
 from flax import nnx
 
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.flops import causal_pairs
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.flops import causal_pairs
 from palr_jax.training.loop import trainable
 from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
 

@@ -129,10 +129,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 def make_batches(weights: Path, count: int, folder: Path) -> list[Tokens]:
     """The first examples of the instruction data, as (prompt, label) in batches."""
-    from palr_jax import stages  # noqa: PLC0415
     from palr_jax.instruct.pipeline import visit  # noqa: PLC0415
-    from palr_jax.instructions import load_instructions  # noqa: PLC0415
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
+    from palr_jax.stages import run as stages  # noqa: PLC0415
+    from palr_jax.stages.instruction_data import load_instructions  # noqa: PLC0415
 
     config = load_config(CONFIG, {"ranker.weights": str(weights), "instruct.length": "1056",
                                   "finetune.length": "1056", "finetune.label_length": "256",
@@ -161,10 +161,11 @@ def ours(
         pack,
     )
     from palr_jax.llm.config import LoRAConfig  # noqa: PLC0415
-    from palr_jax.sharding import MeshConfig, Shards, make_mesh  # noqa: PLC0415
+    from palr_jax.parallel.config import MeshConfig  # noqa: PLC0415
+    from palr_jax.parallel.sharding import Shards, make_mesh  # noqa: PLC0415
+    from palr_jax.ranking.base_model import make_model  # noqa: PLC0415
     from palr_jax.training.config import FinetuneConfig  # noqa: PLC0415
     from palr_jax.training.step import Batch, initial_state, train_step  # noqa: PLC0415
-    from palr_jax.untuned import make_model  # noqa: PLC0415
 
     examples = [
         [Example(np.array(prompt), np.array(label), False, False) for prompt, label in batch]

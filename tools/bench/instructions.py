@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
-from palr_jax import stages
 from palr_jax.config import load_config
 from palr_jax.instruct.packing import Example, Packing, pack
 from palr_jax.instruct.pipeline import WINDOW, batches, visit
-from palr_jax.instructions import Instructions, load_instructions
 from palr_jax.run_directory import RunDirectory
+from palr_jax.stages import run as stages
+from palr_jax.stages.instruction_data import Instructions, load_instructions
 
 Texts = list[tuple[str, str]]
 

@@ -47,12 +47,12 @@ from palr_jax.decoding.trie import build
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.llm.loading import load
+from palr_jax.llm.checkpoints.loading import load
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.ragged import Ragged
-from palr_jax.ranker import padded
+from palr_jax.ranking.base_model import make_tokenizer
+from palr_jax.ranking.ranker import padded
 from palr_jax.retrieval.models import MODELS
-from palr_jax.untuned import make_tokenizer
 
 CONFIG = Path("configs/quickstart.yaml")
 FOLDER = Path("weights/smollm2-hf")

@@ -1,0 +1,215 @@
+"""Slates for all users of a run: in parts that survive a kill, divided among processes.
+
+Shapes: U users, C candidates, K items of a slate.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import polars as pl
+from jax.experimental import multihost_utils
+
+from palr_jax.config import to_dict
+from palr_jax.decoding.score import Sizes
+from palr_jax.errors import UserError
+from palr_jax.evaluation import fusion
+from palr_jax.io.files import fingerprint, read_json, reading, replacing
+from palr_jax.io.lock import NAME as LOCK
+from palr_jax.io.lock import locked
+from palr_jax.io.paths import delete
+from palr_jax.io.progress import Advance, progress, say
+from palr_jax.parallel import processes
+from palr_jax.ragged import Ragged
+from palr_jax.recommender import Recommender
+
+# Users of a part: what a kill can cost.
+PART = 512
+_JOB = "job.json"
+_ENDINGS = (".parquet", ".csv")
+
+# What the parts of one job have in common: config, k and step of the ranker.
+Job = dict[str, str | int]
+
+
+def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
+    """Writes the slates of all users of the data set as a table, Parquet or CSV.
+
+    Its columns are user, rank, item_id, title and score; users stand in the order of the data.
+    The history of a user is all of their items. Every process makes its share of the parts, on
+    its own devices; those that an attempt before has finished are kept.
+
+    Args:
+        recommender: of the run.
+        k: items of a slate.
+        output: the file, which is replaced; its ending says in which form: .parquet or .csv.
+
+    Raises:
+        UserError: `output` has another ending, or is a folder; processes disagree about the run,
+            its config or k; there are parts of another job, or another process makes them; or as
+            `Recommender.recommend`.
+    """
+    check_output(output)
+    job = _job(recommender, k)
+    jobs = processes.gather(job)
+    if any(other != job for other in jobs):
+        raise UserError(f"processes differ in {_difference(jobs[0], jobs)}: start them all alike")
+    processes.led(lambda: _check_own(_folder(output)))
+    with locked(_folder(output)):
+        make_parts(recommender, k, output, jax.process_index(), jax.process_count())
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("all parts are made")
+        if jax.process_index() == 0:
+            join_parts(recommender, output)
+
+
+def check_output(output: Path) -> None:
+    """Checks that a table can be written there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if output.suffix not in _ENDINGS:
+        raise UserError(
+            f"--output {output}: it is a Parquet or a CSV table: end it in .parquet or .csv"
+        )
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+
+
+def make_parts(recommender: Recommender, k: int, output: Path, index: int, count: int) -> None:
+    """Writes every `count`-th part, from number `index` on, unless it is there.
+
+    Parts stand in a folder that is named as the output with `.parts` behind it.
+    """
+    folder, users = _folder(output), recommender.prepared.split.num_users
+    _claim(folder, _job(recommender, k))
+    mine = list(_starts(recommender))[index::count]
+    left = [start for start in mine if not _part(folder, start).exists()]
+    sizes = {start: min(PART, users - start) for start in mine}
+    total, todo = sum(sizes.values()), sum(sizes[start] for start in left)
+    if todo < total:
+        say(f"recommend: {total - todo:,} of {total:,} users are done already")
+    with progress("recommend", total, "users", done=total - todo) as advance:
+        _make(recommender, k, folder, left, advance)
+
+
+def join_parts(recommender: Recommender, output: Path) -> None:
+    """Makes one table of all parts, which are deleted."""
+    folder = _folder(output)
+    files = [_part(folder, start) for start in _starts(recommender)]
+    with replacing(output) as temporary:
+        parts = []
+        for file in files:
+            with reading(file):
+                parts.append(pl.scan_parquet(file.read_bytes()))
+        table = pl.concat(parts)
+        if output.suffix == ".csv":
+            table.sink_csv(temporary)
+        else:
+            table.sink_parquet(temporary)
+    for file in (*files, folder / _JOB, folder / LOCK):
+        file.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        delete(folder)
+
+
+def _make(
+    recommender: Recommender, k: int, folder: Path, starts: list[int], advance: Advance
+) -> None:
+    """Makes parts with one set of programs: their sizes have room for all users' candidates."""
+    parts = []
+    for start in starts:
+        known = _histories(recommender, start)
+        parts.append((start, known, *recommender.propose(known, known, k)))
+    sizes = Sizes()
+    for _, _, candidates_UC, _ in parts:
+        sizes = sizes.cover(recommender.ranker.sizes(candidates_UC))
+    for start, known, candidates_UC, retriever_UC in parts:
+        fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance, sizes)
+        table = _table(recommender, start, candidates_UC, fused_UC, k)
+        with replacing(_part(folder, start), by_all=True) as temporary:
+            table.write_parquet(temporary)
+
+
+def _histories(recommender: Recommender, start: int) -> Ragged:
+    """All items of the users of a part, oldest first."""
+    split = recommender.prepared.split
+    users = range(start, min(start + PART, split.num_users))
+    return Ragged.from_rows(
+        np.concatenate([split.train[user], [split.validation_U[user], split.test_U[user]]])
+        for user in users
+    )
+
+
+def _table(
+    recommender: Recommender, start: int, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int
+) -> pl.DataFrame:
+    catalog = recommender.catalog
+    slate_UK = fusion.slates(candidates_UC, fused_UC, k)
+    users, places = slate_UK.shape
+    items = slate_UK.reshape(-1)
+    is_there = items >= 0  # few users have fewer than `places`
+    user_ids = recommender.prepared.split.user_ids[start : start + users]
+    table = pl.DataFrame(
+        {
+            "user": np.repeat(user_ids.astype(str), places),
+            "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), users),
+            "item_id": catalog.item_ids[items].astype(str),
+            "title": np.array(catalog.titles, dtype=object)[items],
+            "score": np.exp(-np.sort(-fused_UC, axis=1)[:, :places]).reshape(-1).astype(np.float32),
+        },
+        schema_overrides={"title": pl.String},
+    )
+    return table.filter(pl.Series(is_there))
+
+
+def _job(recommender: Recommender, k: int) -> Job:
+    """What the parts of one job have in common."""
+    values = to_dict(recommender.config)
+    del values["mesh"]
+    values["weights"] = dataclasses.asdict(recommender.weights)
+    return {"config": fingerprint(values), "step": recommender.step, "k": k}
+
+
+def _claim(folder: Path, job: Job) -> None:
+    """Checks that the parts which are there belong to this job."""
+    file = folder / _JOB
+    if not file.exists():
+        with replacing(file, by_all=True) as temporary:
+            temporary.write_text(json.dumps(job))
+    if (there := read_json(file)) != job:
+        raise UserError(
+            f"{folder} holds parts of a job with another {_difference(job, [there])}: delete it or "
+            "choose another --output"
+        )
+
+
+def _check_own(folder: Path) -> None:
+    """Checks that a folder which is there holds parts, or nothing."""
+    if not folder.exists() or (folder / _JOB).exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --output")
+    others = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    if others:
+        raise UserError(f"{folder} holds {others[0]!r} and no parts: choose another --output")
+
+
+def _difference(job: Job, others: list[Job]) -> str:
+    return ", ".join(name for name in job if any(other.get(name) != job[name] for other in others))
+
+
+def _starts(recommender: Recommender) -> range:
+    """The first user of each part."""
+    return range(0, recommender.prepared.split.num_users, PART)
+
+
+def _folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"users-{start:09}.parquet"

@@ -1,0 +1,1 @@
+"""Files, paths, checkpoints, locks and progress: what the package reads, writes and prints."""

@@ -1,0 +1,252 @@
+"""LLaMA checkpoints as GGUF files (llama.cpp), dequantised as they are read.
+
+The package `gguf` knows the quantisations.
+"""
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from pydantic import BaseModel, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
+
+from palr_jax.errors import UserError
+from palr_jax.io.paths import in_bucket
+from palr_jax.llm.checkpoints.gguf_header import Entry, read_header
+from palr_jax.llm.checkpoints.small_files import complaint, validated
+from palr_jax.llm.checkpoints.stored import Stored
+from palr_jax.llm.checkpoints.weights import LINEARS
+from palr_jax.llm.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LlamaConfig,
+    NotNegative,
+    Positive,
+    PositiveFloat,
+)
+from palr_jax.llm.rope import llama3_divisors
+
+_LINEARS = {
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+_LAYER = {f"{_LINEARS[target]}.weight": f"{name}.weight" for target, name in LINEARS.items()} | {
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+}
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_UNQUANTISED: dict[gguf.GGMLQuantizationType, np.dtype] = {
+    gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
+    gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
+}
+_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+class _Shape(BaseModel):
+    """What the metadata say of the computation."""
+
+    embedding_length: Positive = Field(alias="llama.embedding_length")
+    block_count: Positive = Field(alias="llama.block_count")
+    context_length: Positive = Field(alias="llama.context_length")
+    feed_forward_length: Positive = Field(alias="llama.feed_forward_length")
+    head_count: Positive = Field(alias="llama.attention.head_count")
+    head_count_kv: Positive | None = Field(None, alias="llama.attention.head_count_kv")
+    key_length: Positive | None = Field(None, alias="llama.attention.key_length")
+    value_length: Positive | None = Field(None, alias="llama.attention.value_length")
+    epsilon: NotNegative = Field(alias="llama.attention.layer_norm_rms_epsilon")
+    dimension_count: Positive | None = Field(None, alias="llama.rope.dimension_count")
+    freq_base: PositiveFloat = Field(10_000.0, alias="llama.rope.freq_base")
+    scaling: StrictStr | None = Field(None, alias="llama.rope.scaling.type")
+    scaling_factor: NotNegative | None = Field(None, alias="llama.rope.scaling.factor")
+    scale_linear: NotNegative | None = Field(None, alias="llama.rope.scale_linear")
+    expert_count: StrictInt | None = Field(None, alias="llama.expert_count")
+    sliding_window: StrictInt | None = Field(None, alias="llama.attention.sliding_window")
+
+
+def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any]]:
+    """The shape of a model, its tensors by their Hugging Face names, and the metadata.
+
+    Quantised tensors are read as float32, rows of queries and keys in Hugging Face's order. Of a
+    model that is split into several files `path` is the first.
+
+    Raises:
+        UserError: a file is missing, damaged or cut off, or the model is not a plain LLaMA.
+    """
+    if in_bucket(path):
+        raise UserError(f"{path}: GGUF is read from disk alone: copy the file there")
+    metadata, entries = read_header(path)
+    for number, part in _other_parts(path, metadata):
+        more, found = read_header(part)
+        twice = entries.keys() & found.keys()
+        if more.get("split.no") != number or twice:
+            raise UserError(f"{part} is no part of the same model as {path}: copy both again")
+        entries |= found
+    config = _config(metadata, entries, path)
+    tensors = {
+        _hf_name(name): _stored(entry, config)
+        for name, entry in entries.items()
+        if name != _ROPE_FACTORS
+    }
+    return config, tensors, metadata
+
+
+def _other_parts(path: Path, metadata: dict[str, Any]) -> list[tuple[int, Path]]:
+    """The files beside the first one that hold the rest of a model, with their numbers from 1."""
+    count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
+    if not isinstance(count, int) or count <= 1:
+        return []
+    name = _PART_NAME.fullmatch(path.name)
+    if number != 0:
+        raise UserError(f"{path} is not the first of the {count} files of a model: name the first")
+    if name is None or int(name[2]) != 1 or int(name[3]) != count:
+        raise UserError(
+            f"{path} is the first of the {count} files of a model, which should be named "
+            f"NAME-00001-of-{count:05}.gguf and so on: rename them"
+        )
+    parts = [
+        path.with_name(f"{name[1]}-{part + 1:05}-of-{count:05}.gguf") for part in range(1, count)
+    ]
+    missing = [part for part in parts if not part.exists()]
+    if missing:
+        raise UserError(
+            f"{path} is the first of {count} files of a model, of which {len(missing)} are missing "
+            f"({missing[0].name}): copy them beside it"
+        )
+    return list(enumerate(parts, 1))
+
+
+def _config(metadata: dict[str, Any], entries: dict[str, Entry], path: Path) -> LlamaConfig:
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise UserError(
+            f"{path}: architecture {architecture!r} is not supported; use a plain LLaMA checkpoint"
+        )
+    shape = validated(_Shape, metadata, str(path))
+    for feature in ("expert_count", "sliding_window"):
+        if getattr(shape, feature):
+            raise UserError(f"{path}: {feature} is not supported; use a plain LLaMA checkpoint")
+    head_dim = shape.key_length or shape.embedding_length // shape.head_count
+    if {shape.dimension_count, shape.value_length} - {None, head_dim}:
+        raise UserError(f"{path}: heads that are not rotated as a whole are not supported")
+    if "token_embd.weight" not in entries:
+        raise UserError(f"{path}: tensor token_embd.weight is missing")
+    theta = _shortest(shape.freq_base)
+    values = {
+        "vocab_size": entries["token_embd.weight"].shape[0],
+        "dim": shape.embedding_length,
+        "num_layers": shape.block_count,
+        "num_heads": shape.head_count,
+        "num_kv_heads": shape.head_count_kv or shape.head_count,
+        "head_dim": head_dim,
+        "ffn_dim": shape.feed_forward_length,
+        "max_length": shape.context_length,
+        "rope_theta": theta,
+        "rope_scaling": _scaling(shape, entries, theta, head_dim, path),
+        "norm_eps": _shortest(shape.epsilon),
+        "tie_embeddings": "output.weight" not in entries,
+    }
+    try:
+        return TypeAdapter(LlamaConfig).validate_python(values)
+    except ValidationError as error:
+        raise UserError(complaint(error, str(path))) from None
+
+
+def _scaling(
+    shape: _Shape, entries: dict[str, Entry], theta: float, head_dim: int, path: Path
+) -> LinearScaling | Llama3Scaling | None:
+    linear = _linear_scaling(shape, path)
+    if _ROPE_FACTORS not in entries:
+        return linear
+    divisors_K = _read(entries[_ROPE_FACTORS], None)
+    if divisors_K.shape != (head_dim // 2,) or not (divisors_K > 0).all():
+        raise UserError(f"{path}: its {_ROPE_FACTORS} is damaged: copy it again")
+    # The file holds the effect alone; the bounds and the length are those of LLaMA 3.1 to 3.3.
+    scaling = Llama3Scaling(float(divisors_K.max()), 1.0, 4.0, 8192)
+    plain_K = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    if linear or not np.allclose(divisors_K, llama3_divisors(plain_K, scaling), rtol=1e-3):
+        raise UserError(f"{path}: its {_ROPE_FACTORS} is not the one of LLaMA 3: not supported")
+    return scaling
+
+
+def _linear_scaling(shape: _Shape, path: Path) -> LinearScaling | None:
+    kind = shape.scaling
+    if kind not in (None, "none", "linear"):
+        raise UserError(f"{path}: rope type {kind!r} is not supported; linear and llama3 are")
+    factor = shape.scale_linear if shape.scaling_factor is None else shape.scaling_factor
+    if kind == "linear" and factor == 0:
+        raise UserError(f"{path}: llama.rope.scaling.factor is 0: copy it again")
+    # As in llama.cpp: 0 stands for no scaling, and a factor without a type is a linear one.
+    if kind == "none" or factor in (None, 0.0, 1.0):
+        return None
+    return LinearScaling(_shortest(factor))
+
+
+def _shortest(value: float) -> float:
+    """The number that a float32 of the metadata was written from: 1e-05, not 9.9999997e-06."""
+    with np.errstate(over="ignore", under="ignore"):
+        short = float(str(np.float32(value)))
+    return short if short and math.isfinite(short) else value
+
+
+def _hf_name(name: str) -> str:
+    """The Hugging Face name of a tensor; an unknown name stays, and is refused by that name."""
+    if name in _TOP:
+        return _TOP[name]
+    kind, _, rest = name.partition(".")
+    layer, _, part = rest.partition(".")
+    if kind == "blk" and part in _LAYER:
+        return f"model.layers.{layer}.{_LAYER[part]}"
+    return name
+
+
+def _stored(entry: Entry, config: LlamaConfig) -> Stored:
+    heads = None
+    if entry.name.endswith("attn_q.weight"):
+        heads = config.num_heads
+    elif entry.name.endswith("attn_k.weight"):
+        heads = config.num_kv_heads
+    dtype = _UNQUANTISED.get(entry.kind, np.dtype(np.float32))
+    return Stored(entry.shape, dtype, partial(_read, entry, heads))
+
+
+def _read(entry: Entry, heads: int | None) -> np.ndarray:
+    """A tensor; `heads` is set where llama.cpp interleaves the two halves of each head's rows."""
+    raw = np.fromfile(entry.path, np.uint8, entry.nbytes, offset=entry.offset)
+    if len(raw) != entry.nbytes:
+        raise UserError(f"{entry.path} was cut off while it was read: copy it again")
+    value = _dequantised(entry, raw)
+    if heads is None:
+        return value
+    rows, columns = value.shape
+    pairs = value.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)
+
+
+def _dequantised(entry: Entry, raw: np.ndarray) -> np.ndarray:
+    dtype = _UNQUANTISED.get(entry.kind)
+    if dtype is not None:
+        numbers = raw.view(dtype.newbyteorder(entry.order)).astype(dtype, copy=False)
+        return numbers.reshape(entry.shape)
+    try:
+        if entry.order != "<":
+            raise NotImplementedError
+        with np.errstate(invalid="ignore", over="ignore"):  # scales may be of any value
+            return gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), entry.kind)
+    except NotImplementedError:
+        raise UserError(
+            f"{entry.path}: tensor {entry.name} is quantised as {entry.kind.name}, which cannot be "
+            "read here: convert it to Q8_0 or F16"
+        ) from None

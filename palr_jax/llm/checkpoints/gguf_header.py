@@ -1,0 +1,175 @@
+"""The header of a GGUF file: its metadata, and where its tensors lie.
+
+A header is read within bounds: every length in it is checked before anything of that length is
+made, so that a damaged file asks for no memory and no time.
+"""
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import gguf
+import numpy as np
+
+from palr_jax.errors import UserError
+from palr_jax.llm.checkpoints.small_files import refuse_pointer
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+# Vocabularies of 260,000 tokens with their merges take 20 MB, in arrays of 600,000 values.
+_LONGEST_HEADER = 100_000_000
+_MOST_VALUES = 1 << 22
+_MOST_AXES = 4
+# The types of single values; strings and arrays have numbers of their own.
+_NUMBERS = {
+    0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "u1", 10: "u8", 11: "i8",
+    12: "f8",
+}  # fmt: skip
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+
+
+# How the bytes of a number are ordered.
+Order = Literal["<", ">"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies.
+
+    Attributes:
+        path: the file.
+        name: as llama.cpp has it.
+        kind: how its values are stored.
+        shape: the slowest axis first, as NumPy has it.
+        offset: of its first byte in the file.
+        nbytes: its size there.
+        order: of the bytes of a number, "<" or ">".
+    """
+
+    path: Path
+    name: str
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    order: Order
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """The metadata of a file, and its tensors by name.
+
+    Raises:
+        UserError: the file is missing, cut off, damaged, or no GGUF.
+    """
+    try:
+        with path.open("rb") as file:
+            refuse_pointer(path, file.read(64))
+            cursor = _Cursor(file)
+            metadata = _metadata(cursor)
+            return metadata, _entries(path, cursor, metadata)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: name a GGUF file") from None
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read as GGUF ({error}): copy it again") from None
+
+
+class _Cursor:
+    """Reads a header from its start; `tensors` and `values` are the two counts that it gives."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = file.seek(0, 2)
+        self._end = min(self.size, _LONGEST_HEADER)
+        file.seek(0)
+        if self.take(4) != _MAGIC:
+            raise ValueError("it does not begin with GGUF")
+        version = self.take(4)
+        # The version is a small number, so its zeros tell the order of bytes.
+        self.order: Order = ">" if version.startswith(b"\0\0") else "<"
+        (number,) = struct.unpack(f"{self.order}I", version)
+        if number not in _VERSIONS:
+            raise ValueError(f"it is of version {number}, which is not known")
+        self.tensors, self.values = self.number(10), self.number(10)
+
+    @property
+    def place(self) -> int:
+        return self._file.tell()
+
+    def take(self, count: int) -> bytes:
+        if count > self._end - self._file.tell():
+            raise ValueError(f"it is cut off or damaged at byte {self._file.tell():,}")
+        return self._file.read(count)
+
+    def number(self, kind: int) -> Any:
+        return self.numbers(kind, 1)[0]
+
+    def numbers(self, kind: int, count: int) -> list[Any]:
+        if kind not in _NUMBERS:
+            raise ValueError(f"it holds a value of type {kind}, which is not known")
+        dtype = np.dtype(_NUMBERS[kind]).newbyteorder(self.order)
+        found = np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
+        return [bool(value) for value in found] if kind == _BOOL else found
+
+    def string(self) -> str:
+        return self.take(self.number(10)).decode()
+
+    def value(self) -> Any:
+        kind = self.number(4)
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            return self.number(kind)
+        kind, count = self.number(4), self.number(10)
+        if count > _MOST_VALUES:
+            raise ValueError(f"it holds an array of {count:,} values")
+        if kind == _STRING:
+            return [self.string() for _ in range(count)]
+        return self.numbers(kind, count)
+
+
+def _metadata(cursor: _Cursor) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for _ in range(cursor.values):
+        key = cursor.string()
+        if key in metadata:
+            raise ValueError(f"the key {key!r} stands in it twice")
+        metadata[key] = cursor.value()
+    return metadata
+
+
+def _entries(path: Path, cursor: _Cursor, metadata: dict[str, Any]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for _ in range(cursor.tensors):
+        entry = _entry(path, cursor)
+        if entry.name in entries:
+            raise ValueError(f"the tensor {entry.name!r} stands in it twice")
+        entries[entry.name] = entry
+    alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"its alignment is {alignment!r}")
+    start = math.ceil(cursor.place / alignment) * alignment
+    end = start
+    for entry in sorted(entries.values(), key=lambda entry: entry.offset):
+        first = start + entry.offset
+        if first < end:
+            raise ValueError(f"the tensor {entry.name!r} overlaps another one")
+        end = first + entry.nbytes
+        if end > cursor.size:
+            raise ValueError(f"it is cut off: {cursor.size:,} bytes of at least {end:,}")
+    return {name: replace(entry, offset=start + entry.offset) for name, entry in entries.items()}
+
+
+def _entry(path: Path, cursor: _Cursor) -> Entry:
+    """The description of a tensor; its offset is still that within the data."""
+    name, axes = cursor.string(), cursor.number(4)
+    if not 1 <= axes <= _MOST_AXES:
+        raise ValueError(f"the tensor {name!r} has {axes} axes")
+    shape = tuple(cursor.numbers(10, axes)[::-1])  # GGUF names the fastest axis first
+    kind = gguf.GGMLQuantizationType(cursor.number(4))
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    if not all(shape) or shape[-1] % block:
+        raise ValueError(f"the tensor {name!r} has shape {shape}, stored as {kind.name}")
+    nbytes = math.prod(shape) // block * size
+    return Entry(path, name, kind, shape, cursor.number(10), nbytes, cursor.order)

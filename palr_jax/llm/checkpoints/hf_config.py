@@ -1,0 +1,239 @@
+"""A `config.json` of Hugging Face ↔ LlamaConfig.
+
+Newer files keep the rotary settings in `rope_parameters`, older ones in `rope_theta` and
+`rope_scaling`; both are read, the older keys are written, which every version of transformers
+understands.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    StrictBool,
+    StrictFloat,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from palr_jax.errors import UserError
+from palr_jax.llm.checkpoints.small_files import complaint, read_object, validated
+from palr_jax.llm.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LlamaConfig,
+    NotNegative,
+    Positive,
+    PositiveFloat,
+)
+
+# What transformers takes for a Mistral whose config does not say.
+_MISTRAL_WINDOW = 4096
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+class _Rope(BaseModel):
+    """The settings of RoPE, in a place of their own."""
+
+    rope_theta: PositiveFloat | None = None
+    rope_type: StrictStr | None = None
+    type: StrictStr | None = None
+    partial_rotary_factor: StrictFloat | None = None
+    factor: PositiveFloat | None = None
+    low_freq_factor: PositiveFloat | None = None
+    high_freq_factor: PositiveFloat | None = None
+    original_max_position_embeddings: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_all_layers(cls, value: Any) -> Any:
+        if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+            raise ValueError("settings of their own for some layers are not supported")
+        return value
+
+
+class _Content(BaseModel):
+    """What a `config.json` says of the computation."""
+
+    model_type: StrictStr | None = None
+    architectures: list[StrictStr] | None = None
+    attention_bias: StrictBool | None = None
+    mlp_bias: StrictBool | None = None
+    hidden_act: StrictStr = "silu"
+    quantization_config: Any = None
+    sliding_window: Any = None
+    use_sliding_window: StrictBool | None = True
+    layer_types: list[StrictStr] | None = None
+    partial_rotary_factor: StrictFloat | None = None
+    num_local_experts: Any = None
+    num_experts: Any = None
+    n_routed_experts: Any = None
+    vocab_size: Positive
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive | None = None
+    head_dim: Positive | None = None
+    intermediate_size: Positive
+    max_position_embeddings: Positive
+    rms_norm_eps: NotNegative
+    rope_theta: PositiveFloat | None = None
+    rope_parameters: _Rope | None = None
+    rope_scaling: _Rope | None = None
+    tie_word_embeddings: StrictBool | None = None
+
+
+def read_config(path: Path) -> LlamaConfig:
+    """Reads a `config.json`.
+
+    Raises:
+        UserError: it is missing or damaged, lacks a key, has a value of another kind, or asks for
+            something that Llama does not do (biases, a sliding window, experts, another scaling
+            of RoPE, another activation or architecture).
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: name a folder with config.json and safetensors")
+    return from_hf(read_object(path), str(path))
+
+
+def from_hf(hf: dict[str, Any], where: str) -> LlamaConfig:
+    """The shape that the content of a `config.json` describes; `where` stands in errors.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    _refuse_other_models(hf, where)
+    content = validated(_Content, hf, where)
+    _refuse_unsupported(content, where)
+    heads = content.num_attention_heads
+    rope_theta, rope_scaling = _rope(content, where)
+    shape = {
+        "vocab_size": content.vocab_size,
+        "dim": content.hidden_size,
+        "num_layers": content.num_hidden_layers,
+        "num_heads": heads,
+        "num_kv_heads": content.num_key_value_heads or heads,
+        "head_dim": content.head_dim or content.hidden_size // heads,
+        "ffn_dim": content.intermediate_size,
+        "max_length": content.max_position_embeddings,
+        "rope_theta": rope_theta,
+        "rope_scaling": rope_scaling,
+        "norm_eps": content.rms_norm_eps,
+        "tie_embeddings": bool(content.tie_word_embeddings),
+    }
+    try:
+        return TypeAdapter(LlamaConfig).validate_python(shape)
+    except ValidationError as error:
+        raise UserError(complaint(error, where)) from None
+
+
+def to_hf(config: LlamaConfig, begin_ids: tuple[int, ...] = (), eos_id: int | None = None) -> dict:
+    """The content of a `config.json` that transformers reads as the same model."""
+    scaling: dict[str, Any] | None = None
+    match config.rope_scaling:
+        case LinearScaling(factor):
+            scaling = {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling(factor, low, high, length):
+            scaling = {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": length,
+            }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": config.max_length,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": begin_ids[0] if begin_ids else None,
+        "eos_token_id": eos_id,
+    }
+
+
+def _refuse_other_models(hf: dict[str, Any], where: str) -> None:
+    """Says so where the config is of another kind of model, whose keys may be others too."""
+    kind, architectures = hf.get("model_type"), hf.get("architectures")
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
+        raise _unsupported(f"model_type {kind!r}", where)
+    known = [*_ARCHITECTURES.values()]
+    if architectures and (not isinstance(architectures, list) or architectures[0] not in known):
+        first = architectures[0] if isinstance(architectures, list) else architectures
+        raise _unsupported(f"architecture {first!r}", where)
+
+
+def _refuse_unsupported(content: _Content, where: str) -> None:
+    features = {
+        "attention_bias": content.attention_bias,
+        "mlp_bias": content.mlp_bias,
+        f"hidden_act {content.hidden_act!r}": content.hidden_act not in ("silu", "swish"),
+        "quantization_config": content.quantization_config is not None,
+        "sliding_window": _has_window(content),
+        "partial_rotary_factor": content.partial_rotary_factor not in (None, 1.0),
+        **{f"{key} (mixture of experts)": getattr(content, key) for key in _EXPERTS},
+    }
+    for feature, present in features.items():
+        if present:
+            raise _unsupported(feature, where)
+
+
+def _unsupported(feature: str, where: str) -> UserError:
+    return UserError(f"{where}: {feature} is not supported; use a plain LLaMA checkpoint")
+
+
+def _has_window(content: _Content) -> bool:
+    if any(kind != "full_attention" for kind in content.layer_types or ()):
+        return True
+    if "sliding_window" in content.model_fields_set:
+        return content.sliding_window is not None and content.use_sliding_window is not False
+    # A Mistral that does not say has a window, which acts only on sequences longer than it.
+    return content.model_type == "mistral" and content.max_position_embeddings > _MISTRAL_WINDOW
+
+
+def _rope(content: _Content, where: str) -> tuple[float, LinearScaling | Llama3Scaling | None]:
+    named = (content.rope_parameters, content.rope_scaling)
+    rope = next((rope for rope in named if rope and rope.model_fields_set), _Rope())
+    theta = rope.rope_theta or content.rope_theta or 10_000.0
+    kind = rope.rope_type or rope.type or "default"
+    if rope.partial_rotary_factor not in (None, 1.0):
+        raise UserError(f"{where}: partial_rotary_factor is not supported")
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, LinearScaling(_given(rope, "factor", where))
+    if kind != "llama3":
+        raise UserError(
+            f"{where}: rope type {kind!r} is not supported; default, linear and llama3 are"
+        )
+    try:
+        return theta, Llama3Scaling(
+            factor=_given(rope, "factor", where),
+            low_freq_factor=_given(rope, "low_freq_factor", where),
+            high_freq_factor=_given(rope, "high_freq_factor", where),
+            original_max_length=_given(rope, "original_max_position_embeddings", where),
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _given(rope: _Rope, key: str, where: str) -> Any:
+    value = getattr(rope, key)
+    if value is None:
+        raise UserError(f"{where} lacks the key {key!r}: copy it again")
+    return value

@@ -1,0 +1,91 @@
+"""Imported checkpoints: the weights as an Orbax checkpoint, `config.json`, the tokenizer.
+
+They load straight into their shards, each host reading only its own part.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint import v1 as ocp
+
+from palr_jax.errors import UserError
+from palr_jax.io.files import creating
+from palr_jax.io.paths import absolute
+from palr_jax.llm.checkpoints import huggingface, weights
+from palr_jax.llm.checkpoints.hf_config import read_config
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+
+_WEIGHTS = "weights"
+# Arrays are stored in pieces of this size, so that a host reads little beside its own part.
+_PIECE_BYTES = 64_000_000
+
+
+def is_imported(folder: Path) -> bool:
+    """Whether a folder was written by `write`."""
+    return (folder / _WEIGHTS).is_dir()
+
+
+def write(
+    folder: Path,
+    config: LlamaConfig,
+    arrays: dict[weights.Place, jax.Array],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Writes an imported checkpoint, whole or not at all.
+
+    Raises:
+        UserError: the folder holds something already.
+    """
+    with creating(folder) as temporary:
+        context = ocp.Context()
+        context.array.saving.storage_options.chunk_byte_size = _PIECE_BYTES
+        with context:
+            ocp.save(temporary / _WEIGHTS, unflatten_dict(arrays))
+        huggingface.write_tokenizer(tokenizer, temporary)
+        huggingface.write_config(config, tokenizer, temporary)
+
+
+def read(
+    folder: Path, dtype: jnp.dtype | None, placement: weights.Placement
+) -> tuple[LlamaConfig, dict[weights.Place, jax.Array]]:
+    """The shape of the model and its arrays; `dtype` None keeps each as it was imported.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    config = read_config(folder / "config.json")
+    path = absolute(folder / _WEIGHTS)
+    try:
+        stored: dict[weights.Place, Any] = flatten_dict(ocp.metadata(path).metadata)
+        like = {
+            place: jax.ShapeDtypeStruct(
+                shape, dtype or stored[place].dtype, sharding=placement(place, shape)
+            )
+            for place, shape in weights.base_parameters(config).items()
+        }
+        for place, abstract in like.items():
+            if tuple(stored[place].shape) != abstract.shape:
+                raise ValueError(f"{'.'.join(place)} has shape {tuple(stored[place].shape)}")
+        context = ocp.Context()
+        # One array after the other: each is in memory twice until it is in place.
+        context.memory.read_concurrent_bytes = 1 + max(
+            _bytes(like[place], stored[place].dtype) for place in like
+        )
+        with context:
+            arrays = flatten_dict(ocp.load(path, unflatten_dict(like)))
+    except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
+        raise UserError(
+            f"{folder} cannot be read ({reason}): import the weights again, to another folder"
+        ) from error
+    return config, arrays
+
+
+def _bytes(array: jax.ShapeDtypeStruct, stored: jnp.dtype) -> int:
+    """The most that reading an array takes, as it is stored or as it is wanted."""
+    return math.prod(array.shape) * max(array.dtype.itemsize, jnp.dtype(stored).itemsize)

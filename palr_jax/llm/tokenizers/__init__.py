@@ -1,0 +1,1 @@
+"""Tokenizers: SentencePiece, Hugging Face JSON, GGUF."""

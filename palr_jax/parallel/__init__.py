@@ -1,0 +1,1 @@
+"""Devices in a mesh, processes that run one command together, and chips."""

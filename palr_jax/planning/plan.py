@@ -1,0 +1,263 @@
+"""`palr plan`: what a config takes of chips that are not here.
+
+The train step and the ranking step of a config are compiled for a topology; nothing is run, and no
+weights are read: their shapes are enough.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from palr_jax.config import Config
+from palr_jax.decoding.score import ScorePlan, score_step
+from palr_jax.errors import UserError
+from palr_jax.io.paths import path_of
+from palr_jax.llm.axes import check_divides, compute_over, shardings
+from palr_jax.llm.checkpoints.loading import shape_of_weights
+from palr_jax.llm.checkpoints.shapes import SHAPES, shape_of
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.flops import causal_pairs, rank_flops
+from palr_jax.llm.llama import Llama
+from palr_jax.parallel.chips import Topology, parse_topology
+from palr_jax.parallel.sharding import AXES, Shards, make_mesh
+from palr_jax.planning.compile import (
+    Program,
+    bytes_per_chip,
+    compile_program,
+    devices,
+    place,
+    places,
+    prepare_environment,
+)
+from palr_jax.planning.roofline import Seconds, Work, collective_seconds, mfu_bound, seconds
+from palr_jax.planning.suggest import Choice, fastest_mesh, largest_batch, traffic_seconds
+from palr_jax.ranking.base_model import scratch_shape
+from palr_jax.ranking.ranker import prompt_width
+from palr_jax.training.feed import check_rows
+from palr_jax.training.loop import trainable
+from palr_jax.training.step import Batch, abstract_state, train_step
+
+# Trie nodes that are fed and edges that are decided for 50 candidates, rounded up.
+_FED, _EDGES = 32, 128
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The ranking step of a plan.
+
+    Attributes:
+        users: ranked at a time.
+        length: prompt tokens.
+        program: as it was compiled.
+        seconds: of a step, at least.
+    """
+
+    users: int
+    length: int
+    program: Program
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config takes of a topology.
+
+    Attributes:
+        topology: the chips.
+        ranker: the model, in a few words.
+        mesh: chips along data, fsdp and tensor.
+        work: the train step.
+        train: its program.
+        seconds: its roofline.
+        ranking: the ranking step.
+        largest_batch: rows that fit, by formula.
+        fastest: the mesh that takes the least time, by formula; None if none fits.
+    """
+
+    topology: Topology
+    ranker: str
+    mesh: dict[str, int]
+    work: Work
+    train: Program
+    seconds: Seconds
+    ranking: Ranking
+    largest_batch: int
+    fastest: Choice | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the train step and the ranking step fit in a chip's memory."""
+        programs = (self.train, self.ranking.program)
+        limit = self.topology.chip.hbm_bytes
+        return all(one.collectives is not None and one.memory.peak <= limit for one in programs)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of training, at most."""
+        return self.work.tokens / self.seconds.step
+
+    @property
+    def mfu_bound(self) -> float:
+        """The model FLOPs utilisation of training, at most."""
+        return mfu_bound(self.work, self.topology, self.seconds.step)
+
+
+def plan(config: Config, topology_name: str | None) -> Plan:
+    """Compiles the train step and the ranking step of a config for a topology.
+
+    To be called before JAX is used for anything else in the process.
+
+    Args:
+        config: whose `ranker`, `finetune`, `evaluate` and `mesh` are planned.
+        topology_name: the chips; by default `mesh.topology`.
+
+    Raises:
+        UserError: there is no such topology, its compiler is not installed, the shape of the
+            ranker is not known, or the mesh does not take all chips or does not divide the batch
+            or the model.
+    """
+    name = topology_name or config.mesh.topology
+    if name is None:
+        raise UserError("name the chips to plan for: --topology v5e:4x4, or mesh.topology")
+    topology = parse_topology(name)
+    prepare_environment(topology)
+    chips = devices(topology)
+    shape, lora = _shape(config), config.ranker.lora
+    shards = Shards(make_mesh(config.mesh, chips))
+    check_divides(shape, shards)
+    check_rows(config.finetune, shards)
+    order = places(list(shards.mesh.devices.flat), topology)
+    mesh = dict(zip(AXES, config.mesh.shape, strict=True))
+    tuning = config.finetune
+    work = Work(
+        shape, lora, tuning.remat, tuning.batch_size, tuning.length, tuning.label_length,
+        flash=True, accumulate=tuning.accumulate,
+    )  # fmt: skip
+    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora))
+    model.compute = compute_over(shards)
+    train = _compile_train(config, model, shards)
+    if train.collectives is None:
+        traffic = traffic_seconds(work, mesh, topology, _places(shards.mesh.devices, topology))
+    else:
+        traffic = collective_seconds(train.collectives, topology, order)
+
+    def places_of(shape_of_mesh: Mapping[str, int]) -> np.ndarray:
+        data, fsdp, tensor = (shape_of_mesh[axis] for axis in AXES)
+        other = replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor)
+        return _places(make_mesh(other, chips).devices, topology)
+
+    return Plan(
+        topology=topology,
+        ranker=_in_words(shape, config),
+        mesh=mesh,
+        work=work,
+        train=train,
+        seconds=seconds(work, topology, mesh, traffic),
+        ranking=_plan_ranking(config, model, shards, topology),
+        largest_batch=largest_batch(work, mesh, train.memory, topology.chip.hbm_bytes),
+        fastest=fastest_mesh(work, mesh, train.memory, topology, places_of),
+    )
+
+
+def _shape(config: Config) -> LlamaConfig:
+    """The shape of the ranker; weights that are not here are known by the name of their folder."""
+    ranker = config.ranker
+    if not ranker.weights:
+        return scratch_shape(ranker, ranker.size.vocab_size, config.finetune.length)
+    path = path_of(ranker.weights)
+    if path.exists():
+        return shape_of_weights(path)
+    if path.name not in SHAPES:
+        raise UserError(
+            f"{path} is not here, and {path.name} is not a known shape ({', '.join(SHAPES)}): "
+            "put its config.json there"
+        )
+    return shape_of(path.name)
+
+
+def _in_words(shape: LlamaConfig, config: Config) -> str:
+    lora = config.ranker.lora
+    trained = "all of it trained" if lora is None else f"LoRA rank {lora.rank}"
+    count = sum(leaf.size for leaf in jax.tree.leaves(
+        nnx.state(nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0))))
+    ))  # fmt: skip
+    return f"{count / 1e9:.2f} billion parameters in {config.ranker.dtype}, {trained}"
+
+
+def _compile_train(config: Config, model: Llama, shards: Shards) -> Program:
+    tuning = config.finetune
+    graph, params, frozen = nnx.split(model, trainable(model), ...)
+    frozen = _placed(frozen, shards, config.ranker.dtype)
+    state = abstract_state(params, tuning, shards)
+    tokens_BT = _rows(shards, tuning.batch_size, tuning.length)
+    label_BM = _rows(shards, tuning.batch_size, tuning.label_length)
+    batch = Batch(tokens_BT, tokens_BT, tokens_BT, label_BM, label_BM, label_BM)
+    lowered = train_step.lower(graph, tuning, state, frozen, batch, shards)
+    held = (state.step, state.params, frozen)
+    return compile_program(lowered, shards.mesh.size, held, state.optimizer, batch)
+
+
+def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topology) -> Ranking:
+    users, ways = config.evaluate.batch_size, shards.ways("batch")
+    if users % ways:
+        raise UserError(
+            f"evaluate.batch_size ({users}) does not divide over data {config.mesh.data} x fsdp "
+            f"{config.mesh.fsdp} = {ways} devices"
+        )
+    length = prompt_width(config.instruct.length)
+    _, adapters, base = nnx.split(model, trainable(model), ...)
+    weights = nnx.merge_state(
+        _placed(adapters, shards, "float32"), _placed(base, shards, config.ranker.dtype)
+    )
+    widths = (_FED,) * 3 + (_EDGES,) * 4 + (config.retriever.candidates,) * 2
+    plan = ScorePlan(*(_rows(shards, users, width) for width in widths))
+    tokens_BT, length_B = _rows(shards, users, length), _rows(shards, users)
+    lowered = score_step.lower(nnx.graphdef(model), weights, tokens_BT, length_B, plan, shards)
+    held = (tokens_BT, length_B, plan)
+    program = compile_program(lowered, shards.mesh.size, weights, (), held)
+    return Ranking(
+        users, length, program, _ranking_seconds(config, model, program, shards, topology, length)
+    )
+
+
+def _ranking_seconds(
+    config: Config, model: Llama, program: Program, shards: Shards, topology: Topology, length: int
+) -> float:
+    """The least time of a ranking step: its products, its weights read once, its collectives."""
+    users, chip = config.evaluate.batch_size, topology.chip
+    pairs = users * causal_pairs([length + _FED])
+    flops = rank_flops(
+        model.config, config.ranker.lora, users * (length + _FED), users * _EDGES, pairs
+    )
+    whole = bytes_per_chip(_placed(nnx.state(model), shards, config.ranker.dtype))
+    read = whole * config.mesh.fsdp  # each chip reads the weights as they are put together
+    order = places(list(shards.mesh.devices.flat), topology)
+    traffic = collective_seconds(program.collectives or [], topology, order)
+    return max(flops / topology.chips / chip.flops, read / chip.hbm_bandwidth, traffic)
+
+
+def _placed(params: nnx.State, shards: Shards, dtype: str) -> nnx.State:
+    """Shapes of parameters with their types and their places."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place),
+        params,
+        shardings(shards, params),
+    )
+
+
+def _rows(shards: Shards, *shape: int) -> Any:
+    sharding = shards.of("batch", *[None] * (len(shape) - 1))
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+
+def _places(mesh: np.ndarray, topology: Topology) -> np.ndarray:
+    """Where the chips of a mesh stand, an object array of its shape."""
+    found = np.empty(mesh.shape, object)
+    for index in np.ndindex(mesh.shape):
+        found[index] = place(mesh[index], topology)
+    return found

@@ -1,0 +1,210 @@
+"""How long a train step must take at least: products, memory and interconnect, by formula.
+
+Everything is per chip. The three are taken to overlap perfectly and to run at their peaks, so that
+a step takes as long as the slowest of them: real steps take longer. A row counts as one example;
+packed rows have fewer pairs of attention.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat
+from palr_jax.llm.flops import (
+    adapter_parameters,
+    causal_pairs,
+    executed_train_flops,
+    linear_parameters,
+    linear_shapes,
+    train_flops,
+)
+from palr_jax.parallel.chips import Place, Topology
+from palr_jax.planning.hlo import Collective
+
+_BF16, _FLOAT = 2, 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """A train step.
+
+    Attributes:
+        config: the shape of the model.
+        lora: adapters on frozen weights; None if all weights are trained.
+        remat: what the backward pass computes once more.
+        rows: of the batch.
+        length: tokens of a row.
+        label_length: label tokens of a row.
+        flash: attention keeps its scores on the chip.
+        accumulate: parts that the batch is run in, one after the other.
+    """
+
+    config: LlamaConfig
+    lora: LoRAConfig | None
+    remat: Remat
+    rows: int
+    length: int
+    label_length: int
+    flash: bool
+    accumulate: int = 1
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows of a part."""
+        return self.rows // self.accumulate
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch."""
+        return self.rows * self.length
+
+    @property
+    def pairs(self) -> int:
+        """(Query, key) pairs of the batch, with one example a row."""
+        return self.rows * causal_pairs([self.length])
+
+    def flops(self) -> float:
+        """Model FLOPs, those that MFU counts."""
+        labels = self.rows * self.label_length
+        return train_flops(self.config, self.lora, self.tokens, labels, self.pairs)
+
+    def executed_flops(self) -> float:
+        """FLOPs that the chips do."""
+        labels = self.rows * self.label_length
+        return executed_train_flops(
+            self.config, self.lora, self.remat, self.tokens, labels, self.pairs
+        )
+
+    def passes(self) -> int:
+        """How often the layers' inputs and outputs stream by: forward, backward, and again."""
+        return 3 if self.remat == "full" else 2
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """The least time that each part of the hardware needs for a step.
+
+    Attributes:
+        compute: the products.
+        hbm: reads and writes of memory.
+        interconnect: what other chips send.
+    """
+
+    compute: float
+    hbm: float
+    interconnect: float
+
+    @property
+    def step(self) -> float:
+        """Of the whole step."""
+        return max(self.compute, self.hbm, self.interconnect)
+
+    @property
+    def bound(self) -> str:
+        """The part that the others wait for."""
+        return max(vars(self), key=lambda name: vars(self)[name])
+
+
+def seconds(work: Work, topology: Topology, mesh: Mapping[str, int], traffic: float) -> Seconds:
+    """The roofline of a step.
+
+    Args:
+        work: the step.
+        topology: the chips.
+        mesh: chips along data, fsdp and tensor.
+        traffic: seconds of the collectives.
+    """
+    chip = topology.chip
+    return Seconds(
+        compute=work.executed_flops() / topology.chips / chip.flops,
+        hbm=hbm_bytes(work, mesh) / chip.hbm_bandwidth,
+        interconnect=traffic,
+    )
+
+
+def mfu_bound(work: Work, topology: Topology, step_seconds: float) -> float:
+    """The share of the chips' peak that model FLOPs can reach."""
+    return work.flops() / (topology.chips * topology.chip.flops * step_seconds)
+
+
+def collective_seconds(
+    collectives: Sequence[Collective], topology: Topology, places: Sequence[Place]
+) -> float:
+    """The time of a program's collectives, one after the other.
+
+    Args:
+        collectives: of the program.
+        topology: how its chips are joined.
+        places: of the chips, in the order of the program's numbers.
+    """
+    return sum(
+        one.total_bytes / topology.bandwidth([places[chip] for chip in one.group])
+        for one in collectives
+        if one.total_bytes
+    )
+
+
+def hbm_bytes(work: Work, mesh: Mapping[str, int]) -> float:
+    """Bytes that a chip reads and writes in a step.
+
+    Weights are written as they are gathered and read by each product; every linear reads its
+    input and writes its output; attention without a fused kernel writes and reads its scores in
+    float32 and its weights in bfloat16.
+    """
+    config, tensor = work.config, mesh["tensor"]
+    share = mesh["data"] * mesh["fsdp"]
+    tokens, pairs = work.tokens / share, work.pairs / share
+    weights = linear_parameters(config) / tensor * _BF16 * (work.passes() + 2) * work.accumulate
+    streams = sum(sum(shape) for shape in linear_shapes(config).values()) / tensor
+    activations = tokens * config.num_layers * streams * _BF16 * work.passes()
+    heads = config.num_layers * config.num_heads / tensor
+    scores = 0.0 if work.flash else pairs * heads * 2 * (_FLOAT + _BF16) * work.passes()
+    return weights + activations + scores
+
+
+def traffic_bytes(work: Work, mesh: Mapping[str, int]) -> dict[str, float]:
+    """Bytes that a chip takes in along each axis of a mesh in a step.
+
+    fsdp gathers the weights of every layer forward and backward (and scatters their gradients if
+    they are trained); tensor adds up what leaves attention and the feed-forward, in every pass;
+    data adds up the gradients of what is trained.
+    """
+    config, tensor, fsdp = work.config, mesh["tensor"], mesh["fsdp"]
+    weights = linear_parameters(config)
+    trained = weights if work.lora is None else adapter_parameters(config, work.lora)
+    head = 2 * config.vocab_size * config.dim * _BF16
+    gathered = (weights / tensor * _BF16 * 2 + head) * work.accumulate
+    scattered = weights / tensor * _BF16 * work.accumulate if work.lora is None else 0.0
+    residual = work.tokens / mesh["data"] / fsdp * config.dim * _BF16
+    sums = 2 * residual * config.num_layers * work.passes()
+    return {
+        "fsdp": (gathered + scattered) * _others(fsdp),
+        "tensor": 2 * sums * _others(tensor),
+        "data": 2 * trained / tensor / fsdp * _FLOAT * _others(mesh["data"]),
+    }
+
+
+def temporary_bytes(work: Work, mesh: Mapping[str, int]) -> tuple[float, float]:
+    """Memory beside parameters, optimizer and batch: what it takes with no row, and a row's.
+
+    With no row: the gathered weights of a layer, twice, since the next ones arrive while these
+    are used, and the embedding or the LM head. A row: what is kept of each layer, the working
+    set of one layer, and the logits.
+    """
+    config, tensor = work.config, mesh["tensor"]
+    layer = linear_parameters(config) / config.num_layers / tensor
+    fixed = (2 * layer + config.vocab_size * config.dim / tensor) * _BF16
+    shapes = linear_shapes(config)
+    outputs = sum(outputs for _, outputs in shapes.values()) / tensor
+    inputs = config.dim if work.remat == "full" else config.dim + outputs
+    if work.remat == "none":
+        inputs += sum(inputs for inputs, _ in shapes.values()) / tensor
+    kept = config.num_layers * work.length * inputs * _BF16
+    working = work.length * (2 * outputs + 4 * config.dim) * _BF16
+    logits = 2 * work.label_length * config.vocab_size / tensor * _FLOAT
+    scores = 0.0 if work.flash else 2 * config.num_heads / tensor * work.length**2 * _FLOAT
+    return fixed, kept + working + logits + scores
+
+
+def _others(size: int) -> float:
+    """The share of an array that the other chips of a group hold."""
+    return (size - 1) / size

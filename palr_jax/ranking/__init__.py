@@ -1,0 +1,1 @@
+"""The ranker: base model, prompts, scores of candidates, explanations, export."""

@@ -1,0 +1,277 @@
+"""The evaluate stage: a row for every model, over the same users by the same protocol.
+
+Shapes: U users, C candidates, K items of a slate.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from palr_jax.config import Config
+from palr_jax.data import prepare as preparing
+from palr_jax.data.prepare import Prepared
+from palr_jax.data.split import Split
+from palr_jax.decoding.generate import Mode
+from palr_jax.evaluation.fusion import Weights, tune
+from palr_jax.evaluation.fusion import slates as slates_of
+from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
+from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
+from palr_jax.evaluation.significance import paired_bootstrap
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.io.files import read_lines, reading, write_arrays, write_json, write_text
+from palr_jax.ranking.ranker import Ranker, load_ranker
+from palr_jax.retrieval.models import ROW_NAMES
+from palr_jax.run_directory import RunDirectory
+from palr_jax.stages.controls import measure_controls
+from palr_jax.stages.ranking_task import Task, evaluated_users, rank, read_task
+from palr_jax.stages.retrieve import models_of
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's result.
+
+    Attributes:
+        model: its name in tables.
+        rank_U: the rank of every user's test item (infinite outside a slate).
+        slate_UK: the slates of a ranker; None for a retriever, which ranks the whole catalog.
+    """
+
+    model: str
+    rank_U: np.ndarray
+    slate_UK: np.ndarray | None
+
+
+def _row_of(task: Task, model: str, slate_UK: np.ndarray) -> Row:
+    return Row(model, slate_rank(slate_UK, task.target_U), slate_UK)
+
+
+def evaluate(config: Config, run: RunDirectory) -> None:
+    """Ranks for the evaluated users; writes slates, results and the report."""
+    prepared = preparing.load(run.data)
+    task = read_task(config, run, prepared.split, "test")
+    retriever_rows = [
+        Row(ROW_NAMES[name], run.read_candidates(name)["test_rank"][task.users], None)
+        for name in models_of(config)
+    ]
+    popular = _with_popularity(config, run, prepared.split, task)
+    ranker_rows, controls = _ranker_rows(config, run, prepared, task)
+    slates = {row.model: row.slate_UK for row in ranker_rows if row.slate_UK is not None}
+    for model, slate_UK in slates.items():
+        _check_slates(model, slate_UK, task, prepared.split.num_items)
+    against = {ROW_NAMES[config.retriever.model]: retriever_rows[-1], popular.model: popular}
+    results = {
+        "dataset": config.data.source,
+        "protocol": _protocol(config, run, prepared),
+        "rows": [_result(row, {}, config) for row in retriever_rows]
+        + [_result(row, against, config) for row in (popular, *ranker_rows)],
+    }
+    if controls:
+        results["controls"] = controls
+    write_arrays(run.slates, users=task.users, **slates)
+    write_text(
+        run.report,
+        render(
+            results,
+            _charts(config, run),
+            run.instructions.read_text("utf-8"),
+            _examples(config, run, prepared, task, slates),
+        ),
+    )
+    write_json(run.results, results)
+
+
+def _with_popularity(config: Config, run: RunDirectory, split: Split, task: Task) -> Row:
+    """The retriever's candidates by its scores and their popularity, without a ranker."""
+    validation = read_task(config, run, split, "validation")
+    weights = tune(validation.scores(), validation.target_U, ranker_weights=(0.0,))
+    name = f"{ROW_NAMES[config.retriever.model]} + popularity"
+    return _row_of(task, name, task.scores().slates(weights))
+
+
+def _ranker_rows(
+    config: Config, run: RunDirectory, prepared: Prepared, task: Task
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The rows of the rankers, and the controls of PALR_v2."""
+    rows: list[Row] = []
+    if "PALR_v1" in config.ranker.variants:
+        ranker = load_ranker(config, run, "PALR_v1")
+        slate_UK = ranker.write_from_catalog(
+            task.histories, task.profiles, SLATE, "evaluate PALR_v1", config.evaluate.width
+        )
+        rows.append(_row_of(task, "PALR_v1", slate_UK))
+    if "PALR_v2" not in config.ranker.variants:
+        return rows, []
+    ranker = load_ranker(config, run, "PALR_v2")
+    alone_UC = rank(config, ranker, task, "evaluate PALR_v2", with_prior=False)
+    rows.append(_row_of(task, "PALR_v2", _slates(config, ranker, task, alone_UC)))
+    ranker_UC = alone_UC
+    if config.ranker.prior == "retriever":
+        ranker_UC = rank(config, ranker, task, "evaluate PALR_v2 with its prior")
+        rows.append(_row_of(task, "PALR_v2 with prior", slates_of(task.candidates_UC, ranker_UC)))
+    weights = _tune_fusion(config, run, prepared.split, ranker)
+    name = f"PALR_v2 + {ROW_NAMES[config.retriever.model]}"
+    rows.append(_row_of(task, name, task.scores(ranker_UC).slates(weights)))
+    if not config.evaluate.controls:
+        return rows, []
+    return rows, measure_controls(config, ranker, task, ranker_UC)
+
+
+def _slates(config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray) -> np.ndarray:
+    """The slates of PALR_v2 alone, decoded as the config says."""
+    match config.evaluate.decoding:
+        case "score":
+            return slates_of(task.candidates_UC, ranker_UC)
+        case "generate" | "beam" | "sample" as decoding:
+            mode: Mode = "greedy" if decoding == "generate" else decoding
+            return ranker.write(
+                task.histories, task.profiles, task.candidates_UC, SLATE, "write PALR_v2", mode,
+                config.evaluate.temperature, config.seed,
+            )  # fmt: skip
+
+
+def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker) -> Weights:
+    """The weights of ranker and popularity beside the retriever, from validation items alone."""
+    if run.fusion.exists():  # an evaluation that was stopped after this goes on from here
+        return run.read_weights()
+    task = read_task(config, run, split, "validation")
+    with_prior = config.ranker.prior == "retriever"
+    ranker_UC = rank(config, ranker, task, "tune the fusion", with_prior)
+    weights = tune(task.scores(ranker_UC), task.target_U)
+    run.write_weights(weights, f"validation NDCG@10, {len(task.users):,} users")
+    return weights
+
+
+def _check_slates(model: str, slate_UK: np.ndarray, task: Task, num_items: int) -> None:
+    """Every slate is distinct unseen items: a wrong one is a bug, never a result.
+
+    Of a user with fewer than ten unseen items it is all of them; behind the last it holds -1.
+    """
+    for number, slate_K in enumerate(slate_UK):
+        user, seen = task.users[number], np.unique(task.histories[number])
+        items, wanted = slate_K[slate_K >= 0], min(SLATE, num_items - len(seen))
+        is_full = len(items) == wanted and (slate_K[:wanted] >= 0).all()
+        if not is_full or len(np.unique(items)) < wanted:
+            raise AssertionError(
+                f"{model}: the slate of user {user} is not {wanted} items: {slate_K}"
+            )
+        if np.isin(items, seen).any():
+            raise AssertionError(f"{model}: the slate of user {user} holds seen items: {slate_K}")
+
+
+def _result(row: Row, against: dict[str, Row], config: Config) -> dict[str, Any]:
+    """One row of results.json; `ci95` holds the differences to each of `against`."""
+    result: dict[str, Any] = {"model": row.model, "users": len(row.rank_U)}
+    result |= {name: round(value, 6) for name, value in summary(row.rank_U).items()}
+    if row.slate_UK is not None:
+        result["valid slates"] = 1.0  # _check_slates has looked at every one
+    result["ci95"] = {}
+    for other_name, other in against.items():
+        if other is row:
+            continue
+        differences = {}
+        for name, metric in (("HR@10", hit_rate), ("NDCG@10", ndcg)):
+            mine_U, theirs_U = metric(row.rank_U, SLATE), metric(other.rank_U, SLATE)
+            bounds = paired_bootstrap(mine_U, theirs_U, config.seed, config.evaluate.bootstrap)
+            differences[name] = [round(bound, 6) for bound in bounds]
+        result["ci95"][other_name] = differences
+    return result
+
+
+def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str, str]:
+    split, candidates = prepared.split, config.retriever.candidates
+    retriever, users = ROW_NAMES[config.retriever.model], evaluated_users(config, split)
+    protocol = {
+        "data": f"{split.num_users:,} users, {split.num_items:,} items, "
+        f"{prepared.num_interactions:,} interactions after {config.data.min_count}-core",
+        "split": "leave-one-out by time (stable, ties in file order): the last item of a user "
+        "tests, the one before validates",
+        "users": "all"
+        if len(users) == split.num_users
+        else f"{len(users):,} drawn at random from all, the same in every row",
+        "items ranked": "the whole catalog without the user's seen items",
+        "rank": "1 + items scored strictly higher + half of the ties; outside a slate: a miss",
+        "MRR": f"reciprocal rank within the slate of {SLATE}, else 0",
+        "candidates": f"{retriever}'s top {candidates} unseen items, in its order, for PALR_v2",
+        "PALR_v1": "writes its slate from the whole catalog, constrained by its trie",
+        "PALR_v2": {
+            "score": "ranks the candidates by P(candidate | prompt), one forward pass",
+            "generate": "writes its slate from the candidates, the best token at every branch",
+            "beam": "writes its slate from the candidates, the best item each time",
+            "sample": "draws its slate from the candidates, token by token, at temperature "
+            f"{config.evaluate.temperature}",
+        }[config.evaluate.decoding],
+        "tuned on": f"training items of {config.instruct.user_share:.0%} of the users",
+        "compared with": retriever,
+        f"{retriever} + popularity": f"{retriever}'s candidates by the log-softmax of its scores + "
+        "a weight x log(1 + training interactions), the weight tuned on validation NDCG@10",
+        "ci95": f"paired bootstrap over users of the difference to {retriever} and to {retriever} "
+        f"+ popularity, {config.evaluate.bootstrap:,} resamples",
+        "seed": str(config.seed),
+    }
+    if config.evaluate.shuffles:
+        protocol["orders"] = (
+            f"mean probability over {config.evaluate.shuffles} random orders of the candidates"
+        )
+    if config.profile.kind == "llm":
+        protocol["profiles"] = run.profile_sources()
+    if run.fusion.exists():
+        weights = run.read_weights()
+        protocol["fusion"] = (
+            f"log-softmax of {retriever}'s scores + {weights.ranker} x log P(candidate | prompt) + "
+            f"{weights.popularity} x log(1 + training interactions), the weights tuned on "
+            "validation NDCG@10"
+        )
+    return protocol
+
+
+def _charts(config: Config, run: RunDirectory) -> list[Chart]:
+    lines, losses = read_lines(run.metrics), []
+    with reading(run.metrics, "run `palr finetune`"):
+        for variant in config.ranker.variants:
+            mine = [line for line in lines if line["model"] == variant]
+            losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
+    charts = [Chart("Ranker: loss of label tokens", "step", "nats a token", losses)]
+    history = run.retriever(config.retriever.model) / "curve.jsonl"
+    if history.exists():  # a retriever without training, such as Popularity, has none
+        epochs = read_lines(history)
+        with reading(history, "run `palr retrieve`"):
+            quality = [line["validation NDCG@10"] for line in epochs]
+            curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
+        charts.append(Chart("Retriever: validation NDCG@10", "epoch", "NDCG@10", [curve]))
+    return charts
+
+
+def _examples(
+    config: Config,
+    run: RunDirectory,
+    prepared: Prepared,
+    task: Task,
+    slates: dict[str, np.ndarray],
+) -> list[SlateExample]:
+    """The first of the evaluated users, whoever they are."""
+    split, titles = prepared.split, prepared.catalog.titles
+    tokenizer, items = run.read_tokens()
+    writer = PromptWriter(tokenizer, items, config.instruct)
+    columns = {ROW_NAMES[config.retriever.model]: task.candidates_UC[:, :SLATE], **slates}
+    examples = []
+    for number, user in enumerate(task.users[:_EXAMPLES]):
+        items_C = task.candidates_UC[number]
+        prompt_T, _ = writer.ranking_prompt(
+            task.histories[number], task.profiles[number], items_C[items_C >= 0]
+        )
+        examples.append(
+            SlateExample(
+                user=str(split.user_ids[user]),
+                prompt=tokenizer.decode(prompt_T),
+                target=titles[split.test_U[user]],
+                slates={
+                    name: [titles[item] for item in slate_UK[number] if item >= 0]
+                    for name, slate_UK in columns.items()
+                },
+            )
+        )
+    return examples

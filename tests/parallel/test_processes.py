@@ -1,0 +1,237 @@
+"""Several processes on one machine tune as one process does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from palr_jax.cli import main
+from palr_jax.errors import UserError
+from palr_jax.parallel import processes
+from palr_jax.parallel.processes import is_shared
+from tests.locations import ROOT
+from tests.world import CONFIG, write_world
+
+TINY = {
+    **CONFIG,
+    "ranker": {
+        "size": {"dim": 32, "num_layers": 1, "num_heads": 8, "num_kv_heads": 8, "ffn_dim": 64,
+                 "vocab_size": 512},
+        "variants": ["PALR_v2"],
+    },
+    "finetune": {"steps": 20, "batch_size": 8, "streams": 4, "length": 400, "label_length": 128,
+                 "save_every": 10, "log_every": 1, "learning_rate": 0.01},
+}  # fmt: skip
+PALR = "import sys; from palr_jax.cli import main; sys.exit(main())"
+
+
+def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-c", PALR, *arguments, "--config", "tiny.yaml"],
+        cwd=folder,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finetune(folder: Path, name: str, count: int, *arguments: str) -> list[subprocess.Popen]:
+    """`count` processes with two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            folder, "finetune", "--name", name, "--coordinator", f"localhost:{port}",
+            "--processes", str(count), "--process", str(index), *arguments, devices=2,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def wait(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str]]:
+    """Exit codes and what was said."""
+    ends = time.monotonic() + seconds
+    try:
+        return [
+            (process.returncode, error)
+            for process in processes
+            for error in [process.communicate(timeout=ends - time.monotonic())[1]]
+        ]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data under several names, and `alone`, which one process has tuned."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    script = (
+        "from palr_jax.cli import main\n"
+        "for stage in ('prepare', 'profile'):\n"
+        "    assert main([stage, '--config', 'tiny.yaml', '--name', 'alone']) == 0\n"
+        "import shutil\n"
+        "for name in ('two', 'four', 'dying', 'told'):\n"
+        "    shutil.copytree('runs/alone', f'runs/{name}')\n"
+        "assert main(['finetune', '--config', 'tiny.yaml', '--name', 'alone']) == 0\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, count, mesh", [("two", 2, {"fsdp": 4}), ("four", 4, {"data": 2, "fsdp": 2, "tensor": 2})]
+)
+def test_processes_lose_as_one_does(world: Path, name: str, count: int, mesh: dict) -> None:
+    options = [x for axis, size in mesh.items() for x in (f"--mesh.{axis}", str(size))]
+    ended = wait(finetune(world, name, count, *options))
+    assert [code for code, _ in ended] == [0] * count, ended
+    np.testing.assert_allclose(losses(world, name), losses(world, "alone"), rtol=1e-4)
+    leader, *others = (said for _, said in ended)
+    assert "20/20 steps" in leader
+    assert not any("steps" in said or "tuning on" in said for said in others)
+
+
+def logged(folder: Path, name: str) -> int:
+    file = folder / "runs" / name / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def reach(processes: list[subprocess.Popen], world: Path, name: str, step: int) -> None:
+    """Waits until a step is logged."""
+    ends = time.monotonic() + 200
+    while logged(world, name) < step:
+        assert time.monotonic() < ends
+        assert all(process.poll() is None for process in processes), wait(processes)
+        time.sleep(0.02)
+
+
+def test_when_a_process_dies_the_others_stop_and_say_so(world: Path) -> None:
+    processes = finetune(world, "dying", 2, "--mesh.fsdp", "4", "--finetune.steps", "100000")
+    reach(processes, world, "dying", 3)
+    processes[1].kill()
+    killed = time.monotonic()
+    (code, said), _ = wait(processes, 60)
+    assert time.monotonic() - killed < 60
+    assert code not in (0, None)
+    assert "another process has stopped" in said
+
+
+def test_sigterm_in_one_process_saves_in_all(world: Path) -> None:
+    processes = finetune(world, "told", 2, "--mesh.fsdp", "4", "--finetune.steps", "100000")
+    reach(processes, world, "told", 3)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = wait(processes, 60)
+    assert [code for code, _ in ended] == [143, 143], ended
+    assert "told to stop, saved at step" in ended[0][1]
+    steps = [
+        int(p.name) for p in (world / "runs/told/ranker/PALR_v2").iterdir() if p.name.isdigit()
+    ]
+    assert f"saved at step {max(steps)}" in ended[0][1]
+
+
+@pytest.mark.parametrize(
+    "environment, has_tpu, expected",
+    [
+        ({}, False, False),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, False, True),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False, False),
+        ({"SLURM_NTASKS": "8"}, False, False),  # in a batch script, before srun
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, False, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False, False),
+        ({}, True, True),  # a TPU VM: JAX asks its network
+        ({"TPU_SKIP_MDS_QUERY": "1"}, True, False),
+    ],
+)
+def test_others_are_looked_for_where_there_may_be_some(environment, has_tpu, expected) -> None:
+    assert is_shared(environment, has_tpu) is expected
+
+
+@pytest.mark.parametrize(
+    ("index", "awaited"),
+    [(0, "processes 1 to 2 to come to localhost:{port}"), (1, "process 0 at localhost:{port}")],
+)
+def test_who_never_comes_is_named_and_the_wait_ends(tmp_path: Path, index, awaited) -> None:
+    script = (
+        "import sys; from palr_jax import cli; from palr_jax.parallel import processes\n"
+        "processes._WAIT_SECONDS = 2\n"
+        "sys.exit(cli.main())"
+    )
+    write_world(tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = ["--coordinator", f"localhost:{port}", "--processes", "3", "--process", str(index)]
+    process = subprocess.run(
+        [sys.executable, "-c", script, "finetune", "--config", "tiny.yaml", *group],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    first, *_, last = process.stderr.splitlines()
+    assert process.returncode == 2
+    assert first == f"waiting for {awaited.format(port=port)}"
+    assert last.startswith(f"palr: waited 2 s for {awaited.format(port=port)}")
+
+
+@pytest.mark.parametrize(
+    ("group", "complaint"),
+    [
+        (("localhost", "2", "0"), "--coordinator localhost: give HOST:PORT of process 0"),
+        (("localhost:x", "2", "0"), "give HOST:PORT"),
+        (("localhost:99999", "2", "0"), "give HOST:PORT"),
+        ((":80", "2", "0"), "give HOST:PORT"),
+        (("localhost:8476", "2", "2"), "--process 2: with --processes 2 it is from 0 to 1"),
+        (("localhost:8476", "2", "-1"), "--process -1"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(tmp_path, monkeypatch, capsys, group, complaint) -> None:
+    write_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = ("--coordinator", "--processes", "--process")
+    options = [f"{name}={value}" for name, value in zip(names, group, strict=True)]
+    assert main(["finetune", "--config", "tiny.yaml", *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_taken_port_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=r"cannot listen at .* name another port"):
+            processes.join(f"localhost:{port}", 2, 0)
+
+
+def test_a_size_in_the_environment_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS is 'many'"):
+        is_shared({"SLURM_STEP_NUM_TASKS": "many"}, False)
+
+
+def test_half_an_address_is_refused(world: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(world)
+    assert main(["finetune", "--config", "tiny.yaml", "--process", "1"]) == 2
+    assert "--coordinator, --processes and --process belong together" in capsys.readouterr().err

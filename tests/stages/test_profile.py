@@ -1,0 +1,154 @@
+"""Profiles in the words of an LLM, as the profile stage writes them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+
+from palr_jax import Recommender
+from palr_jax.config import load_config
+from palr_jax.errors import UserError
+from palr_jax.llm.checkpoints.export import export_model
+from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.llama import Llama
+from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.run_directory import RunDirectory
+from palr_jax.stages import profile as profile_stage
+from tests.stages.test_run import palr
+from tests.world import CONFIG, USERS, write_world
+
+LINES = Path("runs/tiny/profiles.jsonl")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with data, a LLaMA that has learnt nothing, and a config that asks it."""
+    write_world(tmp_path)
+    tokenizer = train_tokenizer(["Your task is to use keywords", '"Story, 3 (1953)": War'], 500)
+    shape = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, dim=16, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=8, ffn_dim=24, max_length=900,
+    )  # fmt: skip
+    export_model(Llama(shape, nnx.Rngs(params=0)), tokenizer, tmp_path / "llm")
+    profile = {"kind": "llm", "weights": "llm", "batch_size": 8, "new_tokens": 8}
+    config = {**CONFIG, "profile": profile}
+    (tmp_path / "llm.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    assert palr("prepare", "--config", "llm.yaml") == 0
+    return tmp_path
+
+
+def lines() -> list[dict]:
+    return [json.loads(line) for line in LINES.read_text().splitlines()]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
+    """Lets every second user of a batch get a good answer; returns the batches asked for."""
+    asked: list[int] = []
+
+    def answers(model, tokenizer, prompts, config) -> list[str]:
+        if len(asked) == stop_after:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return ["Adventure: x; Noir: y" if row % 2 else "?" for row in range(len(prompts))]
+
+    monkeypatch.setattr(profile_stage, "_answers", answers)
+    return asked
+
+
+def test_answers_that_cannot_be_read_leave_the_keyword_profile(here: Path, monkeypatch) -> None:
+    answering(monkeypatch)
+    assert palr("profile", "--config", "llm.yaml") == 0
+    written = lines()
+    assert palr("profile", "--config", "tiny.yaml", "--name", "tiny") == 0
+    plain = lines()
+    assert [line["user"] for line in written] == [line["user"] for line in plain]
+    for row, (line, keyword_line) in enumerate(zip(written, plain, strict=True)):
+        if row % 8 % 2:
+            assert line["profile"] == "The user enjoys adventure and noir movies."
+            assert line["from"] == "llm"
+        else:
+            assert line["profile"] == keyword_line["profile"] != ""
+            assert line["from"] == "keywords"
+
+
+def test_a_stopped_stage_goes_on_behind_the_last_whole_line(
+    here: Path, monkeypatch, capsys
+) -> None:
+    answering(monkeypatch)
+    assert palr("profile", "--config", "llm.yaml") == 0
+    expected = LINES.read_bytes()
+    half = f"{USERS // 2} of {USERS}"
+    LINES.unlink()
+    (here / "runs/tiny/stages.json").unlink()
+    assert palr("prepare", "--config", "llm.yaml") == 0
+    answering(monkeypatch, stop_after=2)
+    assert palr("profile", "--config", "llm.yaml") == 130
+    assert len(lines()) == 16
+    with LINES.open("a") as file:
+        file.write('{"user": "u16", "pro')  # a kill in the middle of a line
+    asked = answering(monkeypatch)
+    capsys.readouterr()
+    assert palr("profile", "--config", "llm.yaml") == 0
+    assert sum(asked) == USERS - 16
+    assert LINES.read_bytes() == expected
+    assert f"profiles: {half} by the LLM" in capsys.readouterr().err
+
+
+def test_only_what_profiles_say_makes_them_anew(here: Path, monkeypatch) -> None:
+    asked = answering(monkeypatch)
+    assert palr("profile", "--config", "llm.yaml") == 0
+    batches = len(asked)
+    assert palr("profile", "--config", "llm.yaml", "--instruct.length", "399") == 0
+    assert len(asked) == batches
+    assert palr("profile", "--config", "llm.yaml", "--instruct.item_kind", "films") == 0
+    assert len(asked) == 2 * batches
+    assert "films" in lines()[1]["profile"]
+
+
+def test_a_whole_run_with_an_untrained_llm_reports_its_silence(here: Path) -> None:
+    options = ["--ranker.variants", "[PALR_v2]"]
+    assert palr("run", "--config", "llm.yaml", *options) == 0
+    results = json.loads(Path("runs/tiny/results.json").read_text())
+    told = [line for line in lines() if line["from"] == "llm"]
+    assert results["protocol"]["profiles"].startswith(f"{len(told)} of {USERS} by the LLM")
+    assert all(isinstance(line["answer"], str) for line in lines())
+    (slate,) = Recommender.load("runs/tiny").recommend([["Story, 3 (1953)"]])
+    assert len(slate) == 10
+
+
+def test_the_oldest_items_give_way_to_a_short_model(here: Path, monkeypatch) -> None:
+    prompts: list[np.ndarray] = []
+    real = profile_stage._prompt
+
+    def short(tokenizer, catalog, history, config, room):
+        prompts.append(real(tokenizer, catalog, history, config, room=420))
+        assert tokenizer.decode(prompts[-1]).endswith(
+            f'"{catalog.titles[history[-1]]}": {", ".join(catalog.categories[history[-1]])}.\n'
+        )
+        return prompts[-1]
+
+    answering(monkeypatch)
+    monkeypatch.setattr(profile_stage, "_prompt", short)
+    assert palr("profile", "--config", "llm.yaml") == 0
+    assert max(map(len, prompts)) <= 420
+    LINES.unlink()
+    monkeypatch.setattr(profile_stage, "_prompt", lambda *given: real(*given[:4], room=50))
+    config, run = load_config(Path("llm.yaml"), {}), RunDirectory(Path("runs/tiny"))
+    with pytest.raises(UserError, match="too few for a request about one item"):
+        profile_stage.profile(config, run)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--profile.weights", "null"], "kind llm needs a LLaMA: name it in profile.weights"),
+        (["--profile.weights", "nowhere"], "nowhere is missing"),
+    ],
+)
+def test_a_missing_llm_is_one_line(here: Path, capsys, options: list[str], complaint: str) -> None:
+    assert palr("profile", "--config", "llm.yaml", *options) == 2
+    assert complaint in capsys.readouterr().err

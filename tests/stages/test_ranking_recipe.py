@@ -1,0 +1,212 @@
+"""A whole run of the recipe that learns from the retriever's candidates."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+
+from palr_jax import Recommender
+from palr_jax.config import load_config
+from palr_jax.data import prepare as preparing
+from palr_jax.errors import UserError
+from palr_jax.ranking.ranker import log_prior
+from palr_jax.run_directory import RunDirectory
+from palr_jax.stages import proposals
+from tests.stages.test_run import palr
+from tests.world import CONFIG, write_world
+
+RECIPE = {
+    "instruct": {"user_share": 1.0, "prompt": "history", "held_out": "time", "moments": 3},
+    "ranker": {
+        "variants": ["PALR_v2"], "prior": "retriever", "item_embeddings": ["retriever", "words"],
+    },
+    "finetune": {
+        "objective": "candidates", "steps": 12, "moments": 8, "validation_share": 0.2,
+        "validate_every": 3, "patience": 2, "learning_rate": 0.01, "prior_dropout": 0.3,
+        "text_loss": 0.05,
+    },
+    "evaluate": {"controls": True},
+}  # fmt: skip
+NAMES = [
+    "Popularity", "SASRec", "SASRec + popularity", "PALR_v2", "PALR_v2 with prior",
+    "PALR_v2 + SASRec",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recipe.yaml and its finished run, runs/tiny."""
+    folder = tmp_path_factory.mktemp("recipe")
+    write_world(folder)
+    config = json.loads(json.dumps(CONFIG))
+    for section, values in RECIPE.items():
+        config[section] = {**config.get(section, {}), **values}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(config))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert palr("run", "--config", "recipe.yaml") == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, to change."""
+    shutil.copytree(finished, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    return tmp_path / "w"
+
+
+def test_every_row_and_control_is_there(finished: Path) -> None:
+    results = json.loads((finished / "runs/tiny/results.json").read_text())
+    assert [row["model"] for row in results["rows"]] == NAMES
+    for row in results["rows"][3:]:
+        assert set(row["ci95"]) == {"SASRec", "SASRec + popularity"}
+    names = [row["control"] for row in results["controls"]]
+    assert names == [
+        "PALR_v2 as it is", "random order", "prior alone", "histories shuffled", "LLaMA silent",
+        "titles exchanged",
+    ]  # fmt: skip
+    rows = {row["model"]: row["NDCG@10"] for row in results["rows"]}
+    controls = {row["control"]: row["NDCG@10"] for row in results["controls"]}
+    assert controls["PALR_v2 as it is"] == rows["PALR_v2 with prior"]
+    page = (finished / "runs/tiny/report.html").read_text()
+    assert "titles exchanged" in page
+    assert "NDCG@10 − SASRec + popularity, 95%" in page
+
+
+def test_the_checkpoint_with_the_lowest_validation_loss_ranks(finished: Path) -> None:
+    run = finished / "runs/tiny"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    losses = {line["step"]: line["validation loss"] for line in lines if "validation loss" in line}
+    chosen = json.loads((run / "ranker/PALR_v2.json").read_text())
+    assert chosen["step"] == min(losses, key=losses.__getitem__)
+    assert chosen["validation loss"] == pytest.approx(min(losses.values()))
+    assert Recommender.load(run).step == chosen["step"]
+
+
+def test_a_run_that_was_stopped_tunes_the_same_ranker(here: Path) -> None:
+    parameters = [np.asarray(x) for x in params_of(here / "runs/tiny")]
+    steps = here / "runs/tiny/ranker/PALR_v2"
+    kept = min(int(step.name) for step in steps.iterdir() if step.name.isdigit())
+    for step in steps.iterdir():
+        if step.name.isdigit() and int(step.name) > kept:
+            shutil.rmtree(step)
+    (here / "runs/tiny/ranker/PALR_v2.json").unlink()
+    stages = here / "runs/tiny/stages.json"
+    noted = json.loads(stages.read_text())
+    noted["finetune"]["done"] = False
+    stages.write_text(json.dumps(noted))
+    assert palr("finetune", "--config", "recipe.yaml") == 0
+    for one, two in zip(parameters, params_of(here / "runs/tiny"), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def params_of(run: Path) -> list:
+    return jax.tree.leaves(nnx.state(Recommender.load(run).ranker.model))
+
+
+def test_recommendations_use_prior_and_popularity_and_new_items_need_neither(
+    finished: Path,
+) -> None:
+    recommender = Recommender.load(finished / "runs/tiny")
+    titles = list(recommender.catalog.titles)
+    (slate,) = recommender.recommend([titles[:4]], k=5, explain=True)
+    assert len({item.title for item in slate}) == 5
+    assert all(item.explanation is not None for item in slate)
+    more = recommender.with_items(["Story of a new one"])
+    ranked = more.rank(titles[:4], ["Story of a new one", *titles[20:24]])
+    assert np.exp([logp for _, logp in ranked]).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_prior_of_unknown_items_is_the_mean_of_the_known_ones() -> None:
+    candidates_UC = np.array([[3, 4, 90, -1]])
+    prior_UC = log_prior(candidates_UC, np.array([[2.0, 0.0, -np.inf, -np.inf]]))
+    assert np.exp(prior_UC[0, :3]).sum() == pytest.approx(1)
+    assert prior_UC[0, 2] == pytest.approx(prior_UC[0, :2].mean())
+    assert not log_prior(candidates_UC, None).any()
+
+
+def test_retrievers_of_moments_never_see_them(here: Path, monkeypatch) -> None:
+    seen = []
+    real = proposals.MODELS["sasrec"]
+
+    class Spy:
+        def __init__(self, *arguments) -> None:
+            self._retriever = real(*arguments)
+
+        def fit(self, split, directory) -> None:
+            seen.append(split)
+            self._retriever.fit(split, directory)
+
+        def recommend(self, histories, k):
+            return self._retriever.recommend(histories, k)
+
+    monkeypatch.setitem(proposals.MODELS, "sasrec", Spy)
+    config = load_config(Path("recipe.yaml"), {"instruct.moments": "2"})
+    run = RunDirectory(here / "runs/tiny")
+    split = preparing.load(run.data).split
+    users = np.arange(split.num_users)
+    retrieved = proposals.propose_moments(config, run, split, users).retrieved
+    (trained_on,) = seen
+    by_id = {user: row for row, user in enumerate(trained_on.user_ids)}
+    for user in users:
+        items, moments = split.train[user].tolist(), retrieved.moments[user]
+        assert len(moments) == min(2, len(items) // 2)
+        row = by_id[split.user_ids[user]]
+        assert trained_on.train[row].tolist() == items[: len(items) - len(moments)]
+        assert moments.tolist() == list(range(len(items) - len(moments), len(items)))
+
+    # Each of three parts is new to its own retriever, and proposals go to their own moments.
+    seen.clear()
+    instruct = replace(config.instruct, held_out="users", folds=3, user_share=1.0)
+    ranker = replace(config.ranker, item_embeddings=("words",))
+    folded = replace(config, instruct=instruct, ranker=ranker)
+    retrieved = proposals.propose_moments(folded, run, split, users).retrieved
+    trained = [set(part.user_ids.tolist()) for part in seen]
+    everyone = set(split.user_ids[split.train.lengths_R >= 2].tolist())
+    assert len(seen) == 3
+    assert set.union(*[everyone - part for part in trained]) == everyone
+    assert sum(len(everyone - part) for part in trained) == len(everyone)
+    for number, user in enumerate(np.repeat(users, retrieved.moments.lengths_R)):
+        known = split.train[user][: retrieved.moments.values_N[number]]
+        assert not set(known.tolist()) & set(retrieved.items_PK[number].tolist())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("finetune.objective", "tokens", "learned by finetune.objective candidates"),
+        ("evaluate.decoding", "generate", "set score"),
+        ("evaluate.shuffles", "2", "lists no candidates"),
+        ("finetune.moments", "2", "must be at least instruct.moments"),
+        ("retriever.model", "popularity", "popularity has no item vectors"),
+        ("instruct.held_out", "users", "lower user_share below 1"),
+        ("ranker.item_embeddings", "[language_model]", "name it in title_weights"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    here: Path, key: str, value: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(Path("recipe.yaml"), {key: value})
+
+
+def test_a_sample_of_users_is_the_same_in_every_row(here: Path) -> None:
+    assert palr("evaluate", "--config", "recipe.yaml", "--evaluate.users", "11") == 0
+    rows = json.loads(Path("runs/tiny/results.json").read_text())["rows"]
+    assert {row["users"] for row in rows} == {11}
+
+
+def test_an_export_says_what_stays_behind(here: Path, capsys) -> None:
+    assert palr("export", "--run", "runs/tiny", "--to", "merged") == 0
+    assert "its prior and item vectors stay behind" in capsys.readouterr().out

@@ -1,0 +1,89 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from palr_jax.config import Config
+from palr_jax.data import prepare
+from palr_jax.data.catalog import Catalog
+from palr_jax.data.prepare import Prepared
+from palr_jax.data.split import leave_one_out
+from palr_jax.ragged import Ragged
+from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.models import MODELS
+from palr_jax.run_directory import RunDirectory
+from palr_jax.stages import retrieve as retrievers
+
+ITEMS = 60
+SMALL = {"dim": 8, "num_heads": 1, "length": 8, "max_epochs": 2, "batch_size": 8}
+CONFIG = Config(
+    name="x",
+    retriever=RetrieverConfig(model="sasrec", candidates=20, **SMALL),
+    tuned={"gru4rec": {**SMALL, "dim": 4}},
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    some = ("popularity", "item_knn", "gru4rec", "sasrec")
+    monkeypatch.setattr(retrievers, "MODELS", {name: MODELS[name] for name in some})
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(ITEMS) + np.arange(rng.integers(5, 12))) % ITEMS for _ in range(40)]
+    names = np.arange(ITEMS).astype(str)
+    run = RunDirectory(tmp_path / "runs" / "x")
+    split = leave_one_out(Ragged.from_rows(rows), np.arange(40).astype(str), ITEMS)
+    catalog = Catalog(names, tuple(names), ((),) * ITEMS)
+    prepare.save(Prepared(split=split, catalog=catalog), run.data)
+    return run
+
+
+def test_every_retriever_gets_a_row_over_all_users(run: RunDirectory) -> None:
+    rows = retrievers.compare(CONFIG, run)
+    assert [row["model"] for row in rows] == ["Popularity", "Item-kNN", "GRU4Rec", "SASRec"]
+    for row in rows:
+        assert row["users"] == 40
+        assert 0 <= row["HR@10"] <= row["Recall@20"] <= 1
+        assert 0 < row["coverage@10"] <= 1
+    assert [row["epochs"] for row in rows] == [0, 0, 2, 2]
+    assert rows[1]["HR@10"] > rows[0]["HR@10"]  # who walks round the catalog is no fan of hits
+
+
+def test_what_is_trained_is_taken_as_it_is(run: RunDirectory) -> None:
+    first = retrievers.compare(CONFIG, run)
+    written = {path: path.stat().st_mtime_ns for path in run.path.rglob("checkpoints/**/*")}
+    assert written
+    assert retrievers.compare(CONFIG, run) == first
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("checkpoints/**/*")} == written
+
+
+def test_other_settings_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    retrievers.compare(CONFIG, run)
+    tuned = {"gru4rec": {**SMALL, "dim": 4, "max_epochs": 1}}
+    rows = retrievers.compare(replace(CONFIG, tuned=tuned), run)
+    assert [row["epochs"] for row in rows] == [0, 0, 1, 2]
+    assert (
+        "GRU4Rec: trained before with other settings or data, starts anew"
+        in capsys.readouterr().err
+    )
+
+
+def test_recall_of_ties_is_that_of_the_list(run: RunDirectory) -> None:
+    """All items are equally popular: ranks are all the same, the list holds some targets."""
+    rows = [np.arange(start, start + 3) % ITEMS for start in range(ITEMS)]
+    split = leave_one_out(Ragged.from_rows(rows), np.arange(ITEMS).astype(str), ITEMS)
+    retrievers.propose(CONFIG, run, "popularity", split)
+    arrays = run.read_candidates("popularity")
+    assert len(np.unique(arrays["test_rank"])) == 1
+    listed = [split.test_U[user] in arrays["test_items"][user] for user in range(ITEMS)]
+    row = retrievers._row(CONFIG, run, "popularity", split)
+    assert row["Recall@20"] == pytest.approx(np.mean(listed), abs=1e-6)
+    assert 0 < row["Recall@20"] < 1
+
+
+def test_other_data_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    split = prepare.load(run.data).split
+    retrievers.propose(CONFIG, run, "sasrec", split)
+    swapped = replace(split, validation_U=split.test_U, test_U=split.validation_U)
+    retrievers.propose(CONFIG, run, "sasrec", swapped)
+    assert "with other settings or data, starts anew" in capsys.readouterr().err

@@ -1,0 +1,175 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from palr_jax import Recommender, UserError, bulk_recommend
+from palr_jax.cli import main
+from palr_jax.decoding import score as score_module
+from palr_jax.ragged import Ragged
+from tests.locations import ROOT
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setattr(bulk_recommend, "PART", 8)
+    return tmp_path / "w"
+
+
+@pytest.fixture
+def recommender(here: Path) -> Recommender:
+    return Recommender.load("runs/tiny")
+
+
+def test_a_table_of_all_users_equals_one_by_one(here: Path, recommender: Recommender) -> None:
+    arguments = ["--run", "runs/tiny", "--users", "all", "--output", "out/recs.parquet"]
+    assert main(["recommend", *arguments]) == 0
+    assert os.listdir("out") == ["recs.parquet"]
+    table = pl.read_parquet("out/recs.parquet")
+    users = recommender.prepared.split.user_ids
+    assert table["user"].to_list() == [user for user in users for _ in range(10)]
+    assert table["rank"].to_list() == list(range(1, 11)) * len(users)
+    for user in users[::7]:
+        (slate,) = recommender.recommend([recommender.history_of(user)])
+        mine = table.filter(pl.col("user") == user)
+        assert mine["title"].to_list() == [item.title for item in slate]
+        assert mine["item_id"].to_list() == [item.item_id for item in slate]
+        np.testing.assert_allclose(mine["score"], [item.score for item in slate], atol=1e-5)
+    for (user,), group in table.group_by("user"):
+        assert group["title"].n_unique() == 10
+        assert not set(group["title"]) & set(recommender.history_of(str(user)))
+
+
+def test_shares_of_processes_make_the_same_table(recommender: Recommender) -> None:
+    bulk_recommend.recommend_all(recommender, 5, Path("one.parquet"))
+    for index in (1, 0, 2):
+        bulk_recommend.make_parts(recommender, 5, Path("three.parquet"), index, 3)
+        assert not Path("three.parquet").exists()
+    bulk_recommend.join_parts(recommender, Path("three.parquet"))
+    one, three = pl.read_parquet("one.parquet"), pl.read_parquet("three.parquet")
+    assert one.drop("score").equals(three.drop("score"))
+    np.testing.assert_allclose(one["score"], three["score"], atol=1e-5)
+
+
+def together(here: Path, port: int, *options: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Exit codes and last words of processes that make one table on two devices each."""
+    script = (
+        "import sys; from palr_jax import bulk_recommend, cli; bulk_recommend.PART = 8\n"
+        "sys.exit(cli.main(['recommend', *sys.argv[1:]]))"
+    )
+    group = ["--coordinator", f"localhost:{port}", "--processes", str(len(options))]
+    common = ["--run", "runs/tiny", "--users", "all", "--output", "both.parquet", *group]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *common, "--process", str(index), *more],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(ROOT),
+                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, more in enumerate(options)
+    ]  # fmt: skip
+    try:
+        return [(process.returncode, said) for process in started
+                for said in [process.communicate(timeout=200)[1]]]  # fmt: skip
+    finally:
+        for process in started:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def test_two_processes_of_two_devices_make_the_same_table(
+    here: Path, recommender: Recommender
+) -> None:
+    mesh = ("--mesh.data", "2")
+    ended = together(here, free_port(), mesh, mesh)
+    assert [code for code, _ in ended] == [0, 0], ended
+    bulk_recommend.recommend_all(recommender, 10, Path("one.parquet"))
+    one, both = pl.read_parquet("one.parquet"), pl.read_parquet("both.parquet")
+    assert one.drop("score").equals(both.drop("score"))
+    np.testing.assert_allclose(one["score"], both["score"], atol=1e-5)
+
+
+def test_processes_that_differ_are_refused(here: Path) -> None:
+    ended = together(here, free_port(), ("--k", "10"), ("--k", "5"))
+    assert [code for code, _ in ended] == [2, 2], ended
+    assert "processes differ in k: start them all alike" in ended[0][1]
+    assert not Path("both.parquet").exists()
+
+
+def test_what_a_kill_left_is_kept(here: Path, recommender: Recommender) -> None:
+    script = (
+        "from palr_jax import bulk_recommend, cli; bulk_recommend.PART = 2; "
+        "cli.main('recommend --run runs/tiny --users all --output recs.parquet'.split())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    folder = here / "recs.parquet.parts"
+    while len(list(folder.glob("users-*"))) < 3 and process.poll() is None:
+        time.sleep(0.01)  # polls: there is no other sign from the process
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Path("recs.parquet").exists()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("users-*")}
+    assert kept
+    bulk_recommend.PART = 2
+    bulk_recommend.make_parts(recommender, 10, Path("recs.parquet"), 0, 1)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    bulk_recommend.join_parts(recommender, Path("recs.parquet"))
+    bulk_recommend.recommend_all(recommender, 10, Path("again.parquet"))
+    first, again = pl.read_parquet("recs.parquet"), pl.read_parquet("again.parquet")
+    assert first.drop("score").equals(again.drop("score"))
+
+
+def test_parts_of_another_job_are_refused(recommender: Recommender) -> None:
+    bulk_recommend.make_parts(recommender, 10, Path("recs.parquet"), 0, 4)
+    with pytest.raises(UserError, match=r"holds parts of a job with another k: delete it"):
+        bulk_recommend.make_parts(recommender, 5, Path("recs.parquet"), 0, 4)
+
+
+def test_a_thousand_batches_share_a_program_for_each_width(recommender: Recommender) -> None:
+    """Histories and candidates of all kinds: no batch but the first of a width compiles."""
+    rng = np.random.default_rng(0)
+    ranker = recommender.ranker
+    users = 16 * 1000
+    histories = Ragged.from_rows(rng.permutation(69)[: rng.integers(0, 6)] for _ in range(users))
+    candidates = np.array([rng.permutation(69)[:20] for _ in range(users)])
+    profiles = [""] * users
+    sizes = ranker.sizes(candidates)
+    widths = {
+        -(-len(prompt) // 128) for prompt in _rows(ranker.prompts(histories, profiles, candidates))
+    }
+    before = score_module.score_step._cache_size()
+    for start in range(0, users, 16):
+        few = slice(start, start + 16)
+        ranker.score(histories.take(range(users)[few]), profiles[few], candidates[few], "", sizes)
+    assert score_module.score_step._cache_size() - before <= len(widths)
+
+
+def _rows(ragged: Ragged) -> list[np.ndarray]:
+    return [ragged[row] for row in range(len(ragged))]
+
+
+def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--run", "runs/tiny", "--users", "all"]) == 2
+    assert "--users all and --output FILE.parquet (or .csv) go together" in capsys.readouterr().err
+
+
+def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--run", "runs/tiny", "--user", "1", "--process", "0"]) == 2
+    assert "several processes make the slates of --users all" in capsys.readouterr().err
