@@ -58,7 +58,8 @@ def test_a_circle_is_found() -> None:
 def test_the_command_and_its_config_load_no_jax() -> None:
     code = (
         "import sys; from pathlib import Path; import palr_jax; from palr_jax.cli import main\n"
-        "from palr_jax.config import load_config; load_config(Path('configs/quickstart.yaml'), {})\n"
+        "from palr_jax.config import load_config\n"
+        "load_config(Path('configs/quickstart.yaml'), {})\n"
         "print([name for name in ('jax', 'flax', 'polars', 'scipy') if name in sys.modules])"
     )
     found = subprocess.run(

@@ -1,6 +1,6 @@
 """Measures the memory that loading a fake checkpoint takes, in a process of its own.
 
-    python -m tests.llm.import_memory LAYERS DIM FFN [DTYPE]
+    python -m tests.llm.checkpoints.import_memory LAYERS DIM FFN [DTYPE]
 
 Prints JSON, in bytes: `arrays` (the parameters), `tensor` (the largest tensor of the checkpoint as
 it is stored), `above` (the peak of resident memory above what was there before plus the arrays).

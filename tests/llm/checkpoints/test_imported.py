@@ -130,7 +130,7 @@ def other_shape(folder: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_loading_holds_one_tensor_beside_the_arrays() -> None:
-    command = [sys.executable, "-m", "tests.llm.import_memory", "14", "1024", "2048"]
+    command = [sys.executable, "-m", "tests.llm.checkpoints.import_memory", "14", "1024", "2048"]
     environment = {"PATH": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
     found = json.loads(done.stdout)
