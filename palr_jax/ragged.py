@@ -1,6 +1,6 @@
 """Rows of different lengths in one flat array."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,10 @@ class Ragged:
     def __getitem__(self, row: int) -> np.ndarray:
         """Row `row` as a view, [its length]."""
         return self.values_N[self.offsets_R1[row] : self.offsets_R1[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The rows in order, as views."""
+        return (self[row] for row in range(len(self)))
 
     @property
     def lengths_R(self) -> np.ndarray:

@@ -16,15 +16,18 @@ class ProfileConfig:
 
     Attributes:
         kind: keywords, from the categories of the user's training items; llm, by a LLaMA that
-            is asked for keywords (paper, Figure 2), where its answer cannot be read by the
-            categories; none leaves it out.
+            is asked for keywords (paper, Figure 2); none leaves it out.
+        answer: for llm, categories: it chooses among the categories of the items it is shown;
+            free: it writes what it likes, and where no keyword can be read from its answer, the
+            profile is that of `keywords`. Small models rarely answer a free request.
         keywords: how many keywords at most.
         weights: for llm, a LLaMA that follows instructions: what `ranker.weights` takes.
         batch_size: for llm, users at a time.
-        new_tokens: for llm, longest answer in tokens.
+        new_tokens: for free answers, the longest in tokens.
     """
 
     kind: Literal["keywords", "llm", "none"] = "keywords"
+    answer: Literal["categories", "free"] = "categories"
     keywords: Annotated[int, Field(ge=1, le=1_000)] = 3
     weights: str | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 8
