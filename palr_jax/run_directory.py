@@ -279,9 +279,16 @@ class RunDirectory:
         """
         value = read_json(self.fusion)
         with reading(self.fusion, "delete it and run `palr evaluate`"):
-            weights = Weights(float(value["ranker"]), float(value["popularity"]))
-            if not all(math.isfinite(one) and one >= 0 for one in dataclasses.astuple(weights)):
-                raise ValueError(f"the weights are {weights.ranker} and {weights.popularity}")
+            weights = Weights(
+                float(value["ranker"]),
+                float(value["popularity"]),
+                # Absent in runs of version 0.1.
+                float(value.get("gate", 0.0)),
+                value.get("per_user", False) is True,
+            )
+            numbers = (weights.ranker, weights.popularity, weights.gate)
+            if not all(map(math.isfinite, numbers)) or min(numbers[:2]) < 0:
+                raise ValueError(f"the weights are {numbers}")
             return weights
 
 

@@ -87,7 +87,7 @@ def evaluate(config: Config, run: RunDirectory) -> None:
 def _with_popularity(config: Config, run: RunDirectory, split: Split, task: Task) -> Row:
     """The retriever's candidates by its scores and their popularity, without a ranker."""
     validation = read_task(config, run, split, "validation")
-    weights = tune(validation.scores(), validation.target_U, ranker_weights=(0.0,))
+    weights = tune(validation.scores(), validation.target_U, with_ranker=False)
     name = f"{ROW_NAMES[config.retriever.model]} + popularity"
     return _row_of(task, name, task.scores().slates(weights))
 
@@ -219,13 +219,21 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
     if config.profile.kind == "llm":
         protocol["profiles"] = run.profile_sources()
     if run.fusion.exists():
-        weights = run.read_weights()
-        protocol["fusion"] = (
-            f"log-softmax of {retriever}'s scores + {weights.ranker} x log P(candidate | prompt) + "
-            f"{weights.popularity} x log(1 + training interactions), the weights tuned on "
-            "validation NDCG@10"
-        )
+        protocol["fusion"] = f"{retriever} and {_in_words(run.read_weights())}"
     return protocol
+
+
+def _in_words(weights: Weights) -> str:
+    """The fused score, for readers of results.json."""
+    ranker = "log P(candidate | prompt)"
+    if weights.per_user:
+        ranker = f"the {ranker} standardised by user"
+    if weights.gate:
+        ranker = f"max(0, 1 + {weights.gate} x standardised log popularity) x {ranker}"
+    return (
+        f"the ranker: log-softmax of scores + {weights.ranker} x {ranker} + {weights.popularity} x "
+        "log(1 + training interactions), the weights tuned on validation NDCG@10"
+    )
 
 
 def _charts(config: Config, run: RunDirectory) -> list[Chart]:
