@@ -99,7 +99,11 @@ class MetricsLog:
         seconds = max(time.monotonic() - self._since, 1e-9)
         tokens, labels, pairs = (self._sums[key] for key in _SUMMED)
         rate = train_flops(self._config, self._lora, tokens, labels, pairs) / seconds
-        rates = {"tokens/s": tokens / seconds, "model TFLOP/s": rate / 1e12}
+        rates = {
+            "label tokens": labels,  # since the line before; of the objective `candidates`, moments
+            "tokens/s": tokens / seconds,
+            "model TFLOP/s": rate / 1e12,
+        }
         return rates | ({"MFU": rate / self._peak} if self._peak else {})
 
     def _write_line(self, step: int, values: dict[str, float]) -> None:
