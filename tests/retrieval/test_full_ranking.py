@@ -26,7 +26,7 @@ def product(query_BI: jax.Array, item_CI: jax.Array) -> jax.Array:
 
 
 class World:
-    """Whole numbers as scores, so that there are ties; they depend on the history alone."""
+    """Integer scores, so that ties occur; they depend only on the history."""
 
     def __init__(self, seed: int, users: int = 5, items: int = ITEMS, longest: int = 6) -> None:
         rng = np.random.default_rng(seed)

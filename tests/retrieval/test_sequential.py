@@ -24,7 +24,7 @@ from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
-from palr_jax.retrieval.step import Rates, places, train_step
+from palr_jax.retrieval.step import Rates, retriever_shardings, retriever_step
 
 NUM_ITEMS = 12
 CONFIG = RetrieverConfig(
@@ -52,7 +52,7 @@ def sasrec(config: RetrieverConfig = CONFIG, seed: int = 0) -> Sequential:
 def trained(directory: Path) -> dict[str, Any]:
     """All arrays of the last checkpoint."""
     params = sasrec()._params
-    like = {"best": params, "state": loop.TrainState.initial(params)}
+    like = {"best": params, "state": loop.RetrieverState.initial(params)}
     with loop.Checkpoints(directory / "checkpoints") as checkpoints:
         saved = checkpoints.load_latest(like)
     assert saved is not None
@@ -79,9 +79,9 @@ def test_several_devices_learn_what_one_does(tmp_path: Path) -> None:
 
 def test_the_vectors_of_items_and_all_that_belongs_to_them_are_divided() -> None:
     shards = Shards(make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]))
-    state = loop.TrainState.initial(sasrec()._params)
-    state = jax.device_put(state, places(state, shards))
-    state, _ = train_step(
+    state = loop.RetrieverState.initial(sasrec()._params)
+    state = jax.device_put(state, retriever_shardings(state, shards))
+    state, _ = retriever_step(
         sasrec()._graph, Loss("cross_entropy", 1), Rates(0.01, 0.1, 0.8), state,
         shards.spread(NEXT_ITEM.training(SPLIT.train, NUM_ITEMS, 8, 4, 0, 0)),
         jax.random.key(0), shards,
@@ -115,7 +115,7 @@ def test_training_over_devices_goes_on_where_it_was_stopped(
     assert_same_training(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_more_devices_than_there_are_is_a_mistake(tmp_path: Path) -> None:
+def test_more_devices_than_exist_is_an_error(tmp_path: Path) -> None:
     config = replace(CONFIG, devices=16, batch_size=16)
     with pytest.raises(UserError, match="16 devices, but 8 are there"):
         sasrec(config).fit(SPLIT, tmp_path)
@@ -151,7 +151,7 @@ def test_learns_what_follows_what(tmp_path: Path) -> None:
 
 
 def stop_after(steps: int) -> Callable[..., object]:
-    """Takes the place of the progress bar, and interrupts training in the middle of an epoch."""
+    """Replaces the progress bar, and interrupts training in the middle of an epoch."""
 
     @contextmanager
     def stopping(*_: object) -> Iterator[Callable[..., None]]:
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_the_epochs_before(
     steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
     with monkeypatch.context() as patched:
         patched.setattr(
-            sequential, "train_step", broken_after(2 * steps + 3, sequential.train_step)
+            sequential, "retriever_step", broken_after(2 * steps + 3, sequential.retriever_step)
         )
         with pytest.raises(UserError, match=r"loss is nan in epoch 3, step 4: lower retriever\."):
             sasrec().fit(SPLIT, tmp_path)

@@ -34,7 +34,7 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.rows import NEXT_ITEM
-from palr_jax.retrieval.step import Rates, TrainState, train_step
+from palr_jax.retrieval.step import Rates, RetrieverState, retriever_step
 
 _LENGTH = 50
 _EPOCHS_AT_MOST = 100
@@ -129,9 +129,9 @@ def run_ours(split: Split, wanted: float) -> list[dict[str, float]]:
         dim=64, num_blocks=2, num_heads=1, length=_LENGTH, dropout=0.5, batch_size=64,
     )  # fmt: skip
     retriever: Any = MODELS["sasrec"](config, split.num_items, 0)
-    state = TrainState.initial(retriever._params)
+    state = RetrieverState.initial(retriever._params)
     rates = Rates(learning_rate=2e-3, weight_decay=0.1, averaging=0.99)
-    step = functools.partial(train_step, retriever._graph, Loss("cross_entropy", 1), rates)
+    step = functools.partial(retriever_step, retriever._graph, Loss("cross_entropy", 1), rates)
     histories, target_U = split.histories("validation"), split.targets("validation")
     lines: list[dict[str, float]] = []
     trained = 0.0

@@ -11,7 +11,7 @@ their ratio. Training here predicts all items of a history, however long; the pl
 end with their length. `profile` says where the time of a training step goes. `growth` ranks for
 users over catalogs from ten thousand to a million items, each in a process of its own.
 
-Letters: B rows, T places of a row, D width, N positions with a target, I items, S seen items.
+Shapes: N positions with a target, S seen items.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.losses import Loss, cross_entropy
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.rows import NEXT_ITEM
-from palr_jax.retrieval.step import Rates, TrainState, train_step
+from palr_jax.retrieval.step import Rates, RetrieverState, retriever_step
 
 
 def main() -> None:
@@ -115,8 +115,10 @@ def profile(arguments: argparse.Namespace) -> None:
         return cross_entropy(hidden_ND, item_ID, target_N)
 
     def step() -> Any:
-        state = TrainState.initial(params)  # a step takes over the memory of its state
-        return train_step(graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0), state, rows, key)
+        state = RetrieverState.initial(params)  # a step takes over the memory of its state
+        return retriever_step(
+            graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0), state, rows, key
+        )
 
     network_slope = jax.jit(jax.grad(network))
     loss_slope = jax.jit(jax.grad(loss, argnums=(0, 1)))
@@ -144,9 +146,9 @@ def newest(split: Split, length: int) -> Split:
 
 def ours_of(config: RetrieverConfig, split: Split) -> tuple[Callable[[], None], Callable[[], None]]:
     retriever: Any = MODELS["sasrec"](config, split.num_items, 0)
-    state = TrainState.initial(retriever._params)
+    state = RetrieverState.initial(retriever._params)
     step = functools.partial(
-        train_step, retriever._graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0)
+        retriever_step, retriever._graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0)
     )
     histories, target_U = split.histories("validation"), split.targets("validation")
 
@@ -200,9 +202,9 @@ def theirs_of(
             self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(config.dropout)
 
         def forward(self, item_BT: torch.Tensor) -> torch.Tensor:
-            place_T = torch.arange(item_BT.shape[1])
-            hidden_TT = place_T[:, None] < place_T
-            x_BTD = self.dropout(self.items(item_BT) + self.positions(place_T))
+            position_T = torch.arange(item_BT.shape[1])
+            hidden_TT = position_T[:, None] < position_T
+            x_BTD = self.dropout(self.items(item_BT) + self.positions(position_T))
             for block in self.blocks:
                 x_BTD = block(x_BTD, hidden_TT)
             return self.norm(x_BTD)
