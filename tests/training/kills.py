@@ -1,4 +1,4 @@
-"""A run that is killed again and again, beside one that never is.
+"""A run that is killed again and again, compared with one that never is.
 
     python tests/training/kills.py 20
 
@@ -121,7 +121,7 @@ def main() -> None:
         at = newest(killed)
         same = all(map(np.array_equal, expected, finish(killed)))
     verdict = "the same bits" if same else "ANOTHER RESULT"
-    print(f"{number} kills, {cut} within a save, the last behind step {at} of {STEPS}: {verdict}")
+    print(f"{number} kills, {cut} within a save, the last after step {at} of {STEPS}: {verdict}")
     sys.exit(not same)
 
 

@@ -59,7 +59,7 @@ class DiesError(Exception):
 
 
 def die_at(monkeypatch, step: int) -> None:
-    """Raises when the loop logs `step`, which is after it has started the step behind it."""
+    """Raises when the loop logs `step`, which is after it has started the next step."""
     write = loop.MetricsLog.write
 
     def dying(self, at, *rest):

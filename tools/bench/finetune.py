@@ -10,7 +10,7 @@ in as peft users do it: padded on the right to the longest, prompts masked in th
 is a process of its own, for its peak memory; the steps alternate, and medians are compared. The
 losses of the first step are printed: adapters start at zero, so they must agree.
 
-Letters: B examples, T tokens of a row, M label tokens.
+Shapes: B examples.
 """
 
 import argparse
