@@ -1,7 +1,4 @@
-"""Retriever, ranker and popularity together: two weights, tuned on validation users.
-
-Shapes: U users, C candidates, K items of a slate.
-"""
+"""Fusion of retriever, ranker and popularity scores: two weights, tuned on validation users."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +7,18 @@ import numpy as np
 
 from palr_jax.evaluation.metrics import SLATE, ndcg, slate_rank
 
-# 0 leaves a part out, so what adds nothing on validation users can do no harm there.
+# 0 disables a part, so a part that does not help on validation users gets no weight.
 RANKER_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What counts how much beside the retriever's 1.
+    """Weights of the scores; the retriever's is 1.
 
     Attributes:
-        ranker: of log P(candidate | prompt).
-        popularity: of the log of 1 + an item's training interactions.
+        ranker: weight of log P(candidate | prompt).
+        popularity: weight of log(1 + an item's training interactions).
     """
 
     ranker: float = 0.0
@@ -30,13 +27,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class Scores:
-    """What is known of the candidates of some users, -inf or anything where there is none.
+    """The scores of users' candidates.
 
     Attributes:
-        candidates_UC: item indices, -1 where there is none.
-        retriever_UC: the retriever's scores, -inf where there is no candidate.
-        ranker_UC: the ranker's log-probabilities.
-        popularity_UC: log(1 + training interactions).
+        candidates_UC: item indices, padded with -1.
+        retriever_UC: the retriever's scores, padded with -inf.
+        ranker_UC: the ranker's log-probabilities; padding is undefined.
+        popularity_UC: log(1 + training interactions); padding is undefined.
     """
 
     candidates_UC: np.ndarray
@@ -45,12 +42,12 @@ class Scores:
     popularity_UC: np.ndarray
 
     def fused(self, weights: Weights) -> np.ndarray:
-        """The score of each candidate by all of them, float [U, C]."""
+        """The weighted sum of the scores of each candidate, float [U, C]."""
         fused_UC = fuse(self.retriever_UC, self.ranker_UC, weights.ranker)
         return fused_UC + weights.popularity * self.popularity_UC
 
     def slates(self, weights: Weights) -> np.ndarray:
-        """The best candidates of each user, [U, K]."""
+        """The slate of each user, [U, K]."""
         return slates(self.candidates_UC, self.fused(weights))
 
 
@@ -58,13 +55,13 @@ def fuse(retriever_UC: np.ndarray, ranker_UC: np.ndarray, weight: float) -> np.n
     """Score of each candidate: log-softmax of the retriever's scores + weight x log-probability.
 
     Args:
-        retriever_UC: the retriever's scores, -inf where there is no candidate.
+        retriever_UC: the retriever's scores, padded with -inf.
         ranker_UC: the ranker's log-probabilities over the candidates.
-        weight: of the ranker, at least 0.
+        weight: weight of the ranker, at least 0.
     """
     shifted_UC = retriever_UC - retriever_UC.max(axis=1, keepdims=True)
     log_UC = shifted_UC - np.log(np.exp(shifted_UC).sum(axis=1, keepdims=True))
-    # -inf times a weight of 0 is NaN, and a missing candidate is -inf on both sides.
+    # -inf times a weight of 0 is NaN, and padding is -inf in both arrays.
     return log_UC + weight * np.where(np.isfinite(ranker_UC), ranker_UC, -1e9)
 
 
@@ -87,13 +84,13 @@ def tune(
     ranker_weights: Sequence[float] = RANKER_WEIGHTS,
     popularity_weights: Sequence[float] = POPULARITY_WEIGHTS,
 ) -> Weights:
-    """The weights with the best NDCG@10 on these users; the smallest of equals.
+    """The weights with the best NDCG@10 on these users; ties go to the smallest weights.
 
     Args:
-        scores: of the users' candidates.
-        target_U: the item to find for each.
-        ranker_weights: to choose from; (0,) leaves the ranker out.
-        popularity_weights: to choose from.
+        scores: the scores of the users' candidates.
+        target_U: the target item of each user.
+        ranker_weights: the grid of ranker weights; (0,) disables the ranker.
+        popularity_weights: the grid of popularity weights.
     """
     choices = [
         Weights(ranker, popularity)
