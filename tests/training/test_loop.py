@@ -137,7 +137,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
             os.truncate(file, file.stat().st_size // 2)
     for one, two in zip(expected, tuned(data, tokenizer, tmp_path), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert "going on from an earlier one" in capsys.readouterr().err
+    assert "resuming from an earlier one" in capsys.readouterr().err
 
 
 def test_a_cut_off_checkpoint_is_refused_at_inference(data, tokenizer, tmp_path: Path) -> None:
