@@ -27,7 +27,7 @@ def guarded(work: Callable[[], None]) -> int:
     _make_printable()
     try:
         return _guarded(work)
-    except KeyboardInterrupt:  # outside _guarded, because Polars raises it and the signal again
+    except KeyboardInterrupt:  # around _guarded, because Polars may cause a second one in a handler
         say("stopped: run the same command again to resume")
         return 130
 

@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, options, complaint
     [
         (
             ("--topology", "h100:8"),
-            "mesh: data 1 x fsdp 4 x tensor 1 is 4 devices, but 8 are there",
+            "mesh: data 1 x fsdp 4 x tensor 1 is 4 devices, but 8 are available",
         ),
         (
             ("--topology", "h100:4", "--ranker.weights", "weights/bloom"),

@@ -117,7 +117,7 @@ def test_training_over_devices_goes_on_where_it_was_stopped(
 
 def test_more_devices_than_exist_is_an_error(tmp_path: Path) -> None:
     config = replace(CONFIG, devices=16, batch_size=16)
-    with pytest.raises(UserError, match="16 devices, but 8 are there"):
+    with pytest.raises(UserError, match="16 devices, but 8 are available"):
         sasrec(config).fit(SPLIT, tmp_path)
 
 
