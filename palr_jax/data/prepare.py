@@ -89,7 +89,7 @@ def prepare(config: DataConfig) -> Prepared:
     _check_users(core, config)
     log, catalog = _with_catalog(core, raw)
     if not any(catalog.categories):
-        say(f"{raw.items_file}: no item has a category, so nothing is known for profiles")
+        say(f"{raw.items_file}: no item has a category, so profiles have no keywords")
     histories = sequences(log)
     return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)
 

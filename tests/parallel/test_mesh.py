@@ -1,4 +1,4 @@
-"""A run on eight devices is the run on one."""
+"""A run on eight devices gives the result of a run on one."""
 
 import json
 from pathlib import Path

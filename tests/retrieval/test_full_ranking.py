@@ -52,7 +52,7 @@ class World:
         return [item for item in range(len(self.item_II)) if item not in seen]
 
     def check(self, k: int) -> None:
-        """Ranks and best items are those of a plain loop over users."""
+        """Ranks and top items are those of a plain loop over users."""
         items, score_UI = len(self.item_II), self.score_UI
         rank_U = ranks(self.scorer(), self.histories, self.target_U, items)
         top = recommend(self.scorer(), self.histories, k, items)

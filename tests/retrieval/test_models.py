@@ -1,4 +1,4 @@
-"""What holds for every retriever."""
+"""Properties of every retriever."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What holds for every network that reads histories in order, and what each is on its own."""
+"""Properties of all networks that read histories in order, and references of each."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What holds for the models that see a history as a set."""
+"""Properties of the models that see a history as a set."""
 
 from pathlib import Path
 

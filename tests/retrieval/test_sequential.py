@@ -34,7 +34,7 @@ CONFIG = RetrieverConfig(
 
 
 def circular_split() -> Split:
-    """Users who walk round the catalog: the next item is the last one plus one."""
+    """Users who go round the catalog: the next item is the last one plus one."""
     rng = np.random.default_rng(0)
     rows = [
         (rng.integers(NUM_ITEMS) + np.arange(rng.integers(4, 11))) % NUM_ITEMS for _ in range(40)
@@ -71,7 +71,7 @@ def test_several_devices_learn_what_one_does(tmp_path: Path) -> None:
         np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-4)
     histories = SPLIT.histories("test")
     np.testing.assert_allclose(several.scores(histories), alone.scores(histories), atol=1e-2)
-    # What was trained over several devices is loaded on one.
+    # A model that was trained on several devices is loaded on one.
     again = over_devices(4)
     again.load(tmp_path / "four")
     np.testing.assert_array_equal(again.scores(histories), several.scores(histories))
@@ -123,7 +123,7 @@ def test_more_devices_than_exist_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a training that nothing stopped."""
+    """The directory of an uninterrupted training."""
     directory = tmp_path_factory.mktemp("whole")
     sasrec().fit(SPLIT, directory)
     return directory
@@ -226,7 +226,7 @@ def test_keeps_the_best_epoch_and_stops_when_none_is_better(
 
 
 def broken_after(steps: int, step: Callable[..., Any]) -> Callable[..., Any]:
-    """A training step whose loss is no number once it has run `steps` times."""
+    """A training step whose loss is NaN after `steps` runs."""
 
     def broken(*args: Any) -> Any:
         nonlocal steps

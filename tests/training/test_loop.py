@@ -55,7 +55,7 @@ def tuned(data, tokenizer, folder: Path, config: FinetuneConfig = CONFIG) -> lis
 
 
 class DiesError(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def die_at(monkeypatch, step: int) -> None:
