@@ -111,7 +111,7 @@ def test_every_key_is_an_option() -> None:
         ("retriever", "5", "retriever: input should be a dictionary"),
         ("name", "../up", "name: string should match pattern"),
         ("seed", "{", "--seed: .{. is not valid YAML"),
-        ("seed", "{a: 1, a: 2}", "--seed: .*: a stands in line 1 already"),
+        ("seed", "{a: 1, a: 2}", "--seed: .*: a repeats line 1"),
         ("seed", "[" * 5_000, "--seed: .* is nested too deeply"),
         ("seed", "!!int abc", "--seed: .* is not valid YAML"),
         ("seed", "9" * 5_000, "--seed: .* is not valid YAML"),

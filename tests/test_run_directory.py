@@ -1,4 +1,4 @@
-"""What a run directory takes over, and what it leaves alone."""
+"""What a run directory reuses, and what it leaves alone."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_changed_rows_and_titles_are_read_again(here: Path, capsys) -> None:
         (here / name).write_text(text.replace("Story", "Tales").replace("u3,", "x3,"))
         capsys.readouterr()
         assert main(["prepare", "--config", "tiny.yaml"]) == 0
-        assert f"{name} has changed, so this stage is made again" in capsys.readouterr().err
+        assert f"{name} has changed, so this stage is run again" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["prepare", "--config", "tiny.yaml"]) == 0
     assert "done before, skipped" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Columns of a table, checked: ids, timestamps, texts and lists of texts."""
+"""Checked columns of a table: ids, timestamps, texts and lists of texts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import polars as pl
 
 from palr_jax.errors import UserError, shown
 
-# Arrays of ids are as wide as the longest of them.
+# An array of ids has the width of its longest id.
 _ID_BYTES = 256
-# Whole numbers up to here are exact in a type.
+# Integers up to this size are exact in a type.
 _EXACT = {pl.Float32: 2**24, pl.Float64: 2**53, pl.Decimal: 2**53}
 _NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", "N/A", "<NA>")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,13 +19,13 @@ _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 @dataclass(frozen=True)
 class Column:
-    """A column and where it stands.
+    """A column and its source.
 
     Attributes:
-        values: what it holds.
-        name: what it is called in its file.
-        table: the name of its file.
-        where: says for a row index where that row stands, as "FILE, line 7".
+        values: the values.
+        name: the name in the file.
+        table: the name of the file.
+        where: row index → its location, such as "FILE, line 7".
     """
 
     values: pl.Series
@@ -34,11 +34,11 @@ class Column:
     where: Callable[[int], str]
 
     def refuse(self, wrong: pl.Series, problem: str) -> None:
-        """Raises a UserError that names the first row where `wrong` holds, if there is one.
+        """Raises a UserError for the first row where `wrong` is true, if any.
 
         Args:
-            wrong: bool, a null counts as false.
-            problem: what is wrong, with {value} for the value.
+            wrong: bool; null counts as false.
+            problem: the error message, with {value} for the value.
         """
         row = wrong.fill_null(False).arg_max() if wrong.any() else None
         if row is not None:
@@ -46,17 +46,17 @@ class Column:
             raise UserError(f"{self.where(row)}: {told}: mend or delete that row")
 
     def refuse_type(self, expected: str) -> UserError:
-        """The error for a column of another type than is expected."""
+        """The error for a column of an unexpected type."""
         kind = str(self.values.dtype)
         return UserError(f"{self.table}: column {self.name!r} is of type {kind}, not {expected}")
 
 
 def ids(column: Column) -> pl.Series:
-    """The ids of a column as text; whole numbers stored as floats are written without fraction.
+    """The ids of a column as text; integers stored as floats are written without fraction.
 
     Raises:
-        UserError: the column holds neither texts nor numbers, or a row has no value, a number
-            that is not whole, a control character, or over 256 bytes.
+        UserError: the column holds neither texts nor numbers, or a row has no value, a number with
+            a fraction, a control character, or over 256 bytes.
     """
     values = column.values
     if values.dtype.is_float() or values.dtype.is_decimal():
@@ -108,7 +108,7 @@ def timestamps(column: Column) -> pl.Series:
 
 
 def texts(column: Column) -> list[str]:
-    """The column as texts, "" where there is none.
+    """The column as texts, "" for null.
 
     Raises:
         UserError: the column holds neither texts nor whole numbers.
@@ -120,7 +120,7 @@ def texts(column: Column) -> list[str]:
 
 
 def lists(column: Column, separator: str) -> list[list[str]]:
-    """The column as lists of texts; a text is a list joined by `separator`.
+    """The column as lists of texts; a text is split at `separator`.
 
     Raises:
         UserError: the column holds neither texts nor lists of texts.
@@ -145,14 +145,14 @@ def _whole(column: Column) -> pl.Series:
 
 
 def _without_fractions(text: pl.Series) -> pl.Series:
-    """The column without ".0" behind its numbers, if all of them are written so."""
+    """Strips ".0" from the numbers of a column if all of them end in it."""
     if text.str.contains(r"^-?\d+\.0$").all(ignore_nulls=False) and len(text):
         return text.str.head(-2)
     return text
 
 
 def _blank(text: pl.Series) -> pl.Series:
-    """Where nothing stands; a word such as "nan" is nothing if all else is numbers."""
+    """Which values are missing; a word such as "nan" is missing if all others are numbers."""
     blank = text.is_null() | (text.str.strip_chars() == "")
     words = blank | text.is_in(_NO_VALUE)
     if words.sum() == blank.sum() or words.all():
@@ -162,7 +162,7 @@ def _blank(text: pl.Series) -> pl.Series:
 
 
 def _microseconds(text: str) -> int | None:
-    """Of an ISO 8601 date since 1970, in UTC where it names no offset; None for anything else."""
+    """Microseconds since 1970 of an ISO 8601 date, in UTC by default; None for other texts."""
     try:
         moment = datetime.fromisoformat(text.strip())
         aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""The `data` section of a config: which interactions, and how few are too few."""
+"""The `data` section of a config."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ def _separator(value: Any) -> Any:
     return text
 
 
-# A name, or a number from 1; YAML reads the latter as a number.
+# A name, or a number from 1, which YAML reads as an integer.
 Column = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
 Separator = Annotated[str, BeforeValidator(_separator)]
 
@@ -44,20 +44,20 @@ Separator = Annotated[str, BeforeValidator(_separator)]
 class Columns:
     """Columns of the tables that `source: table` reads: names, or numbers from 1.
 
-    A text file of which all columns are given as numbers has no header line.
+    If all columns are given as numbers, a text file has no header line.
 
     Attributes:
         user: id of the user, in the interactions.
         item: id of the item, in the interactions and, unless `id` is given, in the items.
-        timestamp: a number that grows with time or a date, in the interactions; null where there
-            is none and the rows stand in the order of time.
+        timestamp: a number that grows with time, or a date, in the interactions; null if the table
+            has no such column and its rows are in order of time.
         title: text of the item, in the items.
         categories: categories of the item, in the items: a text joined by `category_separator`
-            or, in Parquet, a list of texts; null where there are none.
-        category_separator: what stands between two categories in a text.
-        id: id of the item in the items, where it is called otherwise than in the interactions.
-        separator: what stands between two fields of a text file, a single character; by default
-            tab in .tsv, .inter and .item, and in .csv what its first lines show.
+            or, in Parquet, a list of texts; null if the table has no such column.
+        category_separator: separator of the categories in a text.
+        id: id of the item in the items, if its column name differs from that in the interactions.
+        separator: field separator of a text file, a single character; by default tab for .tsv,
+            .inter and .item, and detected from the first lines of a .csv.
     """
 
     user: Column = "user"
@@ -72,19 +72,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the interactions come from and which of them are kept.
+    """The source of the interactions, and which of them are kept.
 
     Attributes:
-        source: `ml-latest-small` comes with the package, the others are read from your files.
+        source: `ml-latest-small` comes with the package; the others are read from your files.
         path: for `ml-...` the official zip or its folder; for `amazon-...` a folder with the two
-            files of a category, reviews and metadata, as JSON lines or gzip of them.
+            files of a category, reviews and metadata, as JSON lines, optionally gzipped.
         interactions: the file of interactions: for `table` a .csv, .tsv, .inter or .parquet, for
             `amazon-...` the reviews, instead of `path`.
         items: the file of items: for `table` as above or .item, for `amazon-...` the metadata.
         columns: names of the columns, for `table`.
-        min_count: k of the k-core: every user and every item has at least so many interactions.
+        min_count: k of the k-core: every user and every item has at least this many interactions.
             Leave-one-out needs three.
-        min_users: the fewest users that must remain after the k-core.
+        min_users: minimum number of users that must remain after the k-core.
     """
 
     source: Source = "ml-latest-small"

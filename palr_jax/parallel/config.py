@@ -10,15 +10,16 @@ Positive = Annotated[int, Field(ge=1, le=16_384)]
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices there are along each axis of the mesh.
+    """The number of devices along each axis of the mesh.
 
     Attributes:
-        data: rows of a batch are divided, weights repeated.
-        fsdp: rows and weights are divided; weights are put together layer by layer.
-        tensor: heads, feed-forward and vocabulary are divided, and so is their work.
-        slices: parts of the machine that the data-centre network joins: TPU slices, or machines
-            with GPUs. They divide `data`, since only gradients should go over that network.
-        topology: the chips that the mesh is meant for, which `palr plan` compiles for.
+        data: devices of the data axis, which shards the rows of a batch and replicates weights.
+        fsdp: devices of the fsdp axis, which shards rows and weights; weights are all-gathered
+            layer by layer.
+        tensor: devices of the tensor axis, which shards heads, feed-forward network and vocabulary.
+        slices: parts that the data-centre network connects: TPU slices or GPU machines. Must divide
+            `data`, because only gradients should use that network.
+        topology: the chips that `palr plan` compiles for.
     """
 
     data: Positive = 1
@@ -33,7 +34,7 @@ class MeshConfig:
 
     @property
     def devices(self) -> int:
-        """How many devices the mesh takes."""
+        """The number of devices of the mesh."""
         return self.data * self.fsdp * self.tensor
 
     @property

@@ -1,7 +1,7 @@
-"""Several processes that run one command together, each with devices of its own.
+"""A group of processes that run one command together, each with its own devices.
 
-All run the same program on the same files, which lie where all of them can read. The first one, the
-leader, alone writes and speaks.
+All run the same program on the same files, which all must be able to read. Only the first process,
+the leader, writes files and prints.
 """
 
 import glob
@@ -23,22 +23,22 @@ from palr_jax.errors import UserError, reason
 
 _Value = TypeVar("_Value")
 
-# A process that has not been heard of for so long is taken for dead, and the others stop.
+# A process without a heartbeat for this long counts as dead, and the others stop.
 _HEARTBEAT_SECONDS = 30
 # How long a process waits for the others, and how much later JAX would give up by itself.
 _WAIT_SECONDS = 300
 _GRACE_SECONDS = 60
-# Where the chips of a TPU VM show.
+# Device files of a TPU VM's chips.
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Which process this is.
+    """The index of this process in its group.
 
     Attributes:
-        index: from 0, the leader.
-        count: how many there are.
+        index: index of this process; 0 is the leader.
+        count: number of processes.
     """
 
     index: int = 0
@@ -49,28 +49,28 @@ _group = Group()
 
 
 def is_leader() -> bool:
-    """Whether this process writes and speaks."""
+    """Whether this process is the leader, which writes and prints."""
     return _group.index == 0
 
 
 def are_many() -> bool:
-    """Whether there is more than one process."""
+    """Whether the group has more than one process."""
     return _group.count > 1
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the other processes, if there are any; to be called before JAX is used.
+    """Joins the group of processes, if any; must be called before JAX is used.
 
-    They find each other by the arguments or, without them, by what Slurm, GKE, Open MPI or a Cloud
-    TPU says in the environment.
+    The processes find each other by the arguments or, without them, by the environment of Slurm,
+    GKE, Open MPI or a Cloud TPU.
 
     Args:
         coordinator: host and port of the leader, the same for all.
-        count: how many processes there are.
-        index: which one this is, from 0.
+        count: number of processes.
+        index: index of this process, from 0.
 
     Raises:
-        UserError: some of the arguments are missing, or the others cannot be found.
+        UserError: some of the arguments are missing, or the other processes cannot be found.
     """
     global _group
     given = (coordinator, count, index)
@@ -101,10 +101,10 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
 
 
 def _awaited(coordinator: str, count: int, index: int) -> str:
-    """In words, whom a process waits for.
+    """A description of the processes that this one waits for.
 
     Raises:
-        UserError: the arguments name no place in a group, or the leader's port is taken.
+        UserError: the arguments are invalid, or the leader's port is taken.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
@@ -128,9 +128,9 @@ def _awaited(coordinator: str, count: int, index: int) -> str:
 
 @contextmanager
 def _waiting(awaited: str) -> Iterator[None]:
-    """Says who is awaited, and ends this process in one line if they do not come.
+    """Prints what is awaited, and exits with a one-line error after a timeout.
 
-    The library underneath would wait in silence, and then abort the process.
+    JAX's library would wait silently and then abort the process.
     """
 
     def end() -> None:
@@ -145,7 +145,7 @@ def _waiting(awaited: str) -> Iterator[None]:
     timer = threading.Timer(_WAIT_SECONDS, end)
     timer.daemon = True
     timer.start()
-    # Python could not answer Ctrl-C before the wait is over.
+    # Python's handler would react to Ctrl-C only after the wait.
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
     try:
@@ -157,12 +157,12 @@ def _waiting(awaited: str) -> Iterator[None]:
 
 
 def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
-    """Whether whoever started this process started others with it, or may have.
+    """Whether this process may be one of several.
 
     Args:
-        environment: of the process.
-        has_tpu: chips of a TPU are there. Of those in a pod only their network knows, so JAX is
-            asked; a host alone is a group of one.
+        environment: the environment variables.
+        has_tpu: whether the host has TPU chips. Only the network tells whether they belong to a
+            pod, so JAX must look it up; a single host is a group of one.
     """
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     for name in sizes:
@@ -177,7 +177,7 @@ def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON values of all processes in their order, in all of them."""
+    """The JSON values of all processes, in order of their index; an all-gather."""
     if not are_many():
         return [value]
     from jax.experimental import multihost_utils  # noqa: PLC0415
@@ -191,10 +191,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def led(work: Callable[[], _Value]) -> _Value:
-    """What `work` gives in the leader, a JSON value, in all processes; they wait for it.
+    """Runs `work` in the leader and returns its JSON value in all processes, which wait for it.
 
     Raises:
-        UserError: the leader's, or what the system refuses it, in all of them.
+        UserError: `work` raised it, or an OSError, in the leader; raised in all processes.
     """
     if not are_many():
         return work()
@@ -204,7 +204,7 @@ def led(work: Callable[[], _Value]) -> _Value:
             answer = {"value": work()}
         except UserError as error:
             answer = {"error": str(error)}
-        except OSError as error:  # a full disk, for example: the others must not wait for ever
+        except OSError as error:  # such as a full disk: the others must not wait forever
             answer = {"error": f"{error.filename}: {reason(error)}: see to it and run again"}
     answer = gather(answer)[0]
     if "error" in answer:
@@ -214,7 +214,7 @@ def led(work: Callable[[], _Value]) -> _Value:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process without waiting for the others, who may never come."""
+    """Ends this process without waiting for the others, which may never join."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -225,7 +225,7 @@ class Terminated(Exception):  # noqa: N818 it is no error
 
 
 def failure(error: Exception) -> str:
-    """What to say of an error that is not a user's mistake, in a line."""
+    """A one-line message for an error that is not a `UserError`."""
     text = str(error)
     if any(sign in text for sign in ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")):
         return (
@@ -236,10 +236,11 @@ def failure(error: Exception) -> str:
 
 
 class Stop:
-    """Notes SIGTERM, which a machine gets before it is taken away.
+    """Records SIGTERM, which is sent before a machine is preempted.
 
-    All processes must stop at the same step, and the signal reaches each at another moment. So
-    they ask each other with every step, and read the answer a step later: nobody waits for it.
+    All processes must stop at the same step, but the signal reaches them at different times. So
+    each step starts an all-reduce of the flags, whose result is read one step later without
+    waiting.
     """
 
     def __init__(self) -> None:
@@ -264,7 +265,7 @@ class Stop:
         self._asked = True
 
     def poll(self) -> Any:
-        """Starts to ask whether any process was told to stop; the answer is true or false."""
+        """Starts an all-reduce of whether any process received SIGTERM; a lazy boolean."""
         if not are_many():
             return self._asked
         import jax  # noqa: PLC0415

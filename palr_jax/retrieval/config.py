@@ -10,7 +10,7 @@ from palr_jax.evaluation.metrics import SLATE
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
 ]
-# Those that read histories in order.
+# The models that read histories in order.
 SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec")
 BlockKind = Literal["sasrec", "bert"]
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
@@ -22,32 +22,32 @@ class RetrieverConfig:
 
     Attributes:
         model: the retriever.
-        candidates: items proposed per user (paper: 50), no fewer than a slate has places.
+        candidates: items proposed per user (paper: 50), at least the size of a slate.
         loss: what training minimises: cross_entropy is the softmax over the whole catalog, the
-            others compare with drawn items. By default the model's own: cross_entropy for those
-            that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
-        negatives: drawn items per target of all losses but cross_entropy.
+            others compare the target with sampled items. The default is cross_entropy for the
+            models that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
+        negatives: sampled items per target, for all losses but cross_entropy.
         dim: width of the item embeddings.
-        init_std: standard deviation of the embeddings before training.
-        input_scale: of sasrec: what item embeddings are multiplied by before the blocks read them;
-            scores are made of them as they are. The first SASRec takes the square root of `dim`.
-        block: of sasrec: its own, which normalises what each of its two parts reads; or that of
-            BERT (Devlin et al. 2019), which normalises what comes out of them and the embeddings,
-            has a network of 4 x `dim` with GELU, and drops out attention as well. It overfits
-            less where items are compared with few drawn ones.
-        num_blocks: blocks of attention, GRU layers or propagations over the graph.
-        num_heads: attention heads; divides `dim`.
-        length: items of a history that the model sees, the newest ones.
+        init_std: standard deviation of the initial embeddings.
+        input_scale: sasrec only: factor on the item embeddings that the blocks read, not on those
+            that scores are computed with. The original SASRec uses the square root of `dim`.
+        block: sasrec only: "sasrec" is pre-norm; "bert" (Devlin et al. 2019) is post-norm, also
+            normalises the embeddings, has a feed-forward network of width 4 x `dim` with GELU, and
+            applies dropout to the attention weights. It overfits less with few negatives.
+        num_blocks: attention blocks, GRU layers, or propagation layers over the graph.
+        num_heads: attention heads; must divide `dim`.
+        length: number of newest history items that the model sees.
         dropout: share of activations set to zero in training.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW: a step shrinks all parameters by this times the learning rate.
-        averaging: share of the running average of the parameters that outlives a step; 0 for none.
-        batch_size: rows of `length` interactions a step, or single interactions for the models that
-            do not read histories in order.
-        devices: of this process, over which the rows of a batch and the items' vectors are divided;
-            for the models that read histories in order. It divides `batch_size` and `dim`. Each
-            draws dropout of its own.
-        max_epochs: passes over the training interactions at most.
+        learning_rate: AdamW's learning rate.
+        weight_decay: AdamW's weight decay: a step shrinks all parameters by this times the learning
+            rate.
+        averaging: EMA decay of the parameters; 0 disables it.
+        batch_size: rows of `length` interactions per step, or single interactions for the models
+            that do not read histories in order.
+        devices: number of devices of this process that the rows of a batch and the item vectors are
+            sharded over; only for the models that read histories in order. It must divide
+            `batch_size` and `dim`. Each device draws its own dropout mask.
+        max_epochs: maximum number of passes over the training interactions.
         patience: epochs without a better validation NDCG@10 before training stops.
     """
 
@@ -77,11 +77,11 @@ class RetrieverConfig:
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim})")
         if self.input_scale != 1 and self.model != "sasrec":
-            raise ValueError(f"input_scale ({self.input_scale}): {self.model} has none")
+            raise ValueError(f"input_scale ({self.input_scale}) is not an option of {self.model}")
         if self.block != "sasrec" and self.model != "sasrec":
-            raise ValueError(f"block ({self.block}): {self.model} has one kind alone")
+            raise ValueError(f"block ({self.block}) is not an option of {self.model}")
         if self.devices > 1 and self.model not in SEQUENTIAL:
-            raise ValueError(f"devices: {self.model} is trained on one ({self.devices} are named)")
+            raise ValueError(f"devices ({self.devices}) must be 1 for {self.model}")
         for name, size in (("batch_size", self.batch_size), ("dim", self.dim)):
             if size % self.devices:
                 raise ValueError(f"devices ({self.devices}) must divide {name} ({size})")

@@ -37,7 +37,7 @@ def test_plain_data() -> None:
 )
 def test_a_key_that_is_there_twice_is_refused(text: str, line: int, key: str, before: int) -> None:
     assert complaint(text) == (
-        f"FILE, line {line}: {key} stands in line {before} already: delete one of them"
+        f"FILE, line {line}: {key} repeats line {before}: delete one of them"
     )
 
 
@@ -66,8 +66,8 @@ def test_merged_aliases_that_grow_are_refused() -> None:
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("a: &a [*a]", "an alias stands within itself"),
-        ("a: &a {b: *a}", "an alias stands within itself"),
+        ("a: &a [*a]", "an alias contains itself"),
+        ("a: &a {b: *a}", "an alias contains itself"),
         ("[" * 100_000, "nested too deeply"),
         ("- " * 50_000, "nested too deeply"),
         ("a: " + "x" * 1_000_001, "longer than 1 MB"),

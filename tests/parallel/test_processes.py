@@ -1,4 +1,4 @@
-"""Several processes on one machine tune as one process does."""
+"""Fine-tuning with several processes on one machine gives the result of one process."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def wait(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str]]:
-    """Exit codes and what was said."""
+    """Exit codes and outputs."""
     ends = time.monotonic() + seconds
     try:
         return [
@@ -80,7 +80,7 @@ def wait(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data under several names, and `alone`, which one process has tuned."""
+    """Prepared data under several names, and `alone`, a run that one process tuned."""
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))

@@ -94,7 +94,7 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path, capsys) -> None:
     (there / "precious").touch()
     for command in (["import-weights", "--from"], ["export", "--weights"]):
         assert main([*command, str(tmp_path / "a"), "--to", str(there)]) == 2
-        assert f"{there} is there already" in capsys.readouterr().err
+        assert f"{there} already exists" in capsys.readouterr().err
     assert [entry.name for entry in there.iterdir()] == ["precious"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "there"]
 
