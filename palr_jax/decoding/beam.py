@@ -23,23 +23,19 @@ from palr_jax.llm.llama import Llama
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class SearchSpace:
     """What does not change.
 
     Attributes:
-        trie: one trie for all rows.
+        trie: one trie for all space.
         excluded_BY: int32, ascending, the leaves that may not be written; behind them a number
             beyond all leaves.
         goal_B: int32, how many items to write.
-        temperature: 0 to take the best, else what logits are divided by before a draw.
-        key_B: random keys of the rows, one each.
     """
 
     trie: Trie
     excluded_BY: Array
     goal_B: Array
-    temperature: Array
-    key_B: jax.Array
 
     def living(self, node_BX: jax.Array, written_BK: jax.Array) -> jax.Array:
         """Whether a leaf stands below each node that may be written and is not yet."""
@@ -88,13 +84,13 @@ class Beam:
     passes: jax.Array
 
 
-def decide(model: Llama, rows: Rows, beam: Beam) -> Beam:
+def decide(model: Llama, space: SearchSpace, beam: Beam) -> Beam:
     """Goes down a branch with every hypothesis of the rows that have read all they had to."""
-    trie = rows.trie
+    trie = space.trie
     B, W = beam.at_BW.shape
     child_BWF, is_child_BWF = _children(trie, beam.at_BW)
     F = child_BWF.shape[2]
-    living_BWF = rows.living(child_BWF.reshape(B, -1), beam.leaf_BK).reshape(B, W, F)
+    living_BWF = space.living(child_BWF.reshape(B, -1), beam.leaf_BK).reshape(B, W, F)
     # A hypothesis that is done stays as it is, as its own first child.
     done_BW1 = is_leaf(trie, beam.at_BW)[:, :, None]
     open_BWF = jnp.where(done_BW1, jnp.arange(F) == 0, is_child_BWF & living_BWF)
@@ -102,26 +98,21 @@ def decide(model: Llama, rows: Rows, beam: Beam) -> Beam:
     logit_BWF = jnp.where(open_BWF, logit_BWF, DEAD)
     step_BWF = jnp.where(done_BW1, 0.0, jax.nn.log_softmax(logit_BWF))
     logp_BWF = beam.logp_BW[:, :, None] + step_BWF
-    merit_BWF = jnp.where(rows.temperature > 0, _drawn(rows, logit_BWF, beam.passes), logp_BWF)
     # Masked last, so that no closed branch is taken even if the model's numbers are none.
     logp_BWF = jnp.where(open_BWF, logp_BWF, -jnp.inf)
-    merit_BWF = jnp.where(open_BWF, merit_BWF, -jnp.inf)
-    _, choice_BW = jax.lax.top_k(merit_BWF.reshape(B, -1), W)
+    logp_BW, choice_BW = jax.lax.top_k(logp_BWF.reshape(B, -1), W)
     parent_BW = choice_BW // F
-
-    def take(values_BWF: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(values_BWF.reshape(B, -1), choice_BW, axis=1)
 
     def inherit(values_BW: jax.Array) -> jax.Array:
         return jnp.take_along_axis(values_BW, parent_BW, axis=1)
 
-    logp_BW, child_BW = take(logp_BWF), take(child_BWF)
+    child_BW = jnp.take_along_axis(child_BWF.reshape(B, -1), choice_BW, axis=1)
     stays_BW = inherit(done_BW1[:, :, 0]) | (logp_BW == -jnp.inf)
     run_BW = jnp.asarray(trie.run_RN)[0, child_BW]
     at_BW = jnp.where(stays_BW, inherit(beam.at_BW), child_BW + run_BW)
     # With one leaf below, all the rest of the item is forced and need not be read.
     settled_BW = stays_BW | is_leaf(trie, at_BW)
-    decides_B1 = ((beam.left_BW.sum(axis=1) == 0) & (beam.count_B < rows.goal_B))[:, None]
+    decides_B1 = ((beam.left_BW.sum(axis=1) == 0) & (beam.count_B < space.goal_B))[:, None]
     return replace(
         beam,
         at_BW=jnp.where(decides_B1, at_BW, beam.at_BW),
@@ -132,15 +123,15 @@ def decide(model: Llama, rows: Rows, beam: Beam) -> Beam:
     )
 
 
-def write_best(rows: Rows, beam: Beam) -> Beam:
+def write_best(space: SearchSpace, beam: Beam) -> Beam:
     """Writes the best hypothesis of every row if it is done, and has its tokens read next."""
-    trie, K = rows.trie, beam.leaf_BK.shape[1]
-    writes_B = is_leaf(trie, beam.at_BW[:, 0]) & (beam.count_B < rows.goal_B)
+    trie, K = space.trie, beam.leaf_BK.shape[1]
+    writes_B = is_leaf(trie, beam.at_BW[:, 0]) & (beam.count_B < space.goal_B)
     here_BK = writes_B[:, None] & (jnp.arange(K) == beam.count_B[:, None])
     leaf_B1 = jnp.asarray(trie.first_leaf_RN)[0, beam.at_BW[:, :1]]
     count_B = beam.count_B + writes_B
     path_BP, length_B = _path(trie, beam.at_BW[:, 0], beam.path_BP.shape[1])
-    left_B = jnp.where(count_B < rows.goal_B, length_B, 0)
+    left_B = jnp.where(count_B < space.goal_B, length_B, 0)
     is_first_W = jnp.arange(beam.at_BW.shape[1]) == 0
     writes_B1 = writes_B[:, None]
     return replace(
@@ -192,16 +183,6 @@ def _logits(model: Llama, hidden_BWD: jax.Array, token_BWF: jax.Array) -> jax.Ar
         return jnp.take_along_axis(model.logits(hidden_BWD), token_BWF, axis=2)
     head_BWFD = model.head_weights()[token_BWF]
     return jnp.einsum("BWD,BWFD->BWF", hidden_BWD, head_BWFD, preferred_element_type=jnp.float32)
-
-
-def _drawn(rows: Rows, logit_BWF: jax.Array, passes: jax.Array) -> jax.Array:
-    """Logits with Gumbel noise: the largest is a draw from their softmax at the temperature."""
-
-    def row(key: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(key, passes), logit_BWF.shape[1:])
-
-    safe = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-    return logit_BWF / safe + jax.vmap(row)(jnp.asarray(rows.key_B))
 
 
 def is_above(trie: Trie, upper_BX: jax.Array, lower_BY: jax.Array) -> jax.Array:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from palr_jax.decoding.beam import Beam, Rows, decide, write_best
-from palr_jax.decoding.beam_reading import read, start
+from palr_jax.decoding.beam import Beam, SearchSpace, decide, write_best
+from palr_jax.decoding.beam_reading import read_nodes, start
 from palr_jax.decoding.generate import Slate
 from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.llama import Llama
@@ -33,8 +33,6 @@ def search(
     excluded_BY: np.ndarray,
     k: int,
     width: int = 1,
-    temperature: float = 0.0,
-    key_B: jax.Array | None = None,
     prefix: Prefix = NO_PREFIX,
 ) -> Slate:
     """Writes the slate of every row from one catalog, item 1, then item 2 given item 1, ….
@@ -48,28 +46,17 @@ def search(
         excluded_BY: int32, the slots that may not be written in each row; -1 for none.
         k: items to write; rows with fewer allowed write all of those.
         width: hypotheses of an item; 1 takes the best token at every decision.
-        temperature: above 0, every token is drawn, and logits are divided by it.
-        key_B: for a temperature, a random key for each row.
         prefix: how many tokens all prompts begin with.
 
     Raises:
-        ValueError: the trie has not one row; or a temperature without keys or with a wide beam.
+        ValueError: `trie` has more than one row.
     """
-    if temperature and (key_B is None or width > 1):
-        raise ValueError("sampling needs a key for each row and one hypothesis: give key_B")
     if len(trie.slot_RS) != 1:
         raise ValueError(f"{len(trie.slot_RS)} tries for a catalog")
-    B = len(prompt_length_B)
     leaves_BY, allowed_B = _excluded_leaves(trie, np.asarray(excluded_BY))
-    rows = Rows(
-        trie,
-        leaves_BY,
-        goal_B=np.minimum(allowed_B, k),
-        temperature=np.array(temperature, np.float32),
-        key_B=jax.random.split(jax.random.key(0), B) if key_B is None else key_B,
-    )
+    space = SearchSpace(trie, leaves_BY, goal_B=np.minimum(allowed_B, k))
     graph, weights = nnx.split(model)
-    return _search(graph, weights, prompt_tokens_BT, prompt_length_B, rows, k, width, prefix)
+    return _search(graph, weights, prompt_tokens_BT, prompt_length_B, space, k, width, prefix)
 
 
 def _excluded_leaves(trie: Trie, slot_BY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +78,7 @@ def _search(
     weights: nnx.State,
     prompt_tokens_BT: jax.Array,
     prompt_length_B: jax.Array,
-    rows: Rows,
+    space: SearchSpace,
     k: int,
     width: int,
     prefix: Prefix,
@@ -100,13 +87,13 @@ def _search(
     tokens = max(_TOKENS_PER_PASS, 2 * width)
 
     def unfinished(beam: Beam) -> jax.Array:
-        return jnp.any(beam.count_B < rows.goal_B)
+        return jnp.any(beam.count_B < space.goal_B)
 
     def step(beam: Beam) -> Beam:
-        return write_best(rows, decide(model, rows, read(model, rows, beam, tokens)))
+        return write_best(space, decide(model, space, read_nodes(model, space, beam, tokens)))
 
-    beam = start(model, rows, prompt_tokens_BT, prompt_length_B, k, width, tokens, prefix)
-    beam = jax.lax.while_loop(unfinished, step, write_best(rows, decide(model, rows, beam)))
-    slot_S = jnp.asarray(rows.trie.slot_RS)[0]
+    beam = start(model, space, prompt_tokens_BT, prompt_length_B, k, width, tokens, prefix)
+    beam = jax.lax.while_loop(unfinished, step, write_best(space, decide(model, space, beam)))
+    slot_S = jnp.asarray(space.trie.slot_RS)[0]
     slot_BK = jnp.where(beam.leaf_BK >= 0, slot_S[beam.leaf_BK], -1)
     return Slate(slot_BK, beam.logp_BK, beam.passes)

@@ -19,7 +19,7 @@ from palr_jax.errors import UserError
 from palr_jax.io.paths import path_of
 from palr_jax.llm.axes import check_divides, compute_over, shardings
 from palr_jax.llm.checkpoints.loading import shape_of_weights
-from palr_jax.llm.checkpoints.shapes import SHAPES, shape_of
+from palr_jax.llm.checkpoints.shapes import SHAPES
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.flops import causal_pairs, rank_flops
 from palr_jax.llm.llama import Llama
@@ -177,7 +177,7 @@ def _shape(config: Config) -> LlamaConfig:
             f"{path} is not here, and {path.name} is not a known shape ({', '.join(SHAPES)}): "
             "put its config.json there"
         )
-    return shape_of(path.name)
+    return SHAPES[path.name]
 
 
 def _in_words(shape: LlamaConfig, config: Config) -> str:

@@ -22,8 +22,8 @@ from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import parse_topology
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.planning import plan as planning
-from palr_jax.planning.hlo import weight_moves
 from tests.locations import ROOT
+from tests.planning.weight_moves import weight_moves
 
 MADE = sorted((ROOT / "configs").glob("llama-*/*.yaml"))
 LINE = re.compile(r"^# compiled on \d{4}-\d\d-\d\d: peak ([\d.]+) GiB of ([\d.]+)$", re.M)
