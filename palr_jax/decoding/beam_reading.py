@@ -1,6 +1,6 @@
-"""What a pass of a search reads: nodes of the trie that hypotheses stand behind, or a written item.
+"""The forward passes of a search: over nodes of the trie, or over an item that was written.
 
-Shapes: as in `palr_jax.decoding.beam`, and Q tokens of a pass.
+Shapes: as in `palr_jax.decoding.beam`; Q tokens of a pass.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ def start(
     tokens: int,
     prefix: Prefix,
 ) -> Beam:
-    """Reads the prompts, each with the forced run of the root behind it."""
+    """Reads the prompts, each followed by the forced run of the root."""
     B, T = prompt_tokens_BT.shape
     trie, W = space.trie, width
     run = root_run(trie)
@@ -34,7 +34,7 @@ def start(
     tokens_BT = jnp.where((behind_BT > 0) & (behind_BT <= run), forced_BT, tokens_BT)
     length_B = length_B + run
     item = trie.max_depth + trie.root_run
-    # The ancestors of W hypotheses, and what a pass reads.
+    # The ancestors of W hypotheses and the tokens of one pass.
     room = W * trie.max_depth + tokens
     hidden_BTD, cache = model.prefill(
         tokens_BT, length_B, slots=T + trie.root_run + k * item + room, prefix=prefix
@@ -59,18 +59,18 @@ def start(
 
 
 def read_nodes(model: Llama, space: SearchSpace, beam: Beam, tokens: int) -> Beam:
-    """Reads up to `tokens` of the nodes that stand before the next decision of each row."""
-    # The places of a pass go to the hypotheses in their order, as many as each needs.
+    """Reads up to `tokens` of the nodes that precede the next decision of each row."""
+    # The tokens of a pass are allotted to the hypotheses in order, as many as each needs.
     before_BW = jnp.cumsum(beam.left_BW, axis=1) - beam.left_BW
     taken_BW = jnp.clip(tokens - before_BW, 0, beam.left_BW)
     index_Q = jnp.arange(tokens)
     lane_BQ = (before_BW[:, :, None] <= index_Q).sum(axis=1) - 1
-    place_BQ = index_Q + jnp.take_along_axis(beam.next_BW - before_BW, lane_BQ, axis=1)
-    on_path_BQ = jnp.clip(place_BQ, 0, beam.path_BP.shape[1] - 1)
+    index_BQ = index_Q + jnp.take_along_axis(beam.next_BW - before_BW, lane_BQ, axis=1)
+    on_path_BQ = jnp.clip(index_BQ, 0, beam.path_BP.shape[1] - 1)
     node_BQ = jnp.where(
         beam.commits_B[:, None],
         jnp.take_along_axis(beam.path_BP, on_path_BQ, axis=1),
-        jnp.clip(place_BQ, 0, space.trie.token_RN.shape[1] - 1),
+        jnp.clip(index_BQ, 0, space.trie.token_RN.shape[1] - 1),
     )
     count_B = taken_BW.sum(axis=1)
     view, node_BX, slot_BQ = _view(space, beam, node_BQ, count_B)
@@ -93,12 +93,12 @@ def read_nodes(model: Llama, space: SearchSpace, beam: Beam, tokens: int) -> Bea
 def _view(
     space: SearchSpace, beam: Beam, node_BQ: jax.Array, count_B: jax.Array
 ) -> tuple[View, jax.Array, jax.Array]:
-    """How the nodes of a pass are read, the nodes behind the committed tokens, and new slots."""
+    """The view of the tokens of a pass, the next `node_BX`, and the slot of each token, [B, Q]."""
     cache, commits_B1 = beam.cache, beam.commits_B[:, None]
     B, Q = node_BQ.shape
     X = beam.node_BX.shape[1]
     index_Q = jnp.arange(Q)
-    # A read node is kept as long as a hypothesis is below it.
+    # A read node is kept while some open hypothesis is below it.
     is_open_BW = ~is_leaf(space.trie, beam.at_BW) & (beam.logp_BW > -jnp.inf) & ~commits_B1
     below_BXW = is_above(space.trie, beam.node_BX, beam.at_BW) & is_open_BW[:, None]
     kept_BX = below_BXW.any(-1)
@@ -112,7 +112,7 @@ def _view(
     slot_node_BS = jnp.where(rank_BS < X, slot_node_BS, -1)
     is_above_BQS = jnp.swapaxes(is_above(space.trie, slot_node_BS, node_BQ), 1, 2)
     among_BQQ = jnp.swapaxes(is_above(space.trie, fresh_BQ, node_BQ), 1, 2)
-    # Hypotheses stand behind the forced run of the root, which is committed.
+    # Hypotheses start after the forced run of the root, which is committed.
     behind_BQ = jnp.asarray(space.trie.depth_RN)[0, node_BQ] - 1 - root_run(space.trie)
     start_B1 = cache.length_B[:, None]
     view = View(

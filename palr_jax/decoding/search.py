@@ -1,9 +1,9 @@
 """Writing from a whole catalog: a beam over its trie, one forward pass per decision.
 
-The trie of a catalog branches at more nodes than could be fed at once, so `search` feeds those that
+The trie of a catalog branches at more nodes than fit one pass, so `search` feeds only those that
 its hypotheses reach.
 
-Shapes: B rows, T prompt tokens, S slots (items), Y excluded slots, K items of the slate.
+Shapes: S slots (items), Y excluded slots.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 
-# Every pass reads the weights and the whole cache, so it should read several tokens; but most of a
-# wide pass is padding. What does not fit takes another pass.
+# Every pass reads the weights and the whole cache, so it should process several tokens; but most of
+# a wide pass is padding. Tokens that do not fit take another pass.
 _TOKENS_PER_PASS = 16
 
 
@@ -39,14 +39,14 @@ def search(
 
     Args:
         model: the ranker.
-        prompt_tokens_BT: int32, prompts padded on the right; widths in few sizes, since every
-            width is compiled.
-        prompt_length_B: int32, tokens of each prompt.
+        prompt_tokens_BT: int32, prompts padded on the right; keep the number of distinct widths
+            small, as each is compiled.
+        prompt_length_B: int32, number of tokens of each prompt.
         trie: the trie of the catalog, one row.
-        excluded_BY: int32, the slots that may not be written in each row; -1 for none.
-        k: items to write; rows with fewer allowed write all of those.
-        width: hypotheses of an item; 1 takes the best token at every decision.
-        prefix: how many tokens all prompts begin with.
+        excluded_BY: int32, the slots that may not be written in each row; padded with -1.
+        k: items to write; a row with fewer allowed items writes all of them.
+        width: hypotheses per row; 1 takes the best token at every choice.
+        prefix: the tokens that all prompts begin with.
 
     Raises:
         ValueError: `trie` has more than one row.
@@ -60,12 +60,12 @@ def search(
 
 
 def _excluded_leaves(trie: Trie, slot_BY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The leaves of excluded slots in ascending order, and how many leaves are left, [B]."""
+    """The leaves of excluded slots in ascending order, and the number of leaves left, [B]."""
     leaf_S = np.asarray(trie.leaf_RS)[0]
     beyond = np.iinfo(np.int32).max
     leaf_BY = np.where(slot_BY >= 0, leaf_S[np.maximum(slot_BY, 0)], -1)
     leaf_BY = np.sort(np.where(leaf_BY >= 0, leaf_BY, beyond), axis=1)
-    # A slot that is named twice is excluded once.
+    # A slot that is listed twice is excluded once.
     leaf_BY[:, 1:][leaf_BY[:, 1:] == leaf_BY[:, :-1]] = beyond
     leaf_BY = np.sort(leaf_BY, axis=1).astype(np.int32)
     allowed_B = (leaf_S >= 0).sum() - (leaf_BY < beyond).sum(axis=1)

@@ -62,7 +62,7 @@ def to_slots(new_BTGK: jax.Array, keep: int, slots: int) -> jax.Array:
     return jnp.pad(new_BGTK, ((0, 0), (0, 0), (0, slots - keep), (0, 0)))
 
 
-def view_behind(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -> View:
+def view_after(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -> View:
     """T tokens behind those in the cache, all of which they see.
 
     Args:
@@ -78,7 +78,7 @@ def view_behind(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -
 def view_in_order(cache: KVCache, tokens: int) -> View:
     """`tokens` tokens that follow those in the cache and one another."""
     position_BT = cache.length_B[:, None] + jnp.arange(tokens)
-    return view_behind(cache, position_BT, jnp.full_like(position_BT, tokens - 1))
+    return view_after(cache, position_BT, jnp.full_like(position_BT, tokens - 1))
 
 
 def append(cache: KVCache, new: New, keep: int, count_B: jax.Array) -> KVCache:
