@@ -70,7 +70,8 @@ class ItemBlock(nnx.Module):
         self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
         self.input_RD = HeadParam(jnp.zeros((width, dim)))
         self.query_DR = HeadParam(jnp.zeros((dim, width)))
-        # Weights of a candidate's mean and largest cosine with the history, and with its newest item.
+        # Weights of a candidate's mean and largest cosine with the history, and of that with its
+        # newest item.
         self.likeness_3 = HeadParam(jnp.zeros((3,)))
 
     def inputs(self, item_BT: Array) -> jax.Array:

@@ -35,7 +35,7 @@ class MomentBatch:
     horizon_BT: Array
     item_BT: Array
     next_BT: Array
-    place_BQ: Array
+    index_BQ: Array
     target_BQ: Array
     weight_BQ: Array
     candidate_BQS: Array
@@ -43,7 +43,7 @@ class MomentBatch:
     end_BQS: Array
     history_BQH: Array
     edge_token_BQE: Array
-    edge_place_BQE: Array
+    edge_index_BQE: Array
     edge_source_BQE: Array
     edge_first_BQE: Array
     edge_last_BQE: Array
@@ -130,7 +130,7 @@ def _target_logps(
     """log P(target) of every moment, float32 [N], and whether every best edge leads to it, [N]."""
     head = head_of(model)
     B, Q, E = batch.edge_token_BQE.shape
-    behind_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_place_BQE).reshape(B, -1))
+    behind_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_index_BQE).reshape(B, -1))
     weights_BXD = model.head_weights(shards)[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]
     logit_BX = jnp.einsum(
         "BXD,BXD->BX", behind_BXD, weights_BXD, preferred_element_type=jnp.float32
@@ -138,7 +138,7 @@ def _target_logps(
     choices, known = _choices(batch), _known(batch)
     logit_NE = logit_BX.reshape(B * Q, E)
     if head is not None:
-        end_ND = _take(hidden_BTD, jnp.asarray(batch.place_BQ)).reshape(B * Q, -1)
+        end_ND = _take(hidden_BTD, jnp.asarray(batch.index_BQ)).reshape(B * Q, -1)
         S = batch.end_BQS.shape[2]
         ends_BX = jnp.maximum(jnp.asarray(batch.end_BQS).reshape(B, -1), 0)
         title_NSD = _take(hidden_BTD, ends_BX).reshape(B * Q, S, -1)
