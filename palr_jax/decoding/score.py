@@ -18,9 +18,8 @@ from flax import nnx
 
 from palr_jax.decoding.candidate_head import CandidateHead, Known, head_of
 from palr_jax.decoding.trie import Array, Trie, round_up
-from palr_jax.llm.llama import Layout, Llama
+from palr_jax.llm.llama import Llama, TokenLayout
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
-from palr_jax.parallel.sharding import Shards
 
 # A finite floor avoids NaN at nodes without a living edge.
 DEAD = -1e30
@@ -207,7 +206,6 @@ def score(
     prompt_tokens_BT: Array,
     prompt_length_B: Array,
     plan: ScorePlan,
-    shards: Shards | None = None,
     prefix: Prefix = NO_PREFIX,
     known: Known | None = None,
 ) -> jax.Array:
@@ -219,7 +217,6 @@ def score(
             small, as each is compiled.
         prompt_length_B: int32, number of tokens of each prompt.
         plan: made by `plan_score` from the tries of the same rows.
-        shards: over which mesh rows and weights are divided, if at all.
         prefix: the tokens that all prompts begin with.
         known: inputs of the candidate head for the same rows; required if the model has one.
 
@@ -228,19 +225,16 @@ def score(
         empty slots.
     """
     graph, weights = nnx.split(model)
-    return score_step(
-        graph, weights, prompt_tokens_BT, prompt_length_B, plan, shards, prefix, known
-    )
+    return score_step(graph, weights, prompt_tokens_BT, prompt_length_B, plan, prefix, known)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@partial(jax.jit, static_argnums=(0, 5))
 def score_step(
     graph: nnx.GraphDef,
     weights: nnx.State,
     prompt_tokens_BT: jax.Array,
     prompt_length_B: jax.Array,
     plan: ScorePlan,
-    shards: Shards | None = None,
     prefix: Prefix = NO_PREFIX,
     known: Known | None = None,
 ) -> jax.Array:
@@ -251,8 +245,8 @@ def score_step(
     tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.token_BM], axis=1)
     layout = tree_layout(T, prompt_length_B, jnp.int32(0), plan)
     added_BTD = None if head is None else _inputs(head, known, plan)
-    hidden_BTD = model.hidden(tokens_BT, layout, shards=shards, prefix=prefix, added_BTD=added_BTD)
-    weights_BED = model.head_weights(shards)[plan.edge_token_BE]
+    hidden_BTD = model.hidden(tokens_BT, layout, prefix=prefix, added_BTD=added_BTD)
+    weights_BED = model.head_weights()[plan.edge_token_BE]
     logit_BE = edge_logits(weights_BED, hidden_BTD, T, prompt_length_B, plan)
     if head is not None and known is not None:
         end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
@@ -296,7 +290,7 @@ def with_item_scores(
     return head.text_scale[...] * logit_BE + jax.nn.logsumexp(below_BES, axis=-1)
 
 
-def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> Layout:
+def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> TokenLayout:
     """The layout of T causal tokens followed by the fed nodes, whose depths set their positions.
 
     Args:
@@ -311,7 +305,7 @@ def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan
     horizon_BT = jnp.where(index_T < length_B1, last, -1)
     horizon_BM = jnp.where(plan.depth_BM > 0, T + plan.horizon_BM, -1)
     position_BM = start_B1 + length_B1 - 1 + plan.depth_BM
-    return Layout(
+    return TokenLayout(
         position_BT=jnp.concatenate([start_B1 + index_T, position_BM], axis=1),
         horizon_BT=jnp.concatenate([horizon_BT, horizon_BM], axis=1),
         branches=True,

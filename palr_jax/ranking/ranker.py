@@ -87,9 +87,7 @@ class Ranker:
             tokens_BT, length_B, plan, known = self.shards.spread(
                 (tokens_BT, length_B, plan, known)
             )
-            logp_BC = fetch(
-                score(self.model, tokens_BT, length_B, plan, self.shards, prefix, known)
-            )
+            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, prefix, known))
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC

@@ -16,7 +16,7 @@ from flax import nnx
 
 from palr_jax.cli import main
 from palr_jax.config import load_config, parse_config
-from palr_jax.llm.axes import compute_over
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.flops import linear_shapes
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import parse_topology
@@ -99,8 +99,8 @@ def test_a_program_gathers_a_weight_once_a_layer_and_direction() -> None:
     config = parse_config({**SMALL, "mesh": {"data": 2, "fsdp": 4}}, "small")
     shards = Shards(make_mesh(config.mesh))
     shape = planning._shape(config)
-    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora))
-    model.compute = compute_over(shards)
+    compute = compute_over(shards)
+    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora, compute))
     program = planning._compile_train(config, model, shards)
     kernels = list(linear_shapes(shape).values())
     assert program.collectives

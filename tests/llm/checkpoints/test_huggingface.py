@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from palr_jax import llm
 from palr_jax.errors import UserError
-from palr_jax.llm.axes import compute_over
 from palr_jax.llm.checkpoints.loading import import_weights
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.parallel.config import MeshConfig
