@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.decoding.candidate_head import CandidateHead, Known, head_of
-from palr_jax.decoding.trie import Array, Trie, round_up
+from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.llama import Llama, TokenLayout
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
+from palr_jax.padding import to_multiple, to_power_of_two
 
 # A finite floor avoids NaN at nodes without a living edge.
 DEAD = -1e30
@@ -115,8 +116,8 @@ def sizes_of(trie: Trie, whole: bool = False) -> Sizes:
     """
     is_fed_RN, is_edge_RN = _fed(trie, whole), _edges(trie)
     return Sizes(
-        fed=max(8, -(-int(is_fed_RN.sum(axis=1).max()) // 8) * 8),
-        edges=round_up(max(1, int(is_edge_RN.sum(axis=1).max()))),
+        fed=to_multiple(max(1, int(is_fed_RN.sum(axis=1).max())), 8),
+        edges=to_power_of_two(max(1, int(is_edge_RN.sum(axis=1).max())), 8),
         depth=trie.max_depth,
     )
 

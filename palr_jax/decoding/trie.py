@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from palr_jax.padding import to_multiple, to_power_of_two
 from palr_jax.ragged import Ragged
 
 Array = np.ndarray | jax.Array
@@ -63,11 +64,6 @@ class Trie:
     root_run: int = field(metadata=_STATIC)
 
 
-def round_up(count: int, least: int = 8) -> int:
-    """0, or the smallest power of two >= `count` and `least`: few sizes, few compiled programs."""
-    return max(least, 1 << (count - 1).bit_length()) if count else 0
-
-
 def build(item_tokens: Ragged, slots_RS: np.ndarray) -> Trie:
     """Builds the trie of each row, as numpy arrays.
 
@@ -102,7 +98,7 @@ def build(item_tokens: Ragged, slots_RS: np.ndarray) -> Trie:
     # From here on, indices of nodes and leaves are relative to their row.
     row_leaf_L = np.searchsorted(row_L, row_L)
     row_node_N, row_leaf_N = start_L[row_leaf_L][leaf_N], row_leaf_L[leaf_N]
-    shape = (len(slots_RS), round_up(int(np.bincount(row_N).max(initial=1))))
+    shape = (len(slots_RS), to_power_of_two(int(np.bincount(row_N).max(initial=1)), 8))
     index_N = np.arange(len(row_N)) - row_node_N
 
     def pad(values_N: np.ndarray, fill: int = 0) -> np.ndarray:
@@ -126,9 +122,9 @@ def build(item_tokens: Ragged, slots_RS: np.ndarray) -> Trie:
         last_leaf_RN=pad(last_leaf_N - row_leaf_N, fill=-1),
         slot_RS=slot_RS,
         leaf_RS=leaf_RS,
-        max_children=round_up(int(links.num_children_N.max(initial=1))),
-        max_depth=-(-int(depth_N.max(initial=1)) // 8) * 8,
-        root_run=round_up(int(run_N[depth_N == 0].max(initial=0)), least=1),
+        max_children=to_power_of_two(int(links.num_children_N.max(initial=1)), 8),
+        max_depth=to_multiple(int(depth_N.max(initial=1)), 8),
+        root_run=to_power_of_two(int(run_N[depth_N == 0].max(initial=0))),
     )
 
 

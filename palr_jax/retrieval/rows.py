@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from palr_jax.padding import to_multiple
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.losses import NO_TARGET
 
@@ -100,7 +101,7 @@ def _cut(
 ) -> Rows:
     """Cuts a stream every `length` tokens, at places drawn by `rng`, and shuffles the rows."""
     batch = batch_size * length
-    size = -(-(len(item_N) + length - 1) // batch) * batch
+    size = to_multiple(len(item_N) + length - 1, batch)
     before = int(rng.integers(length))
 
     def rows(values_N: np.ndarray, fill: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.data.split import Split
+from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
@@ -113,7 +114,7 @@ def _width(length: int) -> int:
 
     Beyond 8, a third of the places at most is empty; few widths leave few programs to compile.
     """
-    power = max(8, 1 << (length - 1).bit_length())
+    power = to_power_of_two(max(length, 1), 8)
     return power * 3 // 4 if 8 < length <= power * 3 // 4 else power
 
 

@@ -28,6 +28,7 @@ from palr_jax.io.progress import progress, say
 from palr_jax.llm.checkpoints.loading import load
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+from palr_jax.padding import to_multiple
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
 
@@ -130,7 +131,7 @@ def _prompt(
 def _answers(model: Llama, tokenizer: Tokenizer, prompts: Ragged, config: Config) -> list[str]:
     """What the LLM answers to each prompt; a smaller last batch is filled up."""
     length_B = np.resize(prompts.lengths_R, config.profile.batch_size).astype(np.int32)
-    width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
+    width = to_multiple(int(length_B.max()), _PROMPT_BUCKET)
     tokens_BT = np.zeros((len(length_B), width), np.int32)
     for row in range(len(length_B)):
         tokens_BT[row, : length_B[row]] = prompts[row % len(prompts)]
