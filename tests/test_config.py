@@ -134,8 +134,12 @@ def test_every_key_is_an_option() -> None:
         ("data.columns.separator", ";;", "--data.columns.separator: ';;' is not one ASCII char"),
         ("data.columns.separator", '"', "--data.columns.separator: '\"' is not one ASCII char"),
         ("data.columns.user", "", "--data.columns.user: .* at least 1 character"),
-        ("instruct.template.answer", "{count:>9999999999}", "answer: {count:>9+} says more than"),
-        ("instruct.template.answer", "{kind!r}", "answer: {kind!r:} says more than"),
+        (
+            "instruct.template.answer",
+            "{count:>9999999999}",
+            "answer: {count:>9+} has a format or conversion",
+        ),
+        ("instruct.template.answer", "{kind!r}", "answer: {kind!r:} has a format or conversion"),
         ("instruct.template.answer", "{kind.__class__}", "unknown field {kind.__class__}"),
     ],
 )

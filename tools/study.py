@@ -4,9 +4,9 @@
     python tools/study.py runs/study-beauty configs/study/rows/beauty.yaml
 
 Each row of the YAML file names the settings in which it differs from the base run. It gets a run
-directory of its own (`runs/study-beauty--ROW`), which starts from the base run's data, retriever and
-proposals, so that only the ranker is trained. Rows that are done are skipped, and a row that was
-stopped resumes: run the same command again. The table goes to standard output, as Markdown.
+directory of its own (`runs/study-beauty--ROW`), which starts from the base run's data, retriever
+and proposals, so that only the ranker is trained. Rows that are done are skipped, and a row that
+was stopped resumes: run the same command again. The table goes to standard output, as Markdown.
 """
 
 import argparse

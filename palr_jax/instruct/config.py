@@ -1,4 +1,4 @@
-"""What instructions say and how many of them there are."""
+"""Settings of the instruction data and of user profiles."""
 
 import dataclasses
 import string
@@ -40,19 +40,19 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """The wording of instructions; by default the paper's (Table 1 and section 3.3).
+    """The wording of instructions; by default close to the paper's (section 2.2 and Figure 2).
 
-    A part may use {count} (items to recommend), {kind} and {verb} (`instruct.item_kind` and
-    `instruct.verb`), and `profile` also {keywords}. Every part ends its line; an empty one is
+    A part may use {count} (number of items to recommend), {kind} and {verb} (`instruct.item_kind`
+    and `instruct.verb`); `profile` may also use {keywords}. Every part is a line; an empty part is
     left out.
 
     Attributes:
         recommend: the instruction of the task Recommend.
         recommend_retrieval: the instruction of the task Recommend_Retrieval.
         profile: the sentence about what the user likes.
-        history: stands before the history items.
-        candidates: stands before the candidates.
-        answer: stands before the label.
+        history: precedes the history items.
+        candidates: precedes the candidates.
+        answer: precedes the label.
     """
 
     recommend: str = "Recommend {count} other {kind} based on the user's history."
@@ -80,47 +80,48 @@ class TemplateConfig:
                 if form or conversion:
                     written = f"{{{name}{f'!{conversion}' if conversion else ''}:{form}}}"
                     raise ValueError(
-                        f"{entry.name}: {written} says more than a name; use {choices}"
+                        f"{entry.name}: {written} has a format or conversion; use {choices}"
                     )
 
 
 @dataclass(frozen=True)
 class InstructConfig:
-    """The instruction data (paper, section 3.3).
+    """The instruction data (paper, section 2.2).
 
     Attributes:
-        user_share: share of the users whose training items the ranker is tuned on; all others
-            are new to it.
-        history: most history items in a prompt.
-        label: most items in a label, and the length of a slate.
-        candidates: most candidates in a prompt.
-        enrich_history: histories of fewer items are filled up to so many (but no more than
-            `history`) with items of the user's 3-hop affinity (user → item → user → item); 0
-            for none.
+        user_share: share of the users that the ranker is tuned on; it never sees the others.
+        history: maximum number of history items in a prompt.
+        label: maximum number of items in a label, and the length of a slate.
+        candidates: maximum number of candidates in a prompt.
+        enrich_history: shorter histories are filled up to this number of items (at most `history`)
+            from the user's 3-hop affinity (user → item → user → item); 0 disables it.
         enrich_label: the same for labels.
-        swap: probability of a label item to change places with a random history item.
+        swap: probability that a label item is swapped with a random history item.
         category_negatives: share of the negatives that share a category with the history or a
             target; the rest are co-watched with them.
-        retriever_negatives: share of the negatives that are the retriever's own top items for
-            the history, made by one that is trained on the other users; 0 trains none.
+        retriever_negatives: share of the negatives that are top items of a retriever for the
+            history, trained on the other users; 0 trains no such retriever.
         prompt: candidates is the paper's Recommend_Retrieval, with instruction, profile and the
-            list of candidates; history holds the user's items alone, and the next item continues
+            list of candidates; history holds the user's items only, and the next item continues
             the list, so that many moments of a user share one prompt. It has no profile, which
-            would sum up the targets with all other training items.
-        candidate_order: of the list in a prompt: shuffled, or as the retriever ranks.
+            would leak the targets, as it summarises all training items.
+        candidate_order: order of the list in a prompt: shuffled, or by the retriever's rank.
         moments: moments of a user's training items at which the retriever proposes candidates.
-        held_out: what the retriever of the moments is not trained on: users, whole tuning users,
-            in `folds` parts; time, the newest `moments` training items of the tuning users.
-        folds: retrievers for held_out users, each trained on all users but a part of the tuning
+        held_out: what the retriever of the moments is not trained on. users: all items of the
+            tuning users, split into `folds` parts; time: the newest `moments` training items of
+            the tuning users.
+        folds: number of retrievers for held_out users, each trained without one part of the tuning
             users.
-        missed: of a moment whose target is not among the candidates: skip it, or insert the target
-            in place of the last candidate.
+        missed: a moment whose target is not among the candidates: skip it, or insert the target
+            instead of the last candidate.
         item_kind: plural noun of the items in the instructions.
         verb: what users do with items, in the past tense.
-        item_style: an item is written as its title, or as `ID (title)` where titles say little.
+        item_style: an item is written as its title, or as `ID (title)` for titles that are not
+            unique or not informative.
         template: the wording.
-        title_tokens: longest item text in tokens; longer titles are cut.
-        length: longest prompt with its label in tokens; the oldest history items give way.
+        title_tokens: maximum length of an item text in tokens; longer titles are cut.
+        length: maximum length of a prompt with its label in tokens; the oldest history items are
+            dropped to fit.
     """
 
     user_share: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -155,10 +156,10 @@ class InstructConfig:
             )
 
     def check_held_out(self) -> None:
-        """Checks that users remain to train the retriever of the moments on.
+        """Checks that some users remain to train the retriever of the moments on.
 
         Raises:
-            ValueError: none do.
+            ValueError: no users remain.
         """
         if self.held_out == "users" and self.folds == 1 and self.user_share == 1:
             raise ValueError(

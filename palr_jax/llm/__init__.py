@@ -6,7 +6,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    # The config schema needs this package but not JAX, which takes seconds to import.
+    # The config schema imports this package but does not need JAX, which is slow to import.
     if name == "load":
         from palr_jax.llm.checkpoints.loading import load  # noqa: PLC0415
 

@@ -12,8 +12,6 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,34 +92,6 @@ def collectives(text: str, chips: int) -> list[Collective]:
                 found[key].append((computation not in program.peeled, times, one))
     ones = [min(pieces, key=lambda piece: piece[:2])[2] for pieces in found.values()]
     return sorted(ones, key=lambda one: -one.total_bytes)
-
-
-def weight_moves(
-    found: Iterable[Collective], kernels: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int], int]:
-    """How often full, unsharded weights are gathered on a chip per step.
-
-    Compilers transpose weights, so a weight and its transpose count as one shape. An array of
-    several layers counts once per layer. Activations with the shape of a weight count as that
-    weight: to tell them apart, compile with another batch size.
-
-    Args:
-        found: the collectives of a program.
-        kernels: the shapes of a layer's weights.
-
-    Returns:
-        The number of gathers of each shape, smaller axis first.
-    """
-    moves = {(min(kernel), max(kernel)): 0 for kernel in kernels}
-    for one in found:
-        for shape in one.shapes if one.kind != "collective-permute" else ():
-            for kernel in moves:
-                rest = list(shape)
-                with suppress(ValueError):
-                    rest.remove(kernel[0])
-                    rest.remove(kernel[1])
-                    moves[kernel] += math.prod(rest) * one.times
-    return moves
 
 
 class _Program:

@@ -17,9 +17,10 @@ from palr_jax.config import Config
 from palr_jax.decoding.score import ScorePlan, score_step
 from palr_jax.errors import UserError
 from palr_jax.io.paths import path_of
-from palr_jax.llm.axes import check_divides, compute_over, shardings
+from palr_jax.llm.axes import check_divides, shardings
 from palr_jax.llm.checkpoints.loading import shape_of_weights
-from palr_jax.llm.checkpoints.shapes import SHAPES, shape_of
+from palr_jax.llm.checkpoints.shapes import SHAPES
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.flops import causal_pairs, rank_flops
 from palr_jax.llm.llama import Llama
@@ -138,8 +139,8 @@ def plan(config: Config, topology_name: str | None) -> Plan:
         shape, lora, tuning.remat, tuning.batch_size, tuning.length, tuning.label_length,
         flash=True, accumulate=tuning.accumulate,
     )  # fmt: skip
-    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora))
-    model.compute = compute_over(shards)
+    compute = compute_over(shards)
+    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora, compute))
     train = _compile_train(config, model, shards)
     if train.collectives is None:
         grid = _coordinate_grid(shards.mesh.devices, topology)
@@ -178,7 +179,7 @@ def _shape(config: Config) -> LlamaConfig:
             f"{path} does not exist, and {path.name} is not a known shape ({', '.join(SHAPES)}): "
             "put the model's config.json into that folder"
         )
-    return shape_of(path.name)
+    return SHAPES[path.name]
 
 
 def _in_words(shape: LlamaConfig, config: Config) -> str:
@@ -198,7 +199,7 @@ def _compile_train(config: Config, model: Llama, shards: Shards) -> Program:
     tokens_BT = _rows(shards, tuning.batch_size, tuning.length)
     label_BM = _rows(shards, tuning.batch_size, tuning.label_length)
     batch = Batch(tokens_BT, tokens_BT, tokens_BT, label_BM, label_BM, label_BM)
-    lowered = train_step.lower(graph, tuning, state, frozen, batch, shards)
+    lowered = train_step.lower(graph, tuning, state, frozen, batch)
     held = (state.step, state.params, frozen)
     return compile_program(lowered, shards.mesh.size, held, state.optimizer, batch)
 
@@ -219,7 +220,7 @@ def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topolo
     widths = (_FED,) * 3 + (_EDGES,) * 4 + (config.retriever.candidates,) * 2
     plan = ScorePlan(*(_rows(shards, users, width) for width in widths))
     tokens_BT, length_B = _rows(shards, users, length), _rows(shards, users)
-    lowered = score_step.lower(nnx.graphdef(model), weights, tokens_BT, length_B, plan, shards)
+    lowered = score_step.lower(nnx.graphdef(model), weights, tokens_BT, length_B, plan)
     held = (tokens_BT, length_B, plan)
     program = compile_program(lowered, shards.mesh.size, weights, (), held)
     return Ranking(

@@ -26,6 +26,7 @@ from palr_jax.instruct.llm_profiles import (
 from palr_jax.instruct.profiles import CategoryTable, category_table
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+from palr_jax.padding import to_multiple
 from palr_jax.ragged import Ragged
 
 # Prompts are padded to a multiple of this, so that few programs serve all lengths.
@@ -133,7 +134,7 @@ class Speaker:
         """Prompts of one width and their lengths; a smaller last batch is filled up."""
         size = self.config.profile.batch_size
         length_B = np.resize(prompts.lengths_R, size).astype(np.int32)
-        width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
+        width = to_multiple(int(length_B.max()), _PROMPT_BUCKET)
         tokens_BT = np.zeros((size, width), np.int32)
         for row in range(size):
             tokens_BT[row, : length_B[row]] = prompts[row % len(prompts)]

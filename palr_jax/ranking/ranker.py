@@ -16,12 +16,13 @@ from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.generate import Mode, Slate, generate
 from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
 from palr_jax.decoding.search import search
-from palr_jax.decoding.trie import build, round_up
+from palr_jax.decoding.trie import build
 from palr_jax.errors import UserError
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.progress import Advance, progress, say
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import Prefix
+from palr_jax.padding import to_multiple, to_power_of_two
 from palr_jax.parallel.sharding import Shards, fetch, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_model, with_head
@@ -87,9 +88,7 @@ class Ranker:
             tokens_BT, length_B, plan, known = self.shards.spread(
                 (tokens_BT, length_B, plan, known)
             )
-            logp_BC = fetch(
-                score(self.model, tokens_BT, length_B, plan, self.shards, prefix, known)
-            )
+            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, prefix, known))
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC
@@ -296,7 +295,7 @@ class Ranker:
         The last batch repeats users, so that every batch has the same number of rows. Few users
         make a small batch.
         """
-        size = min(self.batch_size, max(round_up(len(prompts), 1), self.shards.ways("batch")))
+        size = min(self.batch_size, max(to_power_of_two(len(prompts)), self.shards.ways("batch")))
         order_U = np.argsort(prompts.lengths_R, kind="stable")
         bar = (
             progress(shown, len(order_U), "users") if isinstance(shown, str) else nullcontext(shown)
@@ -354,8 +353,7 @@ def _check(logp: np.ndarray) -> None:
 
 def prompt_width(length: int) -> int:
     """What prompts of so many tokens are padded to, so that few programs serve all lengths."""
-    step = 32 if length <= 256 else 128
-    return -(-length // step) * step
+    return to_multiple(length, 32 if length <= 256 else 128)
 
 
 def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:

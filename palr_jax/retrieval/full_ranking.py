@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from palr_jax.errors import UserError
+from palr_jax.padding import to_power_of_two
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.interface import TopK
 
@@ -132,7 +133,7 @@ def chunks(histories: Ragged, num_items: int) -> Iterator[tuple[np.ndarray, Ragg
         UserError: a history holds an item the catalog lacks.
     """
     _check_items(histories, num_items)
-    size = min(_USERS, 1 << (max(len(histories), 1) - 1).bit_length())
+    size = min(_USERS, to_power_of_two(max(len(histories), 1)))
     order_U = np.argsort(histories.lengths_R, kind="stable")
     for start in range(0, len(histories), size):
         users_B = order_U[start : start + size]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from palr_jax.padding import to_multiple
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.losses import NO_TARGET
 
@@ -98,7 +99,7 @@ def _cut(
 ) -> HistoryRows:
     """Cuts a stream every `length` tokens, from a random offset, and shuffles the rows."""
     batch = batch_size * length
-    size = -(-(len(item_N) + length - 1) // batch) * batch
+    size = to_multiple(len(item_N) + length - 1, batch)
     before = int(rng.integers(length))
 
     def rows(values_N: np.ndarray, fill: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.data.split import Split
+from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
@@ -116,7 +117,7 @@ def _width(length: int) -> int:
 
     Beyond 8, at most a third of the columns is padding; few widths mean few compilations.
     """
-    power = max(8, 1 << (length - 1).bit_length())
+    power = to_power_of_two(max(length, 1), 8)
     return power * 3 // 4 if 8 < length <= power * 3 // 4 else power
 
 

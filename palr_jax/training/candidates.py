@@ -17,8 +17,7 @@ import optax
 from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.score import Choices, path_logps, siblings, with_item_scores
 from palr_jax.llm.config import Remat
-from palr_jax.llm.llama import Layout, Llama
-from palr_jax.parallel.sharding import Shards
+from palr_jax.llm.llama import Llama, TokenLayout
 
 Array = jax.Array | np.ndarray
 
@@ -37,7 +36,7 @@ class MomentBatch:
     horizon_BT: Array
     item_BT: Array
     next_BT: Array
-    place_BQ: Array
+    index_BQ: Array
     target_BQ: Array
     weight_BQ: Array
     candidate_BQS: Array
@@ -45,7 +44,7 @@ class MomentBatch:
     end_BQS: Array
     history_BQH: Array
     edge_token_BQE: Array
-    edge_place_BQE: Array
+    edge_index_BQE: Array
     edge_source_BQE: Array
     edge_first_BQE: Array
     edge_last_BQE: Array
@@ -62,7 +61,6 @@ def candidate_loss(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     count: jax.Array | None = None,
-    shards: Shards | None = None,
     text_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-log P(target) among the candidates, averaged over the moments of the batch.
@@ -76,7 +74,6 @@ def candidate_loss(
         dropout_key: key of the adapters' dropout; None disables dropout.
         remat: see `FinetuneConfig`.
         count: the divisor of the sums, if the batch is a part of a larger one.
-        shards: the mesh that rows and weights are sharded over, if any.
         text_loss: weight of a token of text, relative to a moment's 1.
 
     Returns:
@@ -84,13 +81,13 @@ def candidate_loss(
         choice leads to the target), `tokens` (without padding), `label tokens` (moments), and
         `pairs` ((query, key) pairs of attention).
     """
-    hidden_BTD = _hidden(model, batch, dropout_key, remat, shards)
-    logp_N, is_best_N = _target_logps(model, batch, hidden_BTD, shards)
+    hidden_BTD = _hidden(model, batch, dropout_key, remat)
+    logp_N, is_best_N = _target_logps(model, batch, hidden_BTD)
     weight_N = jnp.asarray(batch.weight_BQ).reshape(-1)
     count = jnp.maximum(batch.count(text_loss) if count is None else count, 1)
     loss = -jnp.where(weight_N > 0, logp_N, 0).sum() / count
     if text_loss:
-        loss += text_loss * _text_nll(model, batch, hidden_BTD, shards) / count
+        loss += text_loss * _text_nll(model, batch, hidden_BTD) / count
     real_BT = jnp.asarray(batch.horizon_BT) >= 0
     metrics = {
         "loss": loss,
@@ -107,40 +104,39 @@ def _hidden(
     batch: MomentBatch,
     dropout_key: jax.Array | None,
     remat: Remat,
-    shards: Shards | None,
 ) -> jax.Array:
     head = head_of(model)
-    layout = Layout(jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True)
+    layout = TokenLayout(
+        jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True
+    )
     added_BTD = None if head is None else head.inputs(batch.item_BT)
     tokens_BT = jnp.asarray(batch.tokens_BT)
-    return model.hidden(tokens_BT, layout, dropout_key, remat, shards, added_BTD=added_BTD)
+    return model.hidden(tokens_BT, layout, dropout_key, remat, added_BTD=added_BTD)
 
 
-def _text_nll(
-    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array, shards: Shards | None
-) -> jax.Array:
+def _text_nll(model: Llama, batch: MomentBatch, hidden_BTD: jax.Array) -> jax.Array:
     """The sum of -log P(token | preceding text) over the tokens of the prompts."""
     next_BT = jnp.asarray(batch.next_BT)
-    logits_BTV = model.logits(hidden_BTD, shards)
+    logits_BTV = model.logits(hidden_BTD)
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(next_BT, 0))
     return jnp.where(next_BT >= 0, nll_BT, 0).sum()
 
 
 def _target_logps(
-    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array, shards: Shards | None
+    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """log P(target) of each moment, float32 [N], and whether all best edges lead to it, [N]."""
     head = head_of(model)
     B, Q, E = batch.edge_token_BQE.shape
-    source_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_place_BQE).reshape(B, -1))
-    weights_BXD = model.head_weights(shards)[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]
+    source_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_index_BQE).reshape(B, -1))
+    weights_BXD = model.head_weights()[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]
     logit_BX = jnp.einsum(
         "BXD,BXD->BX", source_BXD, weights_BXD, preferred_element_type=jnp.float32
     )
     choices, known = _choices(batch), _known(batch)
     logit_NE = logit_BX.reshape(B * Q, E)
     if head is not None:
-        end_ND = _take(hidden_BTD, jnp.asarray(batch.place_BQ)).reshape(B * Q, -1)
+        end_ND = _take(hidden_BTD, jnp.asarray(batch.index_BQ)).reshape(B * Q, -1)
         S = batch.end_BQS.shape[2]
         ends_BX = jnp.maximum(jnp.asarray(batch.end_BQS).reshape(B, -1), 0)
         title_NSD = _take(hidden_BTD, ends_BX).reshape(B * Q, S, -1)

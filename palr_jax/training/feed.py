@@ -91,8 +91,8 @@ class Feed:
 
 
 def as_batch(arrays: dict[str, Any]) -> AnyBatch:
-    """The `MomentBatch` or `Batch` with these fields."""
-    return MomentBatch(**arrays) if "place_BQ" in arrays else Batch(**arrays)
+    """The batch with these fields."""
+    return MomentBatch(**arrays) if "index_BQ" in arrays else Batch(**arrays)
 
 
 def fixed_batches(rows: dict[str, np.ndarray], size: int, shards: Shards) -> list[AnyBatch]:

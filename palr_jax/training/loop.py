@@ -128,14 +128,14 @@ def finetune(
                 if early.stale >= config.patience:
                     break
                 batch = next(batches)
-                state, metrics = train_step(graph, config, state, frozen, batch, shards)
+                state, metrics = train_step(graph, config, state, frozen, batch)
                 # Fetch the metrics of the previous step, so that the device runs ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))
                 pending, stopping, told_to_stop = (step, metrics), bool(told_to_stop), stop.poll()
                 is_last, loss = step == config.steps, None
                 if validation and (is_last or step % config.validate_every == 0):
-                    loss = _validation_loss(graph, state, frozen, validation, shards)
+                    loss = _validation_loss(graph, state, frozen, validation)
                     early = early.after(step, loss)
                 if stopping or is_last or loss is not None or step % config.save_every == 0:
                     # Log before saving, because a resumed run does not repeat this step.
@@ -158,9 +158,8 @@ def _validation_loss(
     state: TrainState,
     frozen: nnx.State,
     validation: Sequence[AnyBatch],
-    shards: Shards,
 ) -> float:
-    sums = [validation_sums(graph, state.params, frozen, batch, shards) for batch in validation]
+    sums = [validation_sums(graph, state.params, frozen, batch) for batch in validation]
     return float(sum(total for total, _ in sums) / sum(count for _, count in sums))
 
 

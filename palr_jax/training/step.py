@@ -86,7 +86,6 @@ def label_loss(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     label_count: jax.Array | None = None,
-    shards: Shards | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
 
@@ -99,7 +98,6 @@ def label_loss(
         dropout_key: key of the adapters' dropout; None disables dropout.
         remat: see `FinetuneConfig`.
         label_count: the divisor of the sums, if the batch is a part of a larger one.
-        shards: the mesh that rows and weights are sharded over, if any.
 
     Returns:
         The loss and the metrics `loss`, `accuracy` (of label tokens), `tokens` (without padding),
@@ -107,9 +105,9 @@ def label_loss(
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
     tokens_BT = jnp.asarray(batch.tokens_BT)
-    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat, shards)
+    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat)
     index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
-    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1), shards)
+    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1))
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
     count = jnp.maximum(batch.weight_BM.sum() if label_count is None else label_count, 1)
     correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
@@ -132,28 +130,26 @@ def loss_of(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     count: jax.Array | None = None,
-    shards: Shards | None = None,
     text_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and metrics of a batch: `candidate_loss` of a `MomentBatch`, else `label_loss`."""
     if isinstance(batch, MomentBatch):
-        return candidate_loss(model, batch, dropout_key, remat, count, shards, text_loss)
-    return label_loss(model, batch, dropout_key, remat, count, shards)
+        return candidate_loss(model, batch, dropout_key, remat, count, text_loss)
+    return label_loss(model, batch, dropout_key, remat, count)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def train_step(
     graph: Any,
     config: FinetuneConfig,
     state: TrainState,
     frozen: nnx.State,
     batch: AnyBatch,
-    shards: Shards | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
 
-    The other arguments are static, so models of one shape share one compiled program. With
-    `shards`, the new state has the sharding of the old one.
+    The other arguments are static, so models of one shape share one compiled program. If the model
+    is sharded over a mesh, the new state has the sharding of the old one.
     """
 
     # Derived only from the step, so that a resumed run has the same dropout masks.
@@ -164,7 +160,7 @@ def train_step(
         params: nnx.State, part: AnyBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
-        return loss_of(model, part, key, config.remat, count, shards, config.text_loss)
+        return loss_of(model, part, key, config.remat, count, config.text_loss)
 
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
@@ -172,6 +168,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics |= {"gradient norm": optax.tree.norm(grads)}
     after = TrainState(state.step + 1, params, optimizer_state)
+    shards = nnx.merge(graph, state.params, frozen).compute.shards
     if shards is not None:
         # Without a constraint the compiler may choose other shardings, and the next step would be
         # recompiled.
@@ -179,12 +176,12 @@ def train_step(
     return after, metrics
 
 
-@partial(jax.jit, static_argnums=(0, 4))
+@partial(jax.jit, static_argnums=0)
 def validation_sums(
-    graph: Any, params: nnx.State, frozen: nnx.State, batch: AnyBatch, shards: Shards | None = None
+    graph: Any, params: nnx.State, frozen: nnx.State, batch: AnyBatch
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of a batch's losses without dropout, and the number of summands."""
-    loss, _ = loss_of(nnx.merge(graph, params, frozen), batch, shards=shards)
+    loss, _ = loss_of(nnx.merge(graph, params, frozen), batch)
     return loss * batch.count(), batch.count()
 
 

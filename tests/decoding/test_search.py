@@ -19,7 +19,6 @@ from tests.decoding.slow import (
     prompts_of,
     slow_beam_slate,
     slow_generate,
-    slow_score,
 )
 
 K = 3
@@ -82,26 +81,6 @@ def test_a_catalog_gives_the_slates_that_its_candidates_give(tiny: Llama) -> Non
     assert from_candidates.passes < from_catalog.passes
 
 
-def test_samples_are_drawn_token_by_token_at_a_temperature(
-    tiny: Llama, tiny_logits: Logits
-) -> None:
-    texts = [[5, 6, END], [5, 7, END], [8, END], [5, 7, 9, END]]
-    rows, temperature, prompt = 512, 2.0, [3, 9, 4]
-    prompts, lengths = np.tile(prompt, (rows, 1)), np.full(rows, 3)
-    trie = build(Ragged.from_rows(texts), np.arange(4)[None])
-    keys = jax.random.split(jax.random.key(0), rows)
-    nothing = np.full((rows, 1), -1)
-    slate = search(tiny, prompts, lengths, trie, nothing, 2, 1, temperature, keys)
-    assert (slate.slot_BK[:, 0] != slate.slot_BK[:, 1]).all()
-    tempered = slow_score(
-        lambda row: tiny_logits(row) / temperature, prompt, dict(enumerate(texts))
-    )
-    expected = np.exp([tempered[slot] for slot in range(4)])
-    share = np.bincount(np.asarray(slate.slot_BK[:, 0]), minlength=4) / rows
-    # Four standard deviations.
-    assert (np.abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / rows)).all()
-
-
 @pytest.mark.parametrize("width", [1, 3])
 def test_distinct_items_even_from_a_broken_model(tiny: Llama, width: int) -> None:
     """Numbers that are none must be seen in the log-probabilities, and break no promise."""
@@ -138,11 +117,8 @@ def test_batches_of_a_size_share_a_program(tiny: Llama) -> None:
     assert sizes[0] == sizes[1] == sizes[2]
 
 
-def test_one_trie_and_keys_for_samples(tiny: Llama) -> None:
+def test_several_tries_are_refused(tiny: Llama) -> None:
     items = catalog(5, 20)
     nothing = np.full((2, 1), -1)
     with pytest.raises(ValueError, match="2 tries for a catalog"):
         search(tiny, *prompts_of(0, 2), build(items, np.array([[0], [1]])), nothing, 1)
-    trie = build(items, np.array([[0, 1]]))
-    with pytest.raises(ValueError, match="needs a key for each row"):
-        search(tiny, *prompts_of(0, 2), trie, nothing, 1, 1, 0.5)

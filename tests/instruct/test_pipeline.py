@@ -7,7 +7,7 @@ import pytest
 
 from palr_jax.instruct import pipeline
 from palr_jax.instruct.packing import Packing
-from palr_jax.instruct.pipeline import _Windows, batches
+from palr_jax.instruct.pipeline import _PackedWindows, batches
 from tests.instruct.test_examples import make_maker
 
 
@@ -90,7 +90,7 @@ def test_four_processes_make_the_rows_of_one(dataset, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "WINDOW", 100)
     maker, _ = dataset
     packing = Packing(rows=1, length=900, label_length=200)
-    windows = [_Windows(maker, np.arange(12), packing)[window] for window in range(4)]
+    windows = [_PackedWindows(maker, np.arange(12), packing)[window] for window in range(4)]
     expected = [len(window["tokens_RT"]) for window in windows]
     alone = iter(batches(maker, np.arange(12), packing))
     one = [row for _ in range(sum(expected)) for row in rows_of(next(alone))]

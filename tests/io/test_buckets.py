@@ -213,7 +213,7 @@ def test_mistakes_are_told_in_a_line(bucket: str) -> None:
     with pytest.raises(UserError, match="gs://nowhere cannot be reached"):
         path_of("gs://nowhere/x")
     upload(Path(__file__), f"{bucket}/model.gguf")
-    with pytest.raises(UserError, match="read from disk alone"):
+    with pytest.raises(UserError, match="only be read from disk"):
         llm.load(f"{bucket}/model.gguf")
 
 

@@ -20,13 +20,12 @@ TOKENS = np.random.default_rng(0).integers(0, 61, (2, 24))
 
 def made(compute: Compute) -> Llama:
     """A model with bfloat16 weights and adapters that are not zero."""
-    model = Llama(SHAPE, nnx.Rngs(params=0), LoRAConfig(rank=4, alpha=8, dropout=0.0))
+    lora = LoRAConfig(rank=4, alpha=8, dropout=0.0)
+    model = Llama(SHAPE, nnx.Rngs(params=0), lora, compute)
     graph, adapters, base = nnx.split(model, nnx.LoRAParam, ...)
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     adapters = jax.tree.map(lambda x: x + 0.02, adapters)
-    model = nnx.merge(graph, adapters, base)
-    model.compute = compute
-    return model
+    return nnx.merge(graph, adapters, base)
 
 
 def gradients(model: Llama, remat: str) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from palr_jax import llm
 from palr_jax.llm.config import LlamaConfig
-from palr_jax.llm.llama import Layout, Llama, causal_layout, packed_layout
+from palr_jax.llm.llama import Llama, TokenLayout, causal_layout, packed_layout
 from tests.locations import SHARED
 
 STORIES = SHARED / "models" / "stories260K"
@@ -82,7 +82,7 @@ def test_a_tree_of_tokens_sees_its_ancestors_only(tiny: Llama) -> None:
     assert not visible[6, 4]
     tokens = [5, 9, 31, 7, 50, 12, 44]
     expected = reference_logits(tiny, tokens, visible, position)
-    layout = Layout(jnp.array([position]), jnp.array([horizon]))
+    layout = TokenLayout(jnp.array([position]), jnp.array([horizon]))
     np.testing.assert_allclose(tiny(jnp.array([tokens]), layout)[0], expected, atol=2e-5)
 
 

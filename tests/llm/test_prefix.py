@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from palr_jax.llm.compute import compute_on
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import Prefix
@@ -44,8 +45,8 @@ def test_a_shared_prefix_changes_nothing(length: int, groups: int) -> None:
 
 def test_a_shared_prefix_is_multiplied_once_if_that_pays() -> None:
     def flops(prefix: Prefix, shortest: int = 1) -> float:
-        model = Llama(CONFIG, nnx.Rngs(params=0))
-        model.compute = replace(model.compute, shortest_prefix=shortest)
+        compute = replace(compute_on("cpu"), shortest_prefix=shortest)
+        model = Llama(CONFIG, nnx.Rngs(params=0), compute=compute)
         graph, weights = nnx.split(model)
 
         def hidden(weights: nnx.State, tokens_BT: jax.Array) -> jax.Array:

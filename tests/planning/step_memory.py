@@ -57,8 +57,7 @@ def main() -> None:
         place = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0)))
-    model.compute = Compute()
+    model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0), compute=Compute()))
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     state = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer(config).init, params)

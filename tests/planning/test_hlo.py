@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from palr_jax.planning.hlo import collectives, weight_moves
+from palr_jax.planning.hlo import collectives
+from tests.planning.weight_moves import weight_moves
 
 LAYERS, WIDTH, HIDDEN, ROWS = 5, 16, 48, 24
 

@@ -16,14 +16,14 @@ from flax import nnx
 
 from palr_jax.cli import main
 from palr_jax.config import load_config, parse_config
-from palr_jax.llm.axes import compute_over
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.flops import linear_shapes
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import parse_topology
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.planning import plan as planning
-from palr_jax.planning.hlo import weight_moves
 from tests.locations import ROOT
+from tests.planning.weight_moves import weight_moves
 
 MADE = sorted((ROOT / "configs").glob("llama-*/*.yaml"))
 LINE = re.compile(r"^# compiled on \d{4}-\d\d-\d\d: peak ([\d.]+) GiB of ([\d.]+)$", re.M)
@@ -99,8 +99,8 @@ def test_a_program_gathers_a_weight_once_a_layer_and_direction() -> None:
     config = parse_config({**SMALL, "mesh": {"data": 2, "fsdp": 4}}, "small")
     shards = Shards(make_mesh(config.mesh))
     shape = planning._shape(config)
-    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora))
-    model.compute = compute_over(shards)
+    compute = compute_over(shards)
+    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora, compute))
     program = planning._compile_train(config, model, shards)
     kernels = list(linear_shapes(shape).values())
     assert program.collectives

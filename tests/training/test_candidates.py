@@ -54,7 +54,7 @@ def ranked_logps(model: Llama, maker: MomentMaker, example: MomentExample, whole
         fed_T[moment.fed : moment.fed + len(moment.choices.fed_F)] = True
     found = []
     for moment in example.moments:
-        before_T = np.flatnonzero(~fed_T[: moment.place + 1])
+        before_T = np.flatnonzero(~fed_T[: moment.index + 1])
         plan = plan_score(build(maker.items, moment.item_S[None]), whole=whole)
         history_H = np.full(8, -1)
         history_H[8 - len(moment.history_H) :] = moment.history_H

@@ -194,7 +194,7 @@ def ours(
     made = [rows(batch) for batch in examples]
 
     def step(number: int) -> float:
-        state[0], metrics = train_step(graph, tuning, state[0], frozen, made[number], shards)
+        state[0], metrics = train_step(graph, tuning, state[0], frozen, made[number])
         jax.block_until_ready(state[0])
         return float(metrics["loss"])
 

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from palr_jax.llm.checkpoints.hf_config import to_hf
-from palr_jax.llm.checkpoints.loading import read
+from palr_jax.llm.checkpoints.loading import read_checkpoint
 from palr_jax.llm.checkpoints.safetensors_file import write_file
 from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.checkpoints.weights import base_parameters, tensor_name
@@ -56,12 +56,12 @@ def main(layers: int, dim: int, ffn: int, dtype: str = "bfloat16") -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         tensor = write_fake(Path(folder), config)
-        read(Path(folder), dtype)  # compiles what there is to compile
+        read_checkpoint(Path(folder), dtype)  # compiles what there is to compile
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what the first load has freed goes back
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        arrays = jax.block_until_ready(read(Path(folder), dtype).arrays)
+        arrays = jax.block_until_ready(read_checkpoint(Path(folder), dtype).arrays)
         peak = status("VmHWM")
     size = sum(array.nbytes for array in arrays.values())
     for place, array in arrays.items():

@@ -15,7 +15,7 @@ from palr_jax import llm
 from palr_jax.cli import main
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints import huggingface
-from palr_jax.llm.checkpoints.loading import read
+from palr_jax.llm.checkpoints.loading import read_checkpoint
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from tests.llm.variants import BF16, VARIANTS, tensors, write_checkpoint
 from tests.locations import ROOT
@@ -23,7 +23,7 @@ from tests.locations import ROOT
 
 def same(one: Path, other: Path) -> None:
     """Two checkpoints hold the same shape, the same bits and the same tokenizer."""
-    first, second = read(one), read(other)
+    first, second = read_checkpoint(one), read_checkpoint(other)
     assert first.config == second.config
     assert first.arrays.keys() == second.arrays.keys()
     for place, array in first.arrays.items():

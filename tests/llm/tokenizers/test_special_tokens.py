@@ -113,7 +113,7 @@ def test_a_model_of_another_name_has_no_files_of_its_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"eos_token": "<end>"}, "lacks the token '<end>' that the files beside it name"),
+        ({"eos_token": "<end>"}, "lacks the token '<end>' that the files next to it name"),
         ({"added_tokens_decoder": {"5": special("<end>")}}, "token 5 is .* and '<end>' in"),
         ({"added_tokens_decoder": {str(SIZE): special("</s>")}}, "'</s>' has the number"),
         ({"added_tokens_decoder": {str(2**40): special("<end>")}}, "added_tokens_decoder.*less"),
@@ -172,9 +172,7 @@ def test_an_end_token_that_the_model_does_not_know_is_refused(kind: str, tmp_pat
         json.dumps({**config, "eos_token": "<|im_end|>"})
     )
     write_checkpoint(tmp_path, VARIANTS["llama3"] | {"vocab_size": size})
-    with pytest.raises(
-        UserError, match=f"ends texts with token {size + 1}, the model knows {size}"
-    ):
+    with pytest.raises(UserError, match=f"ends texts with token {size + 1}, the model has {size}"):
         llm.load(tmp_path)
 
 
@@ -186,7 +184,7 @@ def test_a_tokenizer_named_beside_the_weights_is_fitted_to_them(
     config = RankerConfig(weights=str(tmp_path / "weights"), tokenizer=str(tmp_path))
     assert make_tokenizer(config, instruct_config, catalog).vocab_size == size
     write_checkpoint(tmp_path / "weights", VARIANTS["llama3"])
-    with pytest.raises(UserError, match="model knows 64: the files are of two models"):
+    with pytest.raises(UserError, match="model has 64: the files belong to different models"):
         make_tokenizer(config, instruct_config, catalog)
 
 

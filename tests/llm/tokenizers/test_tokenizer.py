@@ -218,7 +218,7 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
         ({"tokenizer.json": b"{"}, "is not a tokenizer.json"),
         ({"tokenizer.json": b'{"model": 3}'}, "is not a tokenizer.json"),
         ({"tokenizer.json": b"\xff"}, "tokenizer.json cannot be read .not UTF-8.: copy it again"),
-        ({"tokenizer.json": byte_level().encode()}, "nothing beside .* names its end token"),
+        ({"tokenizer.json": byte_level().encode()}, "no file next to .* names its end token"),
         (
             {"tokenizer.json": byte_level().encode(), "config.json": b'{"eos_token_id": 9999}'},
             "has no token 9999: it is not the one of this model",
@@ -228,7 +228,7 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
                 "tokenizer.json": byte_level().encode(),
                 "tokenizer_config.json": b'{"eos_token": "<end>"}',
             },
-            "lacks the end token '<end>' that the files beside it name: they are of two models",
+            "lacks the end token '<end>' that the files next to it name: they belong to different",
         ),
         (
             {
