@@ -21,7 +21,7 @@ import yaml
 from palr_jax.io.files import read_json, read_lines
 
 # What a row takes over from the base run.
-_SHARED = ("data", "retriever", "negatives", "profiles.jsonl", "stages.json")
+_SHARED = ("data", "retriever", "negatives", "title_vectors", "profiles.jsonl", "stages.json")
 _HEADER = (
     "row", "decisions", "minutes", "alone", "with prior", "fused",
     "with prior − (retriever + popularity)", "fused − (retriever + popularity)",
