@@ -55,7 +55,7 @@ class Speaker:
     config: Config
 
     def answers(self, histories: Ragged) -> list[Answer]:
-        """What the LLaMA answers about each history, and the keywords in it, () if there are none.
+        """What the LLaMA answers about each history, and the keywords in it; () for no keywords.
 
         Args:
             histories: items per user, oldest first; at most `profile.batch_size` users.

@@ -37,8 +37,8 @@ _TRIES_AT_ONCE = 512
 class Ranker:
     """Ranks candidates of users, or writes slates from the whole catalog.
 
-    Whoever calls it says how finished users are shown: by the label of a progress bar, or with the
-    `Advance` of one that is there already.
+    The argument `shown` of its methods is the label of a new progress bar, or the `Advance` of an
+    existing one.
 
     Attributes:
         model: the LLaMA.
@@ -68,11 +68,11 @@ class Ranker:
         Args:
             histories: items per user, oldest first.
             profiles: a sentence per user.
-            candidates_UC: item indices, -1 where there is none (its result is -inf).
+            candidates_UC: item indices, padded with -1 (the result is -inf there).
             shown: where progress is shown.
             sizes: with room for the candidates' tries, so that calls share programs.
             retriever_UC: the retriever's scores of the candidates, which a ranker with a prior
-                starts from; without them, or where one is not finite, the prior says nothing.
+                starts from; without them, or where one is not finite, the prior is uniform.
 
         Raises:
             UserError: the model returned NaN.
@@ -106,8 +106,8 @@ class Ranker:
     ) -> np.ndarray:
         """As `score`, with the mean probability over random orders of the candidates in prompts.
 
-        A model prefers some places of the list to others; the mean forgets the places. It costs
-        as much as `orders` times `score`; 0 is the given order alone.
+        A model prefers some positions of the list; the mean removes that preference. It costs
+        `orders` times `score`; 0 orders means the given order.
         """
         if not orders:
             return self.score(histories, profiles, candidates_UC, shown, sizes, retriever_UC)
@@ -140,12 +140,12 @@ class Ranker:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """Slates written item by item from the candidates, int32 [U, K]; -1 behind the last item.
+        """Slates written item by item from the candidates, int32 [U, K]; padded with -1.
 
         Args:
             histories: items per user, oldest first; none of them is written.
             profiles: a sentence per user.
-            candidates_UC: item indices, -1 where there is none.
+            candidates_UC: item indices, padded with -1.
             k: items of a slate.
             shown: where progress is shown.
             mode: how the next item is chosen.
@@ -224,7 +224,7 @@ class Ranker:
     def prompts(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
     ) -> Ragged:
-        """The prompt of every user; says how many histories were cut further than the config asks.
+        """The prompt of every user; logs how many histories were cut below the configured length.
 
         Raises:
             UserError: a prompt does not fit even without history.
@@ -327,7 +327,7 @@ def log_prior(candidates_UC: np.ndarray, retriever_UC: np.ndarray | None) -> np.
 
 
 def _ignore(amount: int = 1, note: str = "") -> None:
-    """Shows nothing."""
+    """An `Advance` without a progress bar."""
 
 
 def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
@@ -337,7 +337,7 @@ def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
 
 
 def _items_of(slate: Slate, items_BC: np.ndarray) -> np.ndarray:
-    """The items in the slots that were written, [B, K]; -1 behind the last."""
+    """The items in the slots that were written, [B, K]; padded with -1."""
     slot_BK = np.asarray(slate.slot_BK)
     item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)
     return np.where(slot_BK < 0, -1, item_BK)
@@ -352,7 +352,7 @@ def _check(logp: np.ndarray) -> None:
 
 
 def prompt_width(length: int) -> int:
-    """What prompts of so many tokens are padded to, so that few programs serve all lengths."""
+    """The padded length of prompts of `length` tokens; few lengths mean few compiled programs."""
     return to_multiple(length, 32 if length <= 256 else 128)
 
 
@@ -375,7 +375,7 @@ def load_ranker(
     """The tuned ranker of a run, from its newest checkpoint or that of a step.
 
     Args:
-        config: of the run; its mesh says how the devices are arranged.
+        config: of the run; its mesh arranges the devices.
         run: where the checkpoints are.
         variant: which ranker.
         step: of its training.

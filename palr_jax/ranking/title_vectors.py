@@ -27,7 +27,7 @@ from palr_jax.padding import to_multiple
 
 WIDTH = 128
 _BATCH = 64
-# Titles are read up to here; what stands behind it hardly tells two items apart.
+# Tokens of a title that are read; later ones rarely distinguish two items.
 _TOKENS = 32
 
 

@@ -134,8 +134,8 @@ def _slates(config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray) -
 
 
 def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker) -> Weights:
-    """The weights of ranker and popularity beside the retriever, from validation items alone."""
-    if run.fusion.exists():  # an evaluation that was stopped after this goes on from here
+    """The fusion weights, tuned on validation items only."""
+    if run.fusion.exists():  # an evaluation that was stopped after this point resumes here
         return run.read_weights()
     task = read_task(config, run, split, "validation")
     with_prior = config.ranker.prior == "retriever"
@@ -148,7 +148,7 @@ def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker
 def _check_slates(model: str, slate_UK: np.ndarray, task: Task, num_items: int) -> None:
     """Every slate is distinct unseen items: a wrong one is a bug, never a result.
 
-    Of a user with fewer than ten unseen items it is all of them; behind the last it holds -1.
+    A user with fewer than ten unseen items gets all of them, padded with -1.
     """
     for number, slate_K in enumerate(slate_UK):
         user, seen = task.users[number], np.unique(task.histories[number])
@@ -260,7 +260,7 @@ def _examples(
     task: Task,
     slates: dict[str, np.ndarray],
 ) -> list[SlateExample]:
-    """The first of the evaluated users, whoever they are."""
+    """The first few of the evaluated users, not selected by their results."""
     split, titles = prepared.split, prepared.catalog.titles
     tokenizer, items = run.read_tokens()
     writer = PromptWriter(tokenizer, items, config.instruct)

@@ -67,7 +67,7 @@ def _kept_lines(run: RunDirectory, prepared: Prepared) -> list[str]:
         return []
     text = run.profiles.read_bytes().decode("utf-8", errors="replace")
     lines = []
-    # Behind the first that is damaged, all are written once more.
+    # All lines from the first damaged one on are written again.
     lines_there = io.StringIO(text, newline="\n")
     for line, user in zip(lines_there, prepared.split.user_ids, strict=False):
         if not _is_profile(line, str(user)):

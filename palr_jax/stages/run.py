@@ -1,7 +1,7 @@
 """The stages of a run: prepare → retrieve → profile → finetune → evaluate.
 
-Each reads and writes the run directory, and is skipped when it is done and nothing it was made
-from has changed.
+Each reads and writes the run directory, and is skipped if it is done and none of its inputs
+has changed.
 """
 
 from pathlib import Path
@@ -71,7 +71,7 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
     for needed in _NEEDS[stage]:
         run.stages.require(describe(needed, config, run))
     work = _WORK[stage]
-    if stage == "finetune":  # a mistake in the config must not cost the ranker that is there
+    if stage == "finetune":  # check the config before the old ranker is deleted
         tokenize(config, preparing.load(run.data).catalog)
     run.stages.run(describe(stage, config, run), lambda: work(config, run))
 
@@ -132,7 +132,9 @@ def made_from(stage: str, config: Config) -> dict[str, Any]:
     if stage == "finetune" and needs_proposals(config):
         keys = (*keys, "retriever")
     made: dict[str, Any] = {key: values[key] for key in keys}
-    if stage == "profile":  # an LLM's profiles take long: only what they say makes them anew
+    if (
+        stage == "profile"
+    ):  # an LLM's profiles take long, so only settings that change their text count
         instruct = values["instruct"]
         made["instruct"] = [instruct[key] for key in ("history", "label", "item_kind", "verb")]
         made["template"] = instruct["template"]["profile"]

@@ -209,4 +209,4 @@ def test_a_sample_of_users_is_the_same_in_every_row(here: Path) -> None:
 
 def test_an_export_says_what_stays_behind(here: Path, capsys) -> None:
     assert palr("export", "--run", "runs/tiny", "--to", "merged") == 0
-    assert "its prior and item vectors stay behind" in capsys.readouterr().out
+    assert "its prior and item vectors are not exported" in capsys.readouterr().out
