@@ -1,4 +1,4 @@
-"""What instructions say and how many of them there are."""
+"""The `profile` and `instruct` sections of a config: what instructions hold."""
 
 import dataclasses
 import string
@@ -15,13 +15,13 @@ class ProfileConfig:
     """How the profile sentence of a user is made.
 
     Attributes:
-        kind: keywords, from the categories of the user's training items; llm, by a LLaMA that
-            is asked for keywords (paper, Figure 2), where its answer cannot be read by the
-            categories; none leaves it out.
-        keywords: how many keywords at most.
-        weights: for llm, a LLaMA that follows instructions: what `ranker.weights` takes.
-        batch_size: for llm, users at a time.
-        new_tokens: for llm, longest answer in tokens.
+        kind: source of the keywords: keywords takes the categories of the user's training items;
+            llm asks a LLaMA (paper, Figure 2), and falls back on the categories if its answer
+            cannot be read; none leaves the sentence out.
+        keywords: most keywords in a sentence.
+        weights: an instruction-tuned LLaMA for kind llm, in any form that `ranker.weights` takes.
+        batch_size: users per batch, for kind llm.
+        new_tokens: longest answer in tokens, for kind llm.
     """
 
     kind: Literal["keywords", "llm", "none"] = "keywords"
@@ -37,19 +37,19 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """The wording of instructions; by default the paper's (Table 1 and section 3.3).
+    """The wording of instructions; the defaults follow the paper (section 2.2 and Figure 2).
 
     A part may use {count} (items to recommend), {kind} and {verb} (`instruct.item_kind` and
-    `instruct.verb`), and `profile` also {keywords}. Every part ends its line; an empty one is
-    left out.
+    `instruct.verb`), and `profile` also {keywords}. Each part ends with a line break; an empty part
+    is left out.
 
     Attributes:
-        recommend: the instruction of the task Recommend.
-        recommend_retrieval: the instruction of the task Recommend_Retrieval.
-        profile: the sentence about what the user likes.
-        history: stands before the history items.
-        candidates: stands before the candidates.
-        answer: stands before the label.
+        recommend: instruction of the task Recommend.
+        recommend_retrieval: instruction of the task Recommend_Retrieval.
+        profile: sentence about the user's preferences.
+        history: line before the history items.
+        candidates: line before the candidates.
+        answer: line before the label.
     """
 
     recommend: str = "Recommend {count} other {kind} based on the user's history."
@@ -83,41 +83,42 @@ class TemplateConfig:
 
 @dataclass(frozen=True)
 class InstructConfig:
-    """The instruction data (paper, section 3.3).
+    """The instruction data (paper, section 2.2).
 
     Attributes:
-        user_share: share of the users whose training items the ranker is tuned on; all others
+        user_share: share of the users whose training items the ranker is tuned on; the others
             are new to it.
         history: most history items in a prompt.
         label: most items in a label, and the length of a slate.
         candidates: most candidates in a prompt.
-        enrich_history: histories of fewer items are filled up to so many (but no more than
-            `history`) with items of the user's 3-hop affinity (user → item → user → item); 0
-            for none.
-        enrich_label: the same for labels.
-        swap: probability of a label item to change places with a random history item.
+        enrich_history: length to which shorter histories are filled (at most `history`) with items
+            of the user's 3-hop affinity (user → item → user → item); 0 disables it.
+        enrich_label: length to which shorter labels are filled in the same way; 0 disables it.
+        swap: probability that a label item is swapped with a random history item.
         category_negatives: share of the negatives that share a category with the history or a
-            target; the rest are co-watched with them.
-        retriever_negatives: share of the negatives that are the retriever's own top items for
-            the history, made by one that is trained on the other users; 0 trains none.
-        prompt: candidates is the paper's Recommend_Retrieval, with instruction, profile and the
-            list of candidates; history holds the user's items alone, and the next item continues
-            the list, so that many moments of a user share one prompt. It has no profile, which
-            would sum up the targets with all other training items.
-        candidate_order: of the list in a prompt: shuffled, or as the retriever ranks.
-        moments: moments of a user's training items at which the retriever proposes candidates.
-        held_out: what the retriever of the moments is not trained on: users, whole tuning users,
-            in `folds` parts; time, the newest `moments` training items of the tuning users.
-        folds: retrievers for held_out users, each trained on all users but a part of the tuning
+            target; the others were consumed by the same users.
+        retriever_negatives: share of the negatives that are the top items of a retriever for the
+            history, trained on the other users; 0 trains none.
+        prompt: content of PALR_v2's prompts: candidates is the paper's Recommend_Retrieval with
+            instruction, profile and candidate list; history is the list of the user's items alone,
+            which the next item continues, so that several moments of a user share one prompt. It
+            has no profile, which would summarise the targets too.
+        candidate_order: order of the candidates in a prompt.
+        moments: newest training items of a user for which a retriever proposes candidates.
+        held_out: training data withheld from that retriever: users withholds the tuning users,
+            in `folds` parts; time withholds the newest `moments` training items of the tuning
             users.
-        missed: of a moment whose target is not among the candidates: skip it, or insert the target
-            in place of the last candidate.
-        item_kind: plural noun of the items in the instructions.
-        verb: what users do with items, in the past tense.
-        item_style: an item is written as its title, or as `ID (title)` where titles say little.
+        folds: number of retrievers for held_out users, each trained on all users but one part of
+            the tuning users.
+        missed: treatment of a moment whose target is not among the candidates: skip it, or insert
+            the target instead of the last candidate.
+        item_kind: plural noun for the items in the instructions.
+        verb: verb for what users do with items, in the past tense.
+        item_style: text of an item: its title, or `ID (title)` if titles say little.
         template: the wording.
         title_tokens: longest item text in tokens; longer titles are cut.
-        length: longest prompt with its label in tokens; the oldest history items give way.
+        length: longest prompt with its label in tokens; the oldest history items are dropped to
+            fit.
     """
 
     user_share: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -155,7 +156,7 @@ class InstructConfig:
         """Checks that users remain to train the retriever of the moments on.
 
         Raises:
-            ValueError: none do.
+            ValueError: no user remains.
         """
         if self.held_out == "users" and self.folds == 1 and self.user_share == 1:
             raise ValueError(

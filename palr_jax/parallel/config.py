@@ -1,4 +1,4 @@
-"""Settings of a mesh of devices."""
+"""The `mesh` section of a config."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,15 +10,15 @@ Positive = Annotated[int, Field(ge=1, le=16_384)]
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices there are along each axis of the mesh.
+    """The number of devices along each axis of the mesh.
 
     Attributes:
-        data: rows of a batch are divided, weights repeated.
-        fsdp: rows and weights are divided; weights are put together layer by layer.
-        tensor: heads, feed-forward and vocabulary are divided, and so is their work.
-        slices: parts of the machine that the data-centre network joins: TPU slices, or machines
-            with GPUs. They divide `data`, since only gradients should go over that network.
-        topology: the chips that the mesh is meant for, which `palr plan` compiles for.
+        data: devices that divide the rows of a batch and hold copies of the weights.
+        fsdp: devices that divide both rows and weights; weights are gathered layer by layer.
+        tensor: devices that divide heads, feed-forward and vocabulary, and their computation.
+        slices: parts of the machine that are joined by the data-centre network: TPU slices, or
+            machines with GPUs. They divide `data`, since only gradients should cross that network.
+        topology: chips that `palr plan` compiles for, as v5e:4x4 or h100:8.
     """
 
     data: Positive = 1

@@ -1,4 +1,4 @@
-"""Settings of a retriever."""
+"""The `retriever` section of a config."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from palr_jax.evaluation.metrics import SLATE
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
 ]
-# Those that read histories in order.
+# Models that read histories in order.
 SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec")
 BlockKind = Literal["sasrec", "bert"]
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
@@ -22,32 +22,33 @@ class RetrieverConfig:
 
     Attributes:
         model: the retriever.
-        candidates: items proposed per user (paper: 50), no fewer than a slate has places.
-        loss: what training minimises: cross_entropy is the softmax over the whole catalog, the
-            others compare with drawn items. By default the model's own: cross_entropy for those
-            that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
-        negatives: drawn items per target of all losses but cross_entropy.
+        candidates: items proposed per user (paper: 50), at least the length of a slate.
+        loss: training loss: cross_entropy is the softmax over the whole catalog, the others
+            compare the target with sampled negatives. null is the model's own: cross_entropy for
+            sequential models, bpr for bpr_mf and lightgcn, bce for ncf.
+        negatives: sampled negatives per target, for all losses except cross_entropy.
         dim: width of the item embeddings.
-        init_std: standard deviation of the embeddings before training.
-        input_scale: of sasrec: what item embeddings are multiplied by before the blocks read them;
-            scores are made of them as they are. The first SASRec takes the square root of `dim`.
-        block: of sasrec: its own, which normalises what each of its two parts reads; or that of
-            BERT (Devlin et al. 2019), which normalises what comes out of them and the embeddings,
-            has a network of 4 x `dim` with GELU, and drops out attention as well. It overfits
-            less where items are compared with few drawn ones.
-        num_blocks: blocks of attention, GRU layers or propagations over the graph.
+        init_std: standard deviation of the initial embeddings.
+        input_scale: factor on the item embeddings before the blocks of sasrec read them; scores
+            use them unscaled. The first SASRec took the square root of `dim`.
+        block: layers of sasrec: sasrec normalises the input of attention and feed-forward; bert
+            (Devlin et al. 2019) normalises their outputs and the embeddings, has a GELU network of
+            width 4 x `dim`, and applies dropout to attention as well. With few sampled negatives,
+            bert overfits less.
+        num_blocks: number of attention blocks, GRU layers or propagations over the graph.
         num_heads: attention heads; divides `dim`.
-        length: items of a history that the model sees, the newest ones.
+        length: newest items of a history that the model reads.
         dropout: share of activations set to zero in training.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW: a step shrinks all parameters by this times the learning rate.
-        averaging: share of the running average of the parameters that outlives a step; 0 for none.
-        batch_size: rows of `length` interactions a step, or single interactions for the models that
-            do not read histories in order.
-        devices: of this process, over which the rows of a batch and the items' vectors are divided;
-            for the models that read histories in order. It divides `batch_size` and `dim`. Each
-            draws dropout of its own.
-        max_epochs: passes over the training interactions at most.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW: each step shrinks all parameters by this times the
+            learning rate.
+        averaging: EMA decay of the parameters per step; 0 disables the average.
+        batch_size: rows of `length` interactions per step for sequential models, single
+            interactions for the others.
+        devices: devices of this process that a sequential model is trained on; must divide
+            `batch_size` and `dim`, as rows and item vectors are divided over them. Each device
+            draws its own dropout.
+        max_epochs: most passes over the training interactions.
         patience: epochs without a better validation NDCG@10 before training stops.
     """
 
