@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the docstrings of the config dataclasses.
 
-python tools/configuration.py
+Run `python tools/configuration.py` after every change of these docstrings; a test compares the two.
 """
 
 from pathlib import Path

@@ -72,6 +72,7 @@ def finetune(
     metrics_file: Path,
     name: str,
     validation: Sequence[AnyBatch] = (),
+    seed: int = 0,
 ) -> None:
     """Trains `model` in place; checkpoints go to `directory/<step>/`.
 
@@ -90,6 +91,7 @@ def finetune(
         metrics_file: gets one JSON line every `config.log_every` steps, named `name`.
         name: stands in the progress bar and in `metrics_file`.
         validation: of users that are held out of tuning.
+        seed: of the adapters' dropout.
 
     Raises:
         UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
@@ -127,7 +129,7 @@ def finetune(
                 if course.stale >= config.patience:
                     break
                 batch = next(batches)
-                state, metrics = train_step(graph, config, state, frozen, batch, shards)
+                state, metrics = train_step(graph, config, state, frozen, batch, shards, seed)
                 # Reading the answers of the step before lets the device run ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))

@@ -152,15 +152,17 @@ def train_step(
     frozen: nnx.State,
     batch: AnyBatch,
     shards: Shards | None = None,
+    seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
 
-    All but the three are static, so models of one shape share one compiled program. With `shards`
-    the new state is divided as the old one was placed.
+    `graph`, `config` and `shards` are static, so models of one shape share one compiled program.
+    With `shards` the new state is divided as the old one was placed. `seed` is that of the
+    adapters' dropout.
     """
 
-    # Drawn from the step alone, so that a resumed run drops out the same inputs.
-    dropout_key = jax.random.fold_in(jax.random.key(0), state.step)
+    # Drawn from seed and step alone, so that a resumed run drops out the same inputs.
+    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
     count = batch.count(config.text_loss)
 
     def loss(
