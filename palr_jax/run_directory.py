@@ -150,6 +150,8 @@ class RunDirectory:
                 f"{self.path} was written by palr-jax {written}, this is {VERSION}: upgrade the "
                 "package or choose another --name"
             )
+        if "tuned" in raw:  # its name before version 0.2
+            raw["retriever_presets"] = raw.pop("tuned")
         return parse_config(raw, str(self.config_file))
 
     def _read_raw(self) -> dict[str, Any]:

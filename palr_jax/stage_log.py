@@ -75,13 +75,21 @@ class StageLog:
     _whole: set[str] = field(default_factory=set)
     _seen: Stamps = field(default_factory=dict)
 
-    def run(self, stage: Stage, work: Callable[[], None]) -> None:
-        """Runs a stage, unless it is done with the same inputs and its outputs are intact.
+    def run(
+        self, stage: Stage, work: Callable[[], None], check: Callable[[], object] = lambda: None
+    ) -> None:
+        """Runs a stage, unless it is done with the same inputs and its outputs are whole.
 
-        Files of an unfinished attempt with the same inputs are kept, so that the stage can resume,
-        and so are intact outputs. Outputs of other inputs are deleted first.
+        What an unfinished attempt with the same inputs left is kept, so that the stage can go on,
+        and so are outputs that are whole; what other inputs left is deleted first.
+
+        Args:
+            stage: what it is made from, and what it writes.
+            work: runs it.
+            check: raises a UserError if it cannot run. Called in the leader, only if the stage is
+                not skipped, and before anything is deleted.
         """
-        if not processes.led(lambda: self._begin(stage)):
+        if not processes.led(lambda: self._begin(stage, check)):
             say(f"{stage.name}: done before, skipped")
             return
         start = time.monotonic()
@@ -121,21 +129,23 @@ class StageLog:
                         "it again"
                     )
 
-    def _begin(self, stage: Stage) -> bool:
-        """Whether a stage must run; deletes outputs that have other inputs or are damaged."""
+    def _begin(self, stage: Stage, check: Callable[[], object]) -> bool:
+        """Whether a stage is to be run; clears what is not of these inputs or not whole."""
         entry = self._read().get(stage.name, Entry())
         inputs = self._inputs_of(stage, entry)
         mark = fingerprint(stage.settings)
         changed = _changed(entry, inputs)
-        if entry.fingerprint != mark or changed:
+        is_other = entry.fingerprint != mark or changed is not None
+        damaged = self._damaged(stage, entry) if entry.done and not is_other else []
+        if entry.done and not is_other and not damaged:
+            return False
+        check()
+        if is_other:
             if changed:
                 say(f"{stage.name}: {changed} has changed, so this stage is run again")
             for output in (*stage.outputs, *stage.optional):
                 delete(output)
-        elif entry.done:
-            damaged = self._damaged(stage, entry)
-            if not damaged:
-                return False
+        elif damaged:
             say(f"{stage.name}: {damaged[0]} is missing or damaged, so it is made again")
             for path in filter(_is_not_resumable, damaged):
                 delete(self.folder / path)

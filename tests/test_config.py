@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palr_jax.config import Config, load_config, option_keys, parse_config, to_dict
+from palr_jax.cli import main
+from palr_jax.config import (
+    Config,
+    config_path,
+    load_config,
+    option_keys,
+    parse_config,
+    sections,
+    to_dict,
+)
 from palr_jax.errors import UserError
 from tests.locations import ROOT
 from tests.outcome import result_or_line
@@ -41,17 +51,20 @@ def test_values_come_from_the_command_line_then_the_file_then_defaults(file: Pat
     assert targets.targets == ("q", "v")
 
 
-def test_one_key_turns_adapters_off(file: Path) -> None:
+def test_a_mode_that_contradicts_the_adapters_is_refused(file: Path) -> None:
     assert load_config(file, {"finetune.mode": "lora"}).ranker.lora is not None
-    full = load_config(file, {"finetune.mode": "full"})
-    assert full.ranker.lora is None
+    assert load_config(file, {"finetune.mode": "full", "ranker.lora": "null"}).ranker.lora is None
     with pytest.raises(UserError, match=r"finetune\.mode lora trains adapters: set ranker.lora"):
         load_config(file, {"finetune.mode": "lora", "ranker.lora": "null"})
-    with pytest.raises(UserError, match="dtype bfloat16 is for weights that stay as they are"):
-        load_config(
-            file,
-            {"finetune.mode": "full", "ranker.dtype": "bfloat16", "ranker.weights": "w"},
-        )
+    with pytest.raises(UserError, match=r"mode full trains no adapters: set ranker.lora null"):
+        load_config(file, {"finetune.mode": "full"})
+
+
+def test_a_type_that_training_would_change_is_refused(file: Path) -> None:
+    options = {"ranker.dtype": "bfloat16", "ranker.weights": "w"}
+    assert load_config(file, options).ranker.dtype == "bfloat16"
+    with pytest.raises(UserError, match="dtype bfloat16 is for weights that stay frozen"):
+        load_config(file, {**options, "ranker.lora": "null"})
 
 
 def test_a_config_survives_yaml(file: Path) -> None:
@@ -61,28 +74,84 @@ def test_a_config_survives_yaml(file: Path) -> None:
     assert again != Config(name="x")
 
 
-def test_the_tuned_values_of_the_chosen_retriever_count(tmp_path: Path) -> None:
+def test_a_preset_gives_what_nothing_else_sets(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
-        "name: x\nretriever: {model: sasrec, dim: 8, length: 30}\n"
-        "tuned: {sasrec: {dim: 16}, gru4rec: {dim: 32, dropout: 0.5}}\n"
+        "name: x\nretriever: {model: sasrec, dim: 8}\n"
+        "retriever_presets: {sasrec: {dim: 16, length: 30}, gru4rec: {dim: 32, dropout: 0.5}}\n"
     )
-    assert load_config(path, {}).retriever.dim == 16
-    other = load_config(path, {"retriever.model": "gru4rec", "retriever.dropout": "0.1"})
-    assert (other.retriever.dim, other.retriever.length, other.retriever.dropout) == (32, 30, 0.1)
-    assert load_config(path, {"retriever.model": "caser"}).retriever.dim == 8
-    # What a run directory keeps is resolved; the tuned values do not come over it once more.
-    kept = to_dict(load_config(path, {"retriever.dim": "4"}))
-    assert parse_config(kept, "here").retriever.dim == 4
+
+    def found(**options: str) -> tuple[int, int, float]:
+        overrides = {f"retriever.{key}": text for key, text in options.items()}
+        retriever = load_config(path, overrides).retriever
+        return retriever.dim, retriever.length, retriever.dropout
+
+    assert found() == (8, 30, 0.2)
+    assert found(dim="4", length="9") == (4, 9, 0.2)
+    assert found(model="gru4rec") == (8, 50, 0.5)
+    assert found(model="gru4rec", dropout="0.1") == (8, 50, 0.1)
+    assert found(model="caser") == (8, 50, 0.2)
+    # A run directory keeps the resolved config, to which no preset is applied again.
+    kept = to_dict(load_config(path, {"retriever.length": "5"}))
+    assert parse_config(kept, "here").retriever.length == 5
 
 
-def test_every_key_is_an_option() -> None:
-    keys = dict(option_keys())
-    assert keys["retriever.candidates"] == "50"
-    assert keys["ranker.lora"] == "null"
-    assert "ranker.lora.rank" in keys
-    assert "data.columns.item" in keys
-    assert "data" not in keys
+def test_a_preset_of_the_default_retriever_needs_no_section(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: x\nretriever_presets: {sasrec: {dim: 16}}\n")
+    assert load_config(tmp_path / "c.yaml", {}).retriever.dim == 16
+
+
+def test_every_key_is_an_option_that_says_what_it_does() -> None:
+    options = {option.key: option for section in sections() for option in section.options}
+    assert options["retriever.candidates"].default == "50"
+    assert options["retriever.candidates"].values == "integer"
+    assert options["retriever.block"].values == "sasrec or bert"
+    assert options["ranker.lora"].default == "null"
+    assert options["ranker.variants"].default == "[PALR_v1, PALR_v2]"
+    assert options["finetune.seed"].values == "integer or null"
+    assert options["evaluate.controls"].default == "false"
+    assert options["name"].default == ""
+    assert {"ranker.lora.rank", "data.columns.item"} <= options.keys()
+    assert not {"data", "retriever"} & options.keys()
+    assert all(len(option.about) > 5 for option in options.values())
+    assert all(section.about for section in sections())
+    assert len(options) == len({option.about for option in options.values()}), "one text twice"
+
+
+def test_docs_say_what_help_says() -> None:
+    spec = importlib.util.spec_from_file_location("configuration", ROOT / "tools/configuration.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert (ROOT / "docs/configuration.md").read_text("utf-8") == tool.page(), (
+        "run python tools/configuration.py"
+    )
+
+
+def test_help_names_every_option_by_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", "--help"])
+    assert leaving.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for section in sections():
+        assert not section.key or f"{section.key}: {' '.join(section.about.split())}" in text
+        for option in section.options:
+            # argparse breaks lines at hyphens too.
+            assert option.about.replace(" ", "") in text.replace(" ", "")
+            assert f"--{option.key} " in text
+
+
+def test_a_bundled_config_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_path("quickstart") == FOLDER / "quickstart.yaml"
+    assert config_path("llama-7b-v5e-16") == FOLDER / "llama-7b/v5e-16.yaml"
+    for path in ("quickstart.yaml", "./quickstart", "no/such"):
+        assert config_path(path) == Path(path)
+    with pytest.raises(UserError, match=r"--config quikstart: .*; did you mean quickstart\?"):
+        config_path("quikstart")
+    Path("quickstart").write_text("name: mine\n")
+    assert config_path("quickstart") == Path("quickstart")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +187,12 @@ def test_every_key_is_an_option() -> None:
         ("runs", "x" * 1_000_000 + "\0", r"--runs: 'x+\.\.\.x+.x00' holds a character"),
         ("finetune.learning_rate", ".inf", "--finetune.learning_rate: .* finite number, not inf"),
         ("evaluate.temperature", ".nan", "--evaluate.temperature: .*, not nan"),
-        ("tuned", "{caser: {learning_rate: .inf}}", "tuned.caser.learning_rate: .*, not inf"),
+        (
+            "retriever_presets",
+            "{caser: {learning_rate: .inf}}",
+            "retriever_presets.caser.learning_rate: .*, not inf",
+        ),
+        ("tuned", "{}", "--tuned: unknown key tuned; it is called retriever_presets now"),
         ("ranker.variants", "[]", "--ranker.variants: .* at least 1 item"),
         ("ranker.variants", "[PALR_v1, PALR_v1]", "variants names one twice"),
         ("ranker.size.dim", "1000000000", "--ranker.size.dim: .* less than or equal to 65536"),
@@ -157,9 +231,17 @@ def test_a_wrong_value_is_one_clear_line(file: Path, key: str, value: str, compl
         ("", "c.yaml holds no config"),
         ("seed: 1\n", "name: field required"),
         ("name: x\nranker:\n  lora:\n    rnak: 3\n", "unknown key ranker.lora.rnak"),
-        ("name: x\ntuned: {caser: {dims: 3}}\n", "unknown key caser.dims; did you mean dim?"),
-        ("name: x\ntuned: {caser: {dim: 0}}\n", "tuned.caser.dim: Input should be greater"),
-        ("name: x\ntuned: {pop: {dim: 1}}\n", "tuned: input should be 'popularity'"),
+        ("name: x\nretriever_presets: {caser: {dims: 3}}\n", "key caser.dims; did you mean dim?"),
+        ("name: x\nretriever_presets: {caser: {dim: 0}}\n", "presets.caser.dim: Input should be"),
+        ("name: x\nretriever_presets: {pop: {dim: 1}}\n", "presets: input should be 'popularity'"),
+        (
+            "name: x\nretriever_presets: {sasrec: {model: caser}}\n",
+            "retriever_presets.sasrec.model: the key of a preset is its model",
+        ),
+        (
+            "name: x\ntuned: {sasrec: {dim: 1}}\n",
+            "c.yaml: unknown key tuned; it is called retriever_presets now",
+        ),
         ("name: x\ndata:\n", "data: input should be a dictionary"),
     ],
 )
@@ -225,9 +307,9 @@ def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "retriever: {model: [sasrec]}\ntuned: {sasrec: {dim: 8}}",
-        "retriever: {model: {a: b}}\ntuned: {sasrec: {dim: 8}}",
-        "retriever: {model: sasrec}\ntuned: {sasrec: [8]}",
+        "retriever: {model: [sasrec]}\nretriever_presets: {sasrec: {dim: 8}}",
+        "retriever: {model: {a: b}}\nretriever_presets: {sasrec: {dim: 8}}",
+        "retriever: {model: sasrec}\nretriever_presets: {sasrec: [8]}",
         "retriever: [sasrec]",
     ],
 )
@@ -263,7 +345,7 @@ _VALUES = st.recursive(
 @settings(deadline=None)
 @given(data=st.data())
 def test_any_value_of_any_key_gives_a_config_or_one_line(data: st.DataObject) -> None:
-    key = data.draw(st.sampled_from([key for key, _ in option_keys()]))
+    key = data.draw(st.sampled_from(option_keys()))
     raw: dict = {"name": "x"}
     section = raw
     *sections, last = key.split(".")
@@ -281,7 +363,7 @@ def test_any_text_of_any_option_gives_a_config_or_one_line(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text("name: x\n")
-    key = data.draw(st.sampled_from([key for key, _ in option_keys()]))
+    key = data.draw(st.sampled_from(option_keys()))
     text = data.draw(st.text(max_size=30) | st.text("[]{}:,&*!'\"|>%-0123.e\n", max_size=20))
     found = result_or_line(load_config, path, {key: text})
     assert isinstance(found, str) or found.name == "x"

@@ -63,6 +63,24 @@ def world(tmp_path: Path) -> World:
     return world
 
 
+def test_a_stage_is_checked_if_it_runs_and_before_anything_is_deleted(world: World) -> None:
+    checks: list[str] = []
+
+    def refuse() -> None:
+        checks.append("refused")
+        raise UserError("no")
+
+    StageLog(world.run).run(world.finetune, world._finetune, refuse)
+    assert not checks, "it is done, and so skipped"
+    before = sorted((world.run / "ranker").rglob("*"))
+    other = replace(world.finetune, settings={"seed": 1})
+    with pytest.raises(UserError, match="no"):
+        StageLog(world.run).run(other, world._finetune, refuse)
+    assert checks == ["refused"]
+    assert sorted((world.run / "ranker").rglob("*")) == before
+    assert world.go() == []
+
+
 def touch(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 

@@ -1,4 +1,4 @@
-"""The `data` section of a config."""
+"""The `data` section of a config: which interactions are read, and which are kept."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -44,20 +44,21 @@ Separator = Annotated[str, BeforeValidator(_separator)]
 class Columns:
     """Columns of the tables that `source: table` reads: names, or numbers from 1.
 
-    If all columns are given as numbers, a text file has no header line.
+    A text file whose columns are all given as numbers has no header line.
 
     Attributes:
-        user: id of the user, in the interactions.
-        item: id of the item, in the interactions and, unless `id` is given, in the items.
-        timestamp: a number that grows with time, or a date, in the interactions; null if the table
-            has no such column and its rows are in order of time.
-        title: text of the item, in the items.
-        categories: categories of the item, in the items: a text joined by `category_separator`
-            or, in Parquet, a list of texts; null if the table has no such column.
-        category_separator: separator of the categories in a text.
-        id: id of the item in the items, if its column name differs from that in the interactions.
-        separator: field separator of a text file, a single character; by default tab for .tsv,
-            .inter and .item, and detected from the first lines of a .csv.
+        user: user id, in the interactions.
+        item: item id, in the interactions and, unless `id` is set, in the items.
+        timestamp: time of an interaction, an increasing number or a date; null if the file has no
+            such column and its rows are in chronological order.
+        title: text of an item, in the items.
+        categories: categories of an item, in the items: a text joined by `category_separator` or,
+            in Parquet, a list of texts; null if the file has no such column.
+        category_separator: separator between the categories in a text.
+        id: item id in the items, if its column is named differently from the one in the
+            interactions.
+        separator: separator between the fields of a text file, one character; null means tab in
+            .tsv, .inter and .item, and is detected from the first lines of a .csv.
     """
 
     user: Column = "user"
@@ -72,19 +73,22 @@ class Columns:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The source of the interactions, and which of them are kept.
+    """Which interactions are read, and which of them are kept.
 
     Attributes:
-        source: `ml-latest-small` comes with the package; the others are read from your files.
-        path: for `ml-...` the official zip or its folder; for `amazon-...` a folder with the two
-            files of a category, reviews and metadata, as JSON lines, optionally gzipped.
-        interactions: the file of interactions: for `table` a .csv, .tsv, .inter or .parquet, for
-            `amazon-...` the reviews, instead of `path`.
-        items: the file of items: for `table` as above or .item, for `amazon-...` the metadata.
-        columns: names of the columns, for `table`.
-        min_count: k of the k-core: every user and every item has at least this many interactions.
+        source: data set: ml-latest-small comes with the package, the others are read from your
+            files; table reads any two tables.
+        path: location of the files: for ml-... the official zip or its folder, for amazon-... a
+            folder with the two files of a category, reviews and metadata, as JSON lines or gzip of
+            them.
+        interactions: file of interactions: for table a .csv, .tsv, .inter or .parquet, for
+            amazon-... the reviews, instead of `path`.
+        items: file of items: for table any of the same endings or .item, for amazon-... the
+            metadata.
+        columns: names of the columns, for table.
+        min_count: k of the k-core: fewest interactions of every user and every item that are kept.
             Leave-one-out needs three.
-        min_users: minimum number of users that must remain after the k-core.
+        min_users: fewest users that must remain after the k-core.
     """
 
     source: Source = "ml-latest-small"

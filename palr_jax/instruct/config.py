@@ -1,4 +1,4 @@
-"""Settings of the instruction data and of user profiles."""
+"""The `profile` and `instruct` sections of a config: what instructions hold."""
 
 import dataclasses
 import string
@@ -15,15 +15,15 @@ class ProfileConfig:
     """How the profile sentence of a user is made.
 
     Attributes:
-        kind: keywords, from the categories of the user's training items; llm, by a LLaMA that
-            is asked for keywords (paper, Figure 2); none leaves it out.
-        answer: for llm, categories: it chooses among the categories of the items it is shown;
-            free: it writes what it likes, and where no keyword can be read from its answer, the
-            profile is that of `keywords`. Small models rarely answer a free request.
-        keywords: how many keywords at most.
-        weights: for llm, a LLaMA that follows instructions: what `ranker.weights` takes.
-        batch_size: for llm, users at a time.
-        new_tokens: for free answers, the longest in tokens.
+        kind: source of the keywords: keywords takes the categories of the user's training items;
+            llm asks a LLaMA (paper, Figure 2); none leaves the sentence out.
+        answer: what the LLaMA of kind llm may answer: categories lets it choose among the
+            categories of the items it is shown; free lets it write any text, and falls back on
+            kind keywords if no keyword can be read from it, as is usual for small models.
+        keywords: most keywords in a sentence.
+        weights: an instruction-tuned LLaMA for kind llm, in any form that `ranker.weights` takes.
+        batch_size: users per batch, for kind llm.
+        new_tokens: longest free answer in tokens, for kind llm.
     """
 
     kind: Literal["keywords", "llm", "none"] = "keywords"
@@ -40,19 +40,19 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """The wording of instructions; by default close to the paper's (section 2.2 and Figure 2).
+    """The wording of instructions; the defaults follow the paper (section 2.2 and Figure 2).
 
-    A part may use {count} (number of items to recommend), {kind} and {verb} (`instruct.item_kind`
-    and `instruct.verb`); `profile` may also use {keywords}. Every part is a line; an empty part is
-    left out.
+    A part may use {count} (items to recommend), {kind} and {verb} (`instruct.item_kind` and
+    `instruct.verb`), and `profile` also {keywords}. Each part ends with a line break; an empty part
+    is left out.
 
     Attributes:
-        recommend: the instruction of the task Recommend.
-        recommend_retrieval: the instruction of the task Recommend_Retrieval.
-        profile: the sentence about what the user likes.
-        history: precedes the history items.
-        candidates: precedes the candidates.
-        answer: precedes the label.
+        recommend: instruction of the task Recommend.
+        recommend_retrieval: instruction of the task Recommend_Retrieval.
+        profile: sentence about the user's preferences.
+        history: line before the history items.
+        candidates: line before the candidates.
+        answer: line before the label.
     """
 
     recommend: str = "Recommend {count} other {kind} based on the user's history."
@@ -89,39 +89,39 @@ class InstructConfig:
     """The instruction data (paper, section 2.2).
 
     Attributes:
-        user_share: share of the users that the ranker is tuned on; it never sees the others.
-        history: maximum number of history items in a prompt.
-        label: maximum number of items in a label, and the length of a slate.
-        candidates: maximum number of candidates in a prompt.
-        enrich_history: shorter histories are filled up to this number of items (at most `history`)
-            from the user's 3-hop affinity (user → item → user → item); 0 disables it.
-        enrich_label: the same for labels.
+        user_share: share of the users whose training items the ranker is tuned on; the others
+            are new to it.
+        history: most history items in a prompt.
+        label: most items in a label, and the length of a slate.
+        candidates: most candidates in a prompt.
+        enrich_history: length to which shorter histories are filled (at most `history`) with items
+            of the user's 3-hop affinity (user → item → user → item); 0 disables it.
+        enrich_label: length to which shorter labels are filled in the same way; 0 disables it.
         swap: probability that a label item is swapped with a random history item.
         category_negatives: share of the negatives that share a category with the history or a
-            target; the rest are co-watched with them.
-        retriever_negatives: share of the negatives that are top items of a retriever for the
-            history, trained on the other users; 0 trains no such retriever.
-        prompt: candidates is the paper's Recommend_Retrieval, with instruction, profile and the
-            list of candidates; history holds the user's items only, and the next item continues
-            the list, so that many moments of a user share one prompt. It has no profile, which
-            would leak the targets, as it summarises all training items.
-        candidate_order: order of the list in a prompt: shuffled, or by the retriever's rank.
-        moments: moments of a user's training items at which the retriever proposes candidates.
-        held_out: what the retriever of the moments is not trained on. users: all items of the
-            tuning users, split into `folds` parts; time: the newest `moments` training items of
-            the tuning users.
-        folds: number of retrievers for held_out users, each trained without one part of the tuning
+            target; the others were consumed by the same users.
+        retriever_negatives: share of the negatives that are the top items of a retriever for the
+            history, trained on the other users; 0 trains none.
+        prompt: content of PALR_v2's prompts: candidates is the paper's Recommend_Retrieval with
+            instruction, profile and candidate list; history is the list of the user's items alone,
+            which the next item continues, so that several moments of a user share one prompt. It
+            has no profile, which would summarise the targets too.
+        candidate_order: order of the candidates in a prompt.
+        moments: newest training items of a user for which a retriever proposes candidates.
+        held_out: training data withheld from that retriever: users withholds the tuning users,
+            in `folds` parts; time withholds the newest `moments` training items of the tuning
             users.
-        missed: a moment whose target is not among the candidates: skip it, or insert the target
-            instead of the last candidate.
-        item_kind: plural noun of the items in the instructions.
-        verb: what users do with items, in the past tense.
-        item_style: an item is written as its title, or as `ID (title)` for titles that are not
-            unique or not informative.
+        folds: number of retrievers for held_out users, each trained on all users but one part of
+            the tuning users.
+        missed: treatment of a moment whose target is not among the candidates: skip it, or insert
+            the target instead of the last candidate.
+        item_kind: plural noun for the items in the instructions.
+        verb: verb for what users do with items, in the past tense.
+        item_style: text of an item: its title, or `ID (title)` if titles say little.
         template: the wording.
-        title_tokens: maximum length of an item text in tokens; longer titles are cut.
-        length: maximum length of a prompt with its label in tokens; the oldest history items are
-            dropped to fit.
+        title_tokens: longest item text in tokens; longer titles are cut.
+        length: longest prompt with its label in tokens; the oldest history items are dropped to
+            fit.
     """
 
     user_share: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -159,7 +159,7 @@ class InstructConfig:
         """Checks that some users remain to train the retriever of the moments on.
 
         Raises:
-            ValueError: no users remain.
+            ValueError: no user remains.
         """
         if self.held_out == "users" and self.folds == 1 and self.user_share == 1:
             raise ValueError(

@@ -1,14 +1,18 @@
 """The LLaMA family: model, LoRA, attention, key-value cache, tokenizers, weights in and out."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from palr_jax.llm.checkpoints.loading import load
 
 __all__ = ["load"]
 
+if not TYPE_CHECKING:  # a type checker would accept every name otherwise
 
-def __getattr__(name: str) -> Any:
-    # The config schema imports this package but does not need JAX, which is slow to import.
-    if name == "load":
-        from palr_jax.llm.checkpoints.loading import load  # noqa: PLC0415
+    def __getattr__(name: str) -> object:
+        # The config schema imports this package but not JAX, which takes seconds to import.
+        if name == "load":
+            from palr_jax.llm.checkpoints.loading import load  # noqa: PLC0415
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return load
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,9 +100,9 @@ class LoRAConfig:
 
     Attributes:
         rank: r, inner size of A [in, r] and B [r, out].
-        alpha: the update is scaled by alpha / rank.
-        dropout: dropout rate of an adapter's inputs in training.
-        targets: the linears that get an adapter.
+        alpha: scale of the update, divided by the rank.
+        dropout: share of an adapter's inputs set to zero in training.
+        targets: linears that receive an adapter.
     """
 
     rank: Annotated[int, Field(ge=1, le=65_536)] = 8

@@ -1,4 +1,4 @@
-"""Settings of a mesh of devices."""
+"""The `mesh` section of a config."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,13 +13,12 @@ class MeshConfig:
     """The number of devices along each axis of the mesh.
 
     Attributes:
-        data: devices of the data axis, which shards the rows of a batch and replicates weights.
-        fsdp: devices of the fsdp axis, which shards rows and weights; weights are all-gathered
-            layer by layer.
-        tensor: devices of the tensor axis, which shards heads, feed-forward network and vocabulary.
-        slices: parts that the data-centre network connects: TPU slices or GPU machines. Must divide
-            `data`, because only gradients should use that network.
-        topology: the chips that `palr plan` compiles for.
+        data: devices that divide the rows of a batch and hold copies of the weights.
+        fsdp: devices that divide both rows and weights; weights are gathered layer by layer.
+        tensor: devices that divide heads, feed-forward and vocabulary, and their computation.
+        slices: parts of the machine that are joined by the data-centre network: TPU slices, or
+            machines with GPUs. They divide `data`, since only gradients should cross that network.
+        topology: chips that `palr plan` compiles for, as v5e:4x4 or h100:8.
     """
 
     data: Positive = 1

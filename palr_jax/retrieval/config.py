@@ -1,4 +1,4 @@
-"""Settings of a retriever."""
+"""The `retriever` section of a config."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from palr_jax.evaluation.metrics import SLATE
 Model = Literal[
     "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
 ]
-# The models that read histories in order.
+# Models that read histories in order.
 SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec")
 BlockKind = Literal["sasrec", "bert"]
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
@@ -22,32 +22,33 @@ class RetrieverConfig:
 
     Attributes:
         model: the retriever.
-        candidates: items proposed per user (paper: 50), at least the size of a slate.
-        loss: what training minimises: cross_entropy is the softmax over the whole catalog, the
-            others compare the target with sampled items. The default is cross_entropy for the
-            models that read histories in order, bpr for bpr_mf and lightgcn, bce for ncf.
-        negatives: sampled items per target, for all losses but cross_entropy.
+        candidates: items proposed per user (paper: 50), at least the length of a slate.
+        loss: training loss: cross_entropy is the softmax over the whole catalog, the others
+            compare the target with sampled negatives. null is the model's own: cross_entropy for
+            sequential models, bpr for bpr_mf and lightgcn, bce for ncf.
+        negatives: sampled negatives per target, for all losses except cross_entropy.
         dim: width of the item embeddings.
         init_std: standard deviation of the initial embeddings.
-        input_scale: sasrec only: factor on the item embeddings that the blocks read, not on those
-            that scores are computed with. The original SASRec uses the square root of `dim`.
-        block: sasrec only: "sasrec" is pre-norm; "bert" (Devlin et al. 2019) is post-norm, also
-            normalises the embeddings, has a feed-forward network of width 4 x `dim` with GELU, and
-            applies dropout to the attention weights. It overfits less with few negatives.
-        num_blocks: attention blocks, GRU layers, or propagation layers over the graph.
-        num_heads: attention heads; must divide `dim`.
-        length: number of newest history items that the model sees.
+        input_scale: factor on the item embeddings before the blocks of sasrec read them; scores
+            use them unscaled. The first SASRec took the square root of `dim`.
+        block: layers of sasrec: sasrec normalises the input of attention and feed-forward; bert
+            (Devlin et al. 2019) normalises their outputs and the embeddings, has a GELU network of
+            width 4 x `dim`, and applies dropout to attention as well. With few sampled negatives,
+            bert overfits less.
+        num_blocks: number of attention blocks, GRU layers or propagations over the graph.
+        num_heads: attention heads; divides `dim`.
+        length: newest items of a history that the model reads.
         dropout: share of activations set to zero in training.
-        learning_rate: AdamW's learning rate.
-        weight_decay: AdamW's weight decay: a step shrinks all parameters by this times the learning
-            rate.
-        averaging: EMA decay of the parameters; 0 disables it.
-        batch_size: rows of `length` interactions per step, or single interactions for the models
-            that do not read histories in order.
-        devices: number of devices of this process that the rows of a batch and the item vectors are
-            sharded over; only for the models that read histories in order. It must divide
-            `batch_size` and `dim`. Each device draws its own dropout mask.
-        max_epochs: maximum number of passes over the training interactions.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW: each step shrinks all parameters by this times the
+            learning rate.
+        averaging: EMA decay of the parameters per step; 0 disables the average.
+        batch_size: rows of `length` interactions per step for sequential models, single
+            interactions for the others.
+        devices: devices of this process that a sequential model is trained on; must divide
+            `batch_size` and `dim`, as rows and item vectors are divided over them. Each device
+            draws its own dropout.
+        max_epochs: most passes over the training interactions.
         patience: epochs without a better validation NDCG@10 before training stops.
     """
 

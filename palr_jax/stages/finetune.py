@@ -50,7 +50,10 @@ def finetune(config: Config, run: RunDirectory) -> None:
             batches(maker, users, shape, number, tuning.streams) for number in range(tuning.streams)
         ]
         directory = run.ranker / variant
-        loop.finetune(model, streams, tuning, shards, directory, run.metrics, variant, validation)
+        loop.finetune(
+            model, streams, tuning, shards, directory, run.metrics, variant, validation,
+            config.ranker_seed,
+        )  # fmt: skip
 
 
 def _validation(

@@ -35,10 +35,10 @@ def retrieve(config: Config, run: RunDirectory) -> None:
 
 
 def settings_of(config: Config, model: Model) -> RetrieverConfig:
-    """The settings of any model: the run's own, or its entry in `tuned` over the defaults."""
+    """The settings of any model: the run's own, or its preset over the defaults."""
     if model == config.retriever.model:
         return config.retriever
-    values = {"candidates": config.retriever.candidates, **config.tuned.get(model, {})}
+    values = {"candidates": config.retriever.candidates, **config.retriever_presets.get(model, {})}
     return RetrieverConfig(model=model, **values)
 
 

@@ -70,10 +70,12 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
     run.write_config(config)
     for needed in _NEEDS[stage]:
         run.stages.require(describe(needed, config, run))
-    work = _WORK[stage]
-    if stage == "finetune":  # check the config before the old ranker is deleted
-        tokenize(config, preparing.load(run.data).catalog)
-    run.stages.run(describe(stage, config, run), lambda: work(config, run))
+
+    def check() -> None:
+        if stage == "finetune":  # a mistake in the config must not delete the ranker of the run
+            tokenize(config, preparing.load(run.data).catalog)
+
+    run.stages.run(describe(stage, config, run), lambda: _WORK[stage](config, run), check)
 
 
 def compare_retrievers(config: Config, run: RunDirectory) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning."""
+"""The `finetune` section of a config."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,43 +15,43 @@ class FinetuneConfig:
     """Fine-tuning of the ranker.
 
     Attributes:
-        objective: loss of PALR_v2. tokens is the cross-entropy of the label's tokens, as in the
-            paper. candidates is -log P(next item) over the retriever's candidates, the probability
-            that `decoding: score` ranks by: at each token the softmax is over the tokens that can
-            continue a candidate (MSL, Wang et al. 2025), so forced tokens have no loss.
-        prior_dropout: objective candidates only: share of moments whose prior is replaced by a
-            uniform one, so that the ranker also learns to rank without it.
-        text_loss: objective candidates only: weight of a token of a prompt's text, relative to a
-            moment's 1. It teaches a small model to write histories, so that it overfits less in
-            ranking; 0 disables it.
-        validation_share: objective candidates only: share of the tuning users that are held out.
+        objective: loss of PALR_v2: tokens is the cross-entropy of the label's tokens, as in the
+            paper; candidates is -log P(next item) over the retriever's candidates, the probability
+            that `evaluate.decoding: score` ranks by. Tokens that the candidates force cost nothing
+            in it: it is a softmax over the tokens that may follow (MSL, Wang et al. 2025).
+        prior_dropout: share of moments without the retriever's prior, for objective candidates, so
+            that the ranker also learns to rank without it.
+        text_loss: weight of each token of a prompt's text, relative to a moment, for objective
+            candidates. It teaches a small model to write histories, which reduces overfitting; 0
+            disables it.
+        validation_share: share of the tuning users that are held out, for objective candidates.
             Their loss selects the checkpoint and stops training early.
         validate_every: steps between two validations.
         patience: validations without a lower loss before training stops.
-        mode: lora trains the adapters of ranker.lora and freezes the weights; full trains all
-            weights and makes no adapters. The default is lora if ranker.lora is set.
-        seed: seed of the ranker's parameters and examples; by default that of the run. Rankers with
-            different seeds can share one retriever.
+        mode: lora trains the adapters of `ranker.lora` on frozen weights, full trains all weights;
+            null does what `ranker.lora` says. A mode that contradicts `ranker.lora` is refused.
+        seed: seed of the ranker's parameters, examples and dropout; null takes that of the run.
+            Rankers of several seeds can share one retriever.
         steps: optimizer steps.
         batch_size: packed rows per step.
-        streams: number of row streams that a batch is concatenated from. A process makes only the
-            streams whose rows its devices hold, so use more streams for more processes. The number
-            of streams decides which rows are in a batch; the number of processes does not.
-        accumulate: number of parts that a batch is computed in, one after the other; the update is
-            the same and needs the memory of one part.
-        remat: what the backward pass recomputes instead of storing: nothing (none), all but the
-            products with weights (dots), or everything but the input of each layer (full). With
-            fsdp > 1, none acts as dots: gathered weights are not stored.
-        length: tokens per row; at least instruct.length.
-        label_length: maximum number of label tokens per row; only these get logits.
-        moments: objective candidates only: maximum number of moments per row.
-        learning_rate: peak of AdamW's cosine schedule, which ends at a tenth of it.
+        streams: independent streams of rows that a batch is composed of. A process makes the
+            streams whose rows its devices hold, so use at least one per process. The number of
+            streams changes which rows are in a batch, the number of processes does not.
+        accumulate: parts that a batch is computed in, one after the other: the same step in the
+            memory of one part.
+        remat: activations that the backward pass recomputes: none, all but the outputs of products
+            with weights (dots), or all but the inputs of layers (full). With mesh.fsdp > 1, none
+            acts as dots: gathered weights are not stored.
+        length: tokens per row; at least `instruct.length`.
+        label_length: most label tokens per row; logits are computed for these alone.
+        moments: most moments per row, for objective candidates.
+        learning_rate: peak learning rate of AdamW; a cosine schedule ends at a tenth of it.
         warmup_steps: steps of linear warm-up.
-        weight_decay: AdamW's weight decay.
-        clip_norm: gradients are scaled down to this global norm.
+        weight_decay: weight decay of AdamW.
+        clip_norm: global norm that gradients are clipped to.
         save_every: steps between two checkpoints.
-        keep: number of newest checkpoints to keep, in addition to the one with the lowest mean loss
-            since its predecessor.
+        keep: newest checkpoints that are kept, in addition to the one with the lowest mean loss
+            since the checkpoint before it.
         log_every: steps between two lines in metrics.jsonl.
     """
 

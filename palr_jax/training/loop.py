@@ -72,6 +72,7 @@ def finetune(
     metrics_file: Path,
     name: str,
     validation: Sequence[AnyBatch] = (),
+    seed: int = 0,
 ) -> None:
     """Trains `model` in-place; checkpoints are written to `directory/<step>/`.
 
@@ -91,6 +92,7 @@ def finetune(
         metrics_file: one JSON line is appended every `config.log_every` steps.
         name: the name in the progress bar and in `metrics_file`.
         validation: batches of held-out users.
+        seed: seed of the adapters' dropout.
 
     Raises:
         UserError: the loss is not finite (the last good checkpoint is kept), no checkpoint can be
@@ -128,7 +130,7 @@ def finetune(
                 if early.stale >= config.patience:
                     break
                 batch = next(batches)
-                state, metrics = train_step(graph, config, state, frozen, batch)
+                state, metrics = train_step(graph, config, state, frozen, batch, seed)
                 # Fetch the metrics of the previous step, so that the device runs ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))

@@ -145,15 +145,16 @@ def train_step(
     state: TrainState,
     frozen: nnx.State,
     batch: AnyBatch,
+    seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
 
-    The other arguments are static, so models of one shape share one compiled program. If the model
-    is sharded over a mesh, the new state has the sharding of the old one.
+    `graph` and `config` are static, so models of one shape share one compiled program. If the model
+    is sharded over a mesh, the new state has the sharding of the old one. `seed` seeds the
+    adapters' dropout.
     """
-
-    # Derived only from the step, so that a resumed run has the same dropout masks.
-    dropout_key = jax.random.fold_in(jax.random.key(0), state.step)
+    # Derived only from seed and step, so that a resumed run has the same dropout masks.
+    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
     count = batch.count(config.text_loss)
 
     def loss(

@@ -113,7 +113,7 @@ def test_a_type_that_training_would_change_is_refused(
     here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["finetune", *TUNING, "--ranker.lora", "null"]) == 2
-    assert "dtype bfloat16 is for weights that stay as they are" in capsys.readouterr().err
+    assert "dtype bfloat16 is for weights that stay frozen" in capsys.readouterr().err
 
 
 def test_weights_without_a_tokenizer_ask_for_one(here: Path, capsys: pytest.CaptureFixture) -> None:

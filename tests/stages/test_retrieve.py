@@ -20,7 +20,7 @@ SMALL = {"dim": 8, "num_heads": 1, "length": 8, "max_epochs": 2, "batch_size": 8
 CONFIG = Config(
     name="x",
     retriever=RetrieverConfig(model="sasrec", candidates=20, **SMALL),
-    tuned={"gru4rec": {**SMALL, "dim": 4}},
+    retriever_presets={"gru4rec": {**SMALL, "dim": 4}},
 )
 
 
@@ -59,8 +59,8 @@ def test_what_is_trained_is_taken_as_it_is(run: RunDirectory) -> None:
 
 def test_other_settings_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     retrievers.compare(CONFIG, run)
-    tuned = {"gru4rec": {**SMALL, "dim": 4, "max_epochs": 1}}
-    rows = retrievers.compare(replace(CONFIG, tuned=tuned), run)
+    presets = {"gru4rec": {**SMALL, "dim": 4, "max_epochs": 1}}
+    rows = retrievers.compare(replace(CONFIG, retriever_presets=presets), run)
     assert [row["epochs"] for row in rows] == [0, 0, 1, 2]
     assert (
         "GRU4Rec: was trained with other settings or data; training starts again"

@@ -135,14 +135,15 @@ def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> No
     config = FinetuneConfig(steps=9, warmup_steps=0)
     batch = packed([[A, B, C]], 30, 12)
 
-    def loss_at(step: int) -> float:
+    def loss_at(step: int, seed: int = 0) -> float:
         graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
         params = jax.tree.map(jnp.copy, params)  # the step donates its state
         state = TrainState(jnp.int32(step), params, optimizer(config).init(params))
-        return float(train_step(graph, config, state, frozen, batch)[1]["loss"])
+        return float(train_step(graph, config, state, frozen, batch, seed)[1]["loss"])
 
     assert loss_at(3) == loss_at(3)
     assert loss_at(3) != loss_at(4)
+    assert loss_at(3, seed=7) == loss_at(3, seed=7) != loss_at(3)
     assert float(label_loss(model, batch)[0]) not in (loss_at(3), loss_at(4))
 
 
