@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from palr_jax.config import (
     to_dict,
 )
 from palr_jax.errors import UserError
+from palr_jax.run_directory import RunDirectory
 from tests.locations import ROOT
 from tests.outcome import result_or_line
 
@@ -372,3 +374,10 @@ def test_any_text_of_any_option_gives_a_config_or_one_line(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the config .*none.yaml: No such file"):
         load_config(tmp_path / "none.yaml", {})
+
+
+def test_the_config_of_a_run_directory_is_a_config(file: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.write_config(load_config(file, {"seed": "3"}))
+    again = load_config(run.config_file, {"name": "other"})
+    assert again == replace(load_config(file, {"seed": "3"}), name="other")

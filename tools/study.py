@@ -1,7 +1,7 @@
 """Ablations: many rankers over one retriever, a row of a table for each.
 
     palr run --config configs/study/beauty.yaml
-    python tools/study.py runs/study-beauty configs/study/rows/beauty.yaml
+    python tools/study.py runs/study-beauty tools/ablations/beauty.yaml
 
 Each row of the YAML file names the settings in which it differs from the base run. It gets a run
 directory of its own (`runs/study-beauty--ROW`), which starts from the base run's data, retriever
