@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from palr_jax import processes
+from palr_jax import processes, watch
 from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
@@ -35,8 +35,8 @@ _SHOW = "print some of the ranker's instructions, and statistics of them"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see `palr_jax.failures.guarded`)."""
     code = guarded(lambda: _execute(sys.argv[1:] if argv is None else argv))
-    if code and processes.are_many():
-        processes.leave(code)
+    if code and watch.is_watched():
+        watch.leave(code)
     return code
 
 
