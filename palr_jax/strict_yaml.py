@@ -1,14 +1,17 @@
 """YAML as configs need it: small, without repeated keys, and with errors of one line."""
 
+import re
 from typing import Any
 
 import yaml
 
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, shown
 
 _LONGEST = 1_000_000
 # Values after every alias is written out; the largest config holds about a hundred.
 _MOST_VALUES = 10_000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_.]+)+)$")
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -20,7 +23,7 @@ def read_yaml(text: str, where: str) -> Any:
 
     Raises:
         UserError: the text is not YAML, too long, nested too deeply, names a key twice, or is a
-            value that does not exist, as the 40th of January.
+            value that does not exist, as the 40th of January, or a number to the base 8 or 60.
     """
     if len(text) > _LONGEST:
         raise UserError(f"{where} is longer than {_LONGEST // 1_000_000} MB, which no config is")
@@ -52,11 +55,22 @@ def _check(node: yaml.Node, where: str, sizes: dict[int, int], above: tuple[int,
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
+        elif isinstance(node, yaml.ScalarNode):
+            _check_number(node, where)
         parts = (_check(child, where, sizes, (*above, mark)) for child in children)
         sizes[mark] = 1 + sum(parts)
     if sizes[mark] > _MOST_VALUES:
         raise UserError(f"{where} holds more than {_MOST_VALUES:,} values, which no config does")
     return sizes[mark]
+
+
+def _check_number(node: yaml.ScalarNode, where: str) -> None:
+    """Refuses what YAML takes for a number to the base 8 or 60, where few mean one: 010, 1:30."""
+    if node.tag in _NUMBERS and node.style is None and _OTHER_BASE.match(node.value):
+        raise UserError(
+            f"{where}, line {node.start_mark.line + 1}: YAML reads {shown(node.value)} to the base "
+            f"{60 if ':' in node.value else 8}: write the number without leading zeros or colons"
+        )
 
 
 def _check_keys(node: yaml.MappingNode, where: str) -> None:
