@@ -57,8 +57,10 @@ def _guarded(work: Callable[[], None]) -> int:
             return 2
         if not processes.are_many():
             raise
-        traceback.print_exc()
-        _complain(processes.failure(error))
+        lost = processes.is_loss(error)
+        if not lost:
+            traceback.print_exc()
+        _complain(processes.failure(lost))
         return 1
     return 0
 

@@ -1,8 +1,12 @@
 """Checked columns of a table: ids, timestamps, texts and lists of texts."""
 
+import ast
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -13,6 +17,8 @@ _ID_BYTES = 256
 # Integers up to this size are exact in a type.
 _EXACT = {pl.Float32: 2**24, pl.Float64: 2**53, pl.Decimal: 2**53}
 _NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", "N/A", "<NA>")
+# What stands in files where a category is not known, in small letters.
+NO_CATEGORY = frozenset({"", "(no genres listed)", "\\n", "<na>", "n/a", "nan", "none", "null"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
@@ -52,7 +58,9 @@ class Column:
 
 
 def ids(column: Column) -> pl.Series:
-    """The ids of a column as text; integers stored as floats are written without fraction.
+    """The ids of a column as text, without spaces around it.
+
+    Whole numbers that are stored as floats are written without fraction.
 
     Raises:
         UserError: the column holds neither texts nor numbers, or a row has no value, a number with
@@ -62,7 +70,7 @@ def ids(column: Column) -> pl.Series:
     if values.dtype.is_float() or values.dtype.is_decimal():
         text = _whole(column)
     elif values.dtype.is_integer() or isinstance(values.dtype, _TEXTS):
-        text = _without_fractions(values.cast(pl.String))
+        text = _without_fractions(values.cast(pl.String).str.strip_chars(" "))
     else:
         raise column.refuse_type("texts or whole numbers")
     name = column.name
@@ -88,7 +96,7 @@ def timestamps(column: Column) -> pl.Series:
     if not (kind.is_numeric() or isinstance(kind, (*_TEXTS, pl.Date, pl.Datetime))):
         raise column.refuse_type("numbers or dates")
     if isinstance(kind, _TEXTS):
-        values = values.cast(pl.String)
+        values = values.cast(pl.String).str.strip_chars(" ")
         column.refuse(_blank(values), f"no value in column {column.name!r}")
     column.refuse(values.is_null(), f"no value in column {column.name!r}")
     if not (kind.is_float() or kind.is_decimal()):
@@ -122,16 +130,45 @@ def texts(column: Column) -> list[str]:
 def lists(column: Column, separator: str) -> list[list[str]]:
     """The column as lists of texts; a text is split at `separator`.
 
+    Where all texts are lists as Python or JSON writes them (`['Comedy', 'Drama']`), as in a table
+    of pandas that was saved as CSV, they are read as such.
+
     Raises:
         UserError: the column holds neither texts nor lists of texts.
     """
     kind = column.values.dtype
     if not isinstance(kind, pl.List | pl.Array):
-        return [text.split(separator) for text in texts(column)]
+        joined = texts(column)
+        return _written(joined) or [text.split(separator) for text in joined]
     if not (kind.inner.is_integer() or isinstance(kind.inner, _TEXTS)):
         raise column.refuse_type("texts or lists of texts")
     rows = column.values.cast(pl.List(pl.String)).to_list()
     return [[name or "" for name in names or []] for names in rows]
+
+
+def _written(joined: list[str]) -> list[list[str]] | None:
+    """The lists that texts write out, or None if any text but an empty one is no list of texts."""
+    rows: list[list[str]] = []
+    for text in joined:
+        bare = text.strip()
+        if bare.casefold() in NO_CATEGORY:
+            rows.append([])
+            continue
+        if not (bare.startswith("[") and bare.endswith("]")):
+            return None
+        row = _literal(bare)
+        if row is None or not all(isinstance(name, str) for name in row):
+            return None
+        rows.append(row)
+    return rows if any(rows) else None
+
+
+def _literal(text: str) -> list[Any] | None:
+    """The list that a text in brackets writes out in JSON or in Python, or None."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+            return list(read(text))
+    return None
 
 
 def _whole(column: Column) -> pl.Series:

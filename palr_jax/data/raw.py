@@ -7,14 +7,13 @@ from pathlib import Path
 import polars as pl
 
 from palr_jax.data.catalog import normal_title
+from palr_jax.data.columns import NO_CATEGORY
 
 ITEMS_SCHEMA: dict[str, pl.DataType] = {
     "item": pl.String(),
     "title": pl.String(),
     "categories": pl.List(pl.String()),
 }
-# Notations of a missing category, in lower case.
-_NO_CATEGORY = frozenset({"", "(no genres listed)", "\\n", "<na>", "n/a", "nan", "none", "null"})
 
 
 @dataclass(frozen=True)
@@ -48,5 +47,5 @@ def items_table(
 
 
 def _categories(names: Sequence[str]) -> list[str]:
-    known = (name for name in map(normal_title, names) if name.casefold() not in _NO_CATEGORY)
+    known = (name for name in map(normal_title, names) if name.casefold() not in NO_CATEGORY)
     return list(dict.fromkeys(known))

@@ -157,7 +157,8 @@ def _layout(header: list[str], names: dict[str, str | None], is_named: bool) -> 
 
 def _named(header: list[str], name: str) -> list[int]:
     typed = {name, *(f"{name}:{kind}" for kind in _RECBOLE_TYPES)}
-    return [place for place, column in enumerate(header) if column in typed]
+    found = [place for place, column in enumerate(header) if column in typed]
+    return found or [place for place, column in enumerate(header) if column.strip(" ") in typed]
 
 
 def _counted(header: list[str], name: str) -> list[int]:

@@ -8,18 +8,20 @@ import glob
 import json
 import os
 import signal
-import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from palr_jax.errors import UserError, reason
+from palr_jax.parallel.roll_call import Link, meet
+from palr_jax.parallel.watch import is_watched, leave, watched
 
 _Value = TypeVar("_Value")
 
@@ -28,7 +30,11 @@ _HEARTBEAT_SECONDS = 30
 # How long a process waits for the others, and how much later JAX would give up by itself.
 _WAIT_SECONDS = 300
 _GRACE_SECONDS = 60
-# Device files of a TPU VM's chips.
+# How long it may take until the parent knows which process is lost.
+_KNOWN_SECONDS = 10
+# What JAX and the libraries below it say when another process is gone.
+_LOSS = ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")
+# Where the chips of a TPU VM show.
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
@@ -61,8 +67,8 @@ def are_many() -> bool:
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the group of processes, if any; must be called before JAX is used.
 
-    The processes find each other by the arguments or, without them, by the environment of Slurm,
-    GKE, Open MPI or a Cloud TPU.
+    They find each other by the arguments or, without them, by what Slurm, GKE, Open MPI or a Cloud
+    TPU says in the environment. The caller resumes in a child process (see `parallel/watch.py`).
 
     Args:
         coordinator: host and port of the leader, the same for all.
@@ -74,6 +80,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """
     global _group
     given = (coordinator, count, index)
+    links: dict[int, Link] = {}
     if coordinator is None or count is None or index is None:
         if any(value is not None for value in given):
             raise UserError(
@@ -82,8 +89,11 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         if not is_shared(os.environ, any(glob.glob(pattern) for pattern in _TPU_FILES)):
             return
         awaited = "the other processes that the environment of this one names, if any"
+        print(f"waiting for {awaited}", file=sys.stderr, flush=True)
     else:
-        awaited = _awaited(coordinator, count, index)
+        awaited = "the other processes, which have come, to start JAX"
+        links = meet(*_checked(coordinator, count, index), index, count, _WAIT_SECONDS)
+    watched(links, index, _HEARTBEAT_SECONDS)
     import jax  # noqa: PLC0415
 
     with _waiting(awaited):
@@ -93,42 +103,31 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
                 count,
                 index,
                 initialization_timeout=_WAIT_SECONDS + _GRACE_SECONDS,
-                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                # Who is lost is better known from the links.
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS * (3 if links else 1),
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the other processes cannot be found ({reason(error)})") from error
     _group = Group(jax.process_index(), jax.process_count())
 
 
-def _awaited(coordinator: str, count: int, index: int) -> str:
-    """A description of the processes that this one waits for.
+def _checked(coordinator: str, count: int, index: int) -> tuple[str, int]:
+    """Host and port of the leader.
 
     Raises:
-        UserError: the arguments are invalid, or the leader's port is taken.
+        UserError: the arguments name no process of a group.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator {coordinator}: give HOST:PORT of process 0, as node0:8476")
     if not 0 <= index < count:
         raise UserError(f"--process {index}: with --processes {count} it is from 0 to {count - 1}")
-    if index:
-        return f"process 0 at {coordinator}"
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", int(port)))
-        except OSError as error:
-            raise UserError(
-                f"process 0 cannot listen at {coordinator} ({reason(error)}): name another port, "
-                "the same for all processes"
-            ) from None
-    others = "process 1" if count == 2 else f"processes 1 to {count - 1}"
-    return f"{others} to come to {coordinator}"
+    return host.strip("[]"), int(port)
 
 
 @contextmanager
 def _waiting(awaited: str) -> Iterator[None]:
-    """Prints what is awaited, and exits with a one-line error after a timeout.
+    """Ends this process in one line if the others do not come.
 
     JAX's library would wait silently and then abort the process.
     """
@@ -141,7 +140,6 @@ def _waiting(awaited: str) -> Iterator[None]:
         )
         leave(2)
 
-    print(f"waiting for {awaited}", file=sys.stderr, flush=True)
     timer = threading.Timer(_WAIT_SECONDS, end)
     timer.daemon = True
     timer.start()
@@ -213,21 +211,30 @@ def led(work: Callable[[], _Value]) -> _Value:
     return value
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process without waiting for the others, which may never join."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 class Terminated(Exception):  # noqa: N818 it is no error
     """The run was told to stop (SIGTERM), and is saved."""
 
 
-def failure(error: Exception) -> str:
-    """A one-line message for an error that is not a `UserError`."""
+def is_loss(error: Exception) -> bool:
+    """Whether an error comes from the loss of another process.
+
+    If a parent watches this process, it ends it here in most cases: it knows who is lost.
+    """
     text = str(error)
-    if any(sign in text for sign in ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")):
+    if not any(sign in text for sign in _LOSS):
+        return False
+    if is_watched():
+        time.sleep(_KNOWN_SECONDS)
+    return True
+
+
+def failure(lost: bool) -> str:
+    """What to say of an error that is not a user's mistake, in a line.
+
+    Args:
+        lost: it comes from the loss of another process.
+    """
+    if lost:
         return (
             "another process has stopped, and so this one stops: see what that one said; the same "
             "command on all machines goes on from the newest checkpoint"

@@ -87,6 +87,21 @@ def test_what_is_no_config_is_one_line(text: str, problem: str) -> None:
     assert problem in complaint(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "base"),
+    [("a: 010", 8), ("a: [1, -0_7]", 8), ("a: 1:30", 60), ("a: 1:30.5", 60), ("00: a", 8)],
+)
+def test_numbers_to_other_bases_are_refused(text: str, base: int) -> None:
+    assert complaint(text).endswith(
+        f"to the base {base}: write the number without leading zeros or colons"
+    )
+
+
+@pytest.mark.parametrize("text", ["a: 0", "a: '010'", "a: 0x10", "a: 0.5", "a: 08.5", "a: 1_000"])
+def test_other_numbers_and_texts_are_not(text: str) -> None:
+    assert read_yaml(text, "FILE") == yaml.safe_load(text)
+
+
 @settings(deadline=None)
 @given(
     st.one_of(
