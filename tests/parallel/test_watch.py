@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.locations import ROOT
+
 # Two seconds of silence are a loss; the child says that it is there, and what it then does.
 SCRIPT = """
 import os, sys, time
-from tests.locations import ROOT
 from palr_jax.parallel.roll_call import meet
 from palr_jax.parallel.watch import leave, watched
 port, count, index, then = sys.argv[1:]
