@@ -1,7 +1,6 @@
 """The one exception for mistakes that a user can mend."""
 
 import reprlib
-from typing import Any
 
 # What a message quotes may be of any length; its start says what, its end how to mend it.
 _START, _END = 600, 300
@@ -26,7 +25,7 @@ class UserError(Exception):
         super().__init__(line)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as it stands in an error: its `repr`, with the middle of a long one left out."""
     try:
         return _REPR.repr(value)
