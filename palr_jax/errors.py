@@ -1,7 +1,6 @@
 """The exception for errors that the user can fix."""
 
 import reprlib
-from typing import Any
 
 # A message may quote long values. Its start says what is wrong, its end how to fix it, so cut the
 # middle.
@@ -27,7 +26,7 @@ class UserError(Exception):
         super().__init__(line)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value for an error message: its `repr`, with the middle of a long one cut."""
     try:
         return _REPR.repr(value)

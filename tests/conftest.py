@@ -26,9 +26,66 @@ from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking
+from tests.locations import ROOT
 from tests.world import write_world
 
+# Files that take more than a few seconds, which `pytest -m quick` leaves out, as it does every test
+# of a finished run (`world`).
+SLOW = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        "decoding/test_generate",
+        "decoding/test_prefix",
+        "decoding/test_score",
+        "decoding/test_search",
+        "decoding/test_write",
+        "io/test_buckets",
+        "io/test_checkpoint",
+        "llm/checkpoints/test_any_input",
+        "llm/checkpoints/test_gguf",
+        "llm/checkpoints/test_huggingface",
+        "llm/checkpoints/test_imported",
+        "llm/checkpoints/test_peft",
+        "llm/checkpoints/test_transformers",
+        "llm/test_attention",
+        "llm/test_prefix",
+        "llm/test_variants",
+        "parallel/test_mesh",
+        "parallel/test_processes",
+        "planning/test_compile",
+        "planning/test_plan",
+        "ranking/test_export",
+        "ranking/test_ranker",
+        "retrieval/test_full_ranking",
+        "retrieval/test_models",
+        "retrieval/test_networks",
+        "retrieval/test_pairwise",
+        "retrieval/test_sequential",
+        "stages/test_instruction_data",
+        "stages/test_profile",
+        "stages/test_ranking_recipe",
+        "stages/test_retrieve",
+        "stages/test_run",
+        "test_bulk_recommend",
+        "test_damage",
+        "test_failures",
+        "test_recommender",
+        "test_slates",
+        "training/test_loop",
+        "training/test_step",
+    )
+)
+
 KINDS = ("Comedy", "Drama", "Horror")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the quick tests."""
+    for item in items:
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+        if item.path.relative_to(ROOT).as_posix() not in SLOW and "world" not in fixtures:
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(scope="session", autouse=True)

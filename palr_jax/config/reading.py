@@ -46,7 +46,7 @@ def load_config(path: Path, overrides: dict[str, str]) -> Config:
     return _parse(raw, str(path), tuple(overrides))
 
 
-def parse_config(raw: dict[str, Any], where: str) -> Config:
+def parse_config(raw: dict[str, object], where: str) -> Config:
     """Checks a nested dict against the schema; error messages begin with `where`.
 
     Raises:
@@ -55,7 +55,7 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
     return _parse(raw, where, ())
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as file:
             text = file.read(_LONGEST + 1).decode("utf-8-sig")
@@ -69,7 +69,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _parse(raw: dict[str, Any], where: str, options: tuple[str, ...]) -> Config:
+def _parse(raw: dict[str, object], where: str, options: tuple[str, ...]) -> Config:
     """The config of a nested dict into which the values of `options` were put."""
     check_keys(raw, where, Config)
     try:
@@ -103,7 +103,7 @@ def _is_section(key: str, known: set[str]) -> bool:
     return any(name.startswith(f"{key}.") for name in known)
 
 
-def _put_preset(raw: dict[str, Any], options: dict[str, Any]) -> None:
+def _put_preset(raw: dict[str, object], options: dict[str, object]) -> None:
     """Puts the preset of the chosen retriever under what its section says."""
     section, presets = raw.get("retriever", {}), raw.get("retriever_presets", {})
     if isinstance(section, dict) and isinstance(presets, dict):
@@ -113,16 +113,17 @@ def _put_preset(raw: dict[str, Any], options: dict[str, Any]) -> None:
             raw["retriever"] = {**preset, **section}
 
 
-def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+def _put(raw: dict[str, object], key: str, value: object) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        if not isinstance(raw.get(section), dict):
-            raw[section] = {}
-        raw = raw[section]
+        inner = raw.get(section)
+        if not isinstance(inner, dict):
+            inner = raw[section] = {}
+        raw = inner
     raw[last] = value
 
 
-def _value(key: str, text: str) -> Any:
+def _value(key: str, text: str) -> object:
     """The value of an option: its text verbatim if the key is of type text, else read as YAML."""
     check_text(text, f"--{key}")
     kinds = _kinds(hint_of(key, Config))

@@ -1,7 +1,7 @@
 """The `data` section of a config: which interactions are read, and which are kept."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -22,11 +22,11 @@ Source = Literal[
 ]
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-def _separator(value: Any) -> Any:
+def _separator(value: object) -> object:
     text = "\t" if value == "\\t" else value
     if isinstance(text, str) and not (len(text) == 1 and text.isascii() and text not in '"\r\n\0'):
         raise ValueError(

@@ -12,7 +12,11 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.decoding.trie import Array
+from palr_jax.llm.kv_cache import KVCache
 from palr_jax.llm.llama import Llama
+
+# Tokens written, the last hidden state, the cache, what is written, the rows that continue.
+_State = tuple[int, jax.Array, KVCache, jax.Array, jax.Array]
 
 
 def write_text(
@@ -58,11 +62,11 @@ def _write(
     last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
     written_BN = jnp.full((B, new_tokens), -1, jnp.int32)
 
-    def unfinished(state: tuple) -> jax.Array:
+    def unfinished(state: _State) -> jax.Array:
         index, _, _, _, going_B = state
         return (index < new_tokens) & going_B.any()
 
-    def step(state: tuple) -> tuple:
+    def step(state: _State) -> _State:
         index, last_BD, cache, written_BN, going_B = state
         next_B = model.logits(last_BD).argmax(-1).astype(jnp.int32)
         going_B &= ~jnp.isin(next_B, stop_ids_S)

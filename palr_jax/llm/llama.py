@@ -282,7 +282,9 @@ class Llama(nnx.Module):
         turns_BTK = rope_turns(view.position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, New]:
+        def layer(
+            x_ND: jax.Array, per_layer: tuple[nnx.State, jax.Array, jax.Array]
+        ) -> tuple[jax.Array, New]:
             weights, k_BGSK, v_BGSK = from_bits(per_layer)
             decoder = nnx.merge(graph, gathered(shards, weights, ("layers",)))
             q_BTHK, k_BTGK, v_BTGK = decoder.heads(x_ND, turns_BTK)
@@ -343,7 +345,9 @@ class Llama(nnx.Module):
             attention = attention.of_tries()
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x_ND: jax.Array, per_layer: tuple) -> tuple[jax.Array, tuple | None]:
+        def layer(
+            x_ND: jax.Array, per_layer: tuple[nnx.State, jax.Array | None]
+        ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
             weights, key = per_layer
             decoder = nnx.merge(graph, gathered(shards, from_bits(weights), ("layers",)))
             q_BTHK, k_BTGK, v_BTGK = decoder.heads(x_ND, turns_BTK, key, prefix)

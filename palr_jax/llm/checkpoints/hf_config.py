@@ -130,7 +130,9 @@ def from_hf(hf: dict[str, Any], where: str) -> LlamaConfig:
         raise UserError(complaint(error, where)) from None
 
 
-def to_hf(config: LlamaConfig, begin_ids: tuple[int, ...] = (), eos_id: int | None = None) -> dict:
+def to_hf(
+    config: LlamaConfig, begin_ids: tuple[int, ...] = (), eos_id: int | None = None
+) -> dict[str, object]:
     """The content of a `config.json` that transformers reads as the same model."""
     scaling: dict[str, Any] | None = None
     match config.rope_scaling:
