@@ -1,6 +1,7 @@
 """LLaMA in Flax NNX, with its layers stacked and scanned.
 
-Shapes: N = B · T flat tokens, S cache slots, G key/value heads, K head size, F feed-forward width.
+Shapes: N = B · T flat tokens, S cache slots, H query heads, G key/value heads, K head size, F
+feed-forward width.
 """
 
 from dataclasses import dataclass, field
