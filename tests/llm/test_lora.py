@@ -1,4 +1,4 @@
-from dataclasses import repath
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def test_gradients_equal_finite_differences() -> None:
 
         def moved(step: float, path=path, direction=direction) -> float:
             state = dict(nnx.to_flat_state(adapters))
-            state[path] = state[path].repath(state[path][...] + step * direction)
+            state[path] = state[path].replace(state[path][...] + step * direction)
             return float(loss(nnx.from_flat_state(list(state.items()))))
 
         measured = (moved(0.02) - moved(-0.02)) / 0.04
@@ -124,7 +124,7 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 def test_dropout_acts_on_adapters_alone_and_only_with_a_key() -> None:
-    lora = repath(ALL, dropout=0.4)
+    lora = replace(ALL, dropout=0.4)
     base, adapted = pair(lora)
     key = jax.random.key(0)
     np.testing.assert_array_equal(adapted.hidden(TOKENS, None, key), base.hidden(TOKENS))
