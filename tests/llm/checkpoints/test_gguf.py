@@ -81,7 +81,7 @@ def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) 
         ({"llama.expert_count": 8}, "expert_count is not supported"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window is not supported"),
         ({"llama.rope.scaling.type": "yarn"}, "rope type 'yarn' is not supported"),
-        ({"llama.rope.dimension_count": 8}, "not rotated as a whole"),
+        ({"llama.rope.dimension_count": 8}, "partially rotated"),
         ({"tokenizer.ggml.model": "bert"}, "the kind 'bert' is not supported"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
           "tokenizer.ggml.eos_token_id": 0}, "the pre-tokenizer 'qwen2' is not supported"),
