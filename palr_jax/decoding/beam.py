@@ -85,8 +85,11 @@ class Beam:
     passes: jax.Array
 
 
-def decide(model: Llama, space: SearchSpace, beam: Beam) -> Beam:
-    """Extends every hypothesis by one branch, in the rows with no nodes left to read."""
+def decide(model: Llama, head_VD: jax.Array, space: SearchSpace, beam: Beam) -> Beam:
+    """Extends every hypothesis by one branch, in the rows with no nodes left to read.
+
+    `head_VD` is the LM head of the model.
+    """
     trie = space.trie
     B, W = beam.at_BW.shape
     child_BWF, is_child_BWF = _children(trie, beam.at_BW)
@@ -95,7 +98,8 @@ def decide(model: Llama, space: SearchSpace, beam: Beam) -> Beam:
     # A complete hypothesis stays unchanged: it counts as its own first child.
     done_BW1 = is_leaf(trie, beam.at_BW)[:, :, None]
     open_BWF = jnp.where(done_BW1, jnp.arange(F) == 0, is_child_BWF & living_BWF)
-    logit_BWF = _logits(model, beam.hidden_BWD, jnp.asarray(trie.token_RN)[0, child_BWF])
+    token_BWF = jnp.asarray(trie.token_RN)[0, child_BWF]
+    logit_BWF = _logits(model, head_VD, beam.hidden_BWD, token_BWF)
     logit_BWF = jnp.where(open_BWF, logit_BWF, DEAD)
     step_BWF = jnp.where(done_BW1, 0.0, jax.nn.log_softmax(logit_BWF))
     logp_BWF = beam.logp_BW[:, :, None] + step_BWF
@@ -180,12 +184,14 @@ def _children(trie: Trie, at_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(trie.level_RN)[0, jnp.where(is_child_BWF, index_BWF, 0)], is_child_BWF
 
 
-def _logits(model: Llama, hidden_BWD: jax.Array, token_BWF: jax.Array) -> jax.Array:
+def _logits(
+    model: Llama, head_VD: jax.Array, hidden_BWD: jax.Array, token_BWF: jax.Array
+) -> jax.Array:
     """Logits of the given next tokens of each hypothesis, [B, W, F]."""
     # Gathering rows of the LM head moves less memory than a full product only if they are few.
-    if token_BWF.size >= model.config.vocab_size:
-        return jnp.take_along_axis(model.logits(hidden_BWD), token_BWF, axis=2)
-    head_BWFD = model.head_weights()[token_BWF]
+    if token_BWF.size >= len(head_VD):
+        return jnp.take_along_axis(model.logits(hidden_BWD, head_VD), token_BWF, axis=2)
+    head_BWFD = head_VD[token_BWF]
     return jnp.einsum("BWD,BWFD->BWF", hidden_BWD, head_BWFD, preferred_element_type=jnp.float32)
 
 

@@ -29,9 +29,9 @@ def start(
     trie, W = space.trie, width
     run = root_run(trie)
     tokens_BT = jnp.pad(prompt_tokens_BT, ((0, 0), (0, trie.root_run)))
-    behind_BT = jnp.arange(T + trie.root_run) - length_B[:, None] + 1
-    forced_BT = jnp.asarray(trie.token_RN)[0, jnp.clip(behind_BT, 0, trie.root_run)]
-    tokens_BT = jnp.where((behind_BT > 0) & (behind_BT <= run), forced_BT, tokens_BT)
+    after_BT = jnp.arange(T + trie.root_run) - length_B[:, None] + 1
+    forced_BT = jnp.asarray(trie.token_RN)[0, jnp.clip(after_BT, 0, trie.root_run)]
+    tokens_BT = jnp.where((after_BT > 0) & (after_BT <= run), forced_BT, tokens_BT)
     length_B = length_B + run
     item = trie.max_depth + trie.root_run
     # The ancestors of W hypotheses and the tokens of one pass.
@@ -113,10 +113,10 @@ def _view(
     is_above_BQS = jnp.swapaxes(is_above(space.trie, slot_node_BS, node_BQ), 1, 2)
     among_BQQ = jnp.swapaxes(is_above(space.trie, fresh_BQ, node_BQ), 1, 2)
     # Hypotheses start after the forced run of the root, which is committed.
-    behind_BQ = jnp.asarray(space.trie.depth_RN)[0, node_BQ] - 1 - root_run(space.trie)
+    offset_BQ = jnp.asarray(space.trie.depth_RN)[0, node_BQ] - 1 - root_run(space.trie)
     start_B1 = cache.length_B[:, None]
     view = View(
-        position_BT=start_B1 + jnp.where(commits_B1, index_Q, behind_BQ),
+        position_BT=start_B1 + jnp.where(commits_B1, index_Q, offset_BQ),
         visible_BUS=(rank_BS < 0)[:, None] | is_above_BQS & ~commits_B1[:, :, None],
         among_BTT=jnp.where(commits_B1[:, :, None], index_Q <= index_Q[:, None], among_BQQ),
     )

@@ -26,7 +26,7 @@ Array = np.ndarray | jax.Array
 
 # Initial weight of the text: the prior should dominate until the text has been learned.
 _TEXT_SCALE = 0.05
-# Cosines differ by little, so they are scaled by this before their weights.
+# Cosines differ little, so they are multiplied by this in addition to their weights.
 _LIKENESS = 100.0
 
 
@@ -70,8 +70,8 @@ class ItemBlock(nnx.Module):
         self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
         self.input_RD = HeadParam(jnp.zeros((width, dim)))
         self.query_DR = HeadParam(jnp.zeros((dim, width)))
-        # Weights of a candidate's mean and largest cosine with the history, and of that with its
-        # newest item.
+        # Weights of a candidate's mean and largest cosine with the history, and of its cosine with
+        # the newest item.
         self.likeness_3 = HeadParam(jnp.zeros((3,)))
 
     def inputs(self, item_BT: Array) -> jax.Array:
@@ -105,7 +105,7 @@ class ItemBlock(nnx.Module):
 
 
 class CandidateHead(nnx.Module):
-    """Weights text, prior and item vectors; untrained, it ranks by the prior and the text alone."""
+    """Combines text, prior and item vectors; untrained, it ranks by prior and text alone."""
 
     def __init__(
         self,

@@ -84,16 +84,19 @@ def _search(
     prefix: Prefix,
 ) -> Slate:
     model = nnx.merge(graph, weights)
+    head_VD = model.head_weights()
     tokens = max(_TOKENS_PER_PASS, 2 * width)
 
     def unfinished(beam: Beam) -> jax.Array:
         return jnp.any(beam.count_B < space.goal_B)
 
     def step(beam: Beam) -> Beam:
-        return write_best(space, decide(model, space, read_nodes(model, space, beam, tokens)))
+        beam = read_nodes(model, space, beam, tokens)
+        return write_best(space, decide(model, head_VD, space, beam))
 
     beam = start(model, space, prompt_tokens_BT, prompt_length_B, k, width, tokens, prefix)
-    beam = jax.lax.while_loop(unfinished, step, write_best(space, decide(model, space, beam)))
+    beam = write_best(space, decide(model, head_VD, space, beam))
+    beam = jax.lax.while_loop(unfinished, step, beam)
     slot_S = jnp.asarray(space.trie.slot_RS)[0]
     slot_BK = jnp.where(beam.leaf_BK >= 0, slot_S[beam.leaf_BK], -1)
     return Slate(slot_BK, beam.logp_BK, beam.passes)

@@ -56,6 +56,7 @@ def _write(
     new_tokens: int,
 ) -> jax.Array:
     model = nnx.merge(graph, weights)
+    head_VD = model.head_weights()
     B, T = tokens_BT.shape
     # A row that has ended keeps writing an undefined token after its last one: one extra slot.
     hidden_BTD, cache = model.prefill(tokens_BT, length_B, slots=T + new_tokens + 1)
@@ -68,7 +69,7 @@ def _write(
 
     def step(state: _State) -> _State:
         index, last_BD, cache, written_BN, going_B = state
-        next_B = model.logits(last_BD).argmax(-1).astype(jnp.int32)
+        next_B = model.logits(last_BD, head_VD).argmax(-1).astype(jnp.int32)
         going_B &= ~jnp.isin(next_B, stop_ids_S)
         written_BN = written_BN.at[:, index].set(jnp.where(going_B, next_B, -1))
         hidden_B1D, cache = model.extend(next_B[:, None], going_B.astype(jnp.int32), cache)

@@ -1,6 +1,7 @@
 """LLaMA in Flax NNX, with its layers stacked and scanned.
 
-Shapes: N = B · T flat tokens, S cache slots, G key/value heads, K head size, F feed-forward width.
+Shapes: N = B · T flat tokens, S cache slots, H query heads, G key/value heads, K head size, F
+feed-forward width.
 """
 
 from dataclasses import dataclass, field
@@ -278,7 +279,6 @@ class Llama(nnx.Module):
         new keys and values of all layers in one operation.
         """
         B, T = tokens_BT.shape
-        shards = self.compute.shards
         turns_BTK = rope_turns(view.position_BT, self.config)
         graph, stacked = nnx.split(self.layers)
 
@@ -286,34 +286,37 @@ class Llama(nnx.Module):
             x_ND: jax.Array, per_layer: tuple[nnx.State, jax.Array, jax.Array]
         ) -> tuple[jax.Array, New]:
             weights, k_BGSK, v_BGSK = from_bits(per_layer)
-            decoder = nnx.merge(graph, gathered(shards, weights, ("layers",)))
+            # No explicit all-gather: with few new tokens XLA may move the activations instead.
+            decoder = nnx.merge(graph, weights)
             q_BTHK, k_BTGK, v_BTGK = decoder.heads(x_ND, turns_BTK)
             k_BGTK, v_BGTK = to_slots(k_BTGK, T, T), to_slots(v_BTGK, T, T)
             attended_BTHK = attend_cached(
                 q_BTHK, (k_BGSK, k_BGTK), (v_BGSK, v_BGTK), (view.visible_BUS, view.among_BTT)
             )
-            x_ND = by_rows(shards, decoder.finish(x_ND, attended_BTHK))
-            return x_ND, self._moved((k_BGTK, v_BGTK))
+            return decoder.finish(x_ND, attended_BTHK), self._moved((k_BGTK, v_BGTK))
 
+        start = self._embed(self.embedding_VD[...], tokens_BT.reshape(-1))
         layers = self._moved((stacked, cache.k_LBGSK, cache.v_LBGSK))
-        x_ND, new = jax.lax.scan(layer, self._embed(tokens_BT.reshape(-1)), layers)
+        x_ND, new = jax.lax.scan(layer, start, layers)
         return self.norm(x_ND).reshape(B, T, -1), from_bits(new)
 
-    def logits(self, hidden_D: jax.Array) -> jax.Array:
-        """Logits over the vocabulary for hidden states [..., D], [..., V] in float32."""
+    def logits(self, hidden_D: jax.Array, head_VD: jax.Array | None = None) -> jax.Array:
+        """Logits over the vocabulary for hidden states [..., D], [..., V] in float32.
+
+        A loop passes `head_weights()` as `head_VD`, so that a mesh all-gathers them only once.
+        """
+        head_VD = self.head_weights() if head_VD is None else head_VD
         hidden_ND = hidden_D.reshape(-1, hidden_D.shape[-1])
-        logits_NV = product(hidden_ND.astype(jnp.float32), self.head_weights().T)
+        logits_NV = product(hidden_ND.astype(jnp.float32), head_VD.T)
         return logits_NV.reshape(*hidden_D.shape[:-1], -1)
 
     def head_weights(self) -> jax.Array:
-        """The LM head, [V, D]."""
+        """The LM head, [V, D]; on a mesh all-gathered along fsdp."""
         head = self.embedding_VD if self.config.tie_embeddings else self.head_VD
         return gathered_table(self.compute.shards, head[...])
 
-    def _embed(self, tokens_N: jax.Array) -> jax.Array:
-        shards = self.compute.shards
-        table_VD = self._moved(gathered_table(shards, self.embedding_VD[...]))
-        x_ND = from_bits(by_rows(shards, table_VD[tokens_N]))
+    def _embed(self, table_VD: jax.Array, tokens_N: jax.Array) -> jax.Array:
+        x_ND = from_bits(self._moved(table_VD)[tokens_N])
         return x_ND if self.compute.has_bfloat16 else x_ND.astype(jnp.float32)
 
     def _moved(self, tree: Any) -> Any:
@@ -364,7 +367,8 @@ class Llama(nnx.Module):
         if remat != "none":
             # Inside a scan XLA cannot merge forward and backward pass, so no barrier is needed.
             layer = jax.checkpoint(layer, policy=_REMAT[remat], prevent_cse=False)
-        start = self._embed(prefix.tokens(tokens_BT))
+        table_VD = gathered_table(shards, self.embedding_VD[...])
+        start = by_rows(shards, self._embed(table_VD, prefix.tokens(tokens_BT)))
         if added_BTD is not None:
             start += prefix.tokens(added_BTD).astype(start.dtype)
         x_ND, kept = jax.lax.scan(layer, start, (self._moved(stacked), keys))

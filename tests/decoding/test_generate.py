@@ -84,7 +84,7 @@ def test_the_first_item_of_a_beam_over_items_is_the_best_of_score(tiny: Llama) -
         first = logp[np.arange(64), slate.slot_BK[:, 0]]
         np.testing.assert_allclose(slate.logp_BK[:, 0], first, atol=1e-4)
     assert (beam.slot_BK[:, 0] == logp.argmax(1)).all()
-    # Else this would not tell the two modes apart.
+    # Otherwise this would not distinguish the two modes.
     assert (greedy.slot_BK[:, 0] != logp.argmax(1)).any()
 
 
@@ -141,7 +141,7 @@ def test_rows_of_padding_write_nothing(tiny: Llama) -> None:
 
 
 def test_distinct_items_even_from_a_broken_model(tiny: Llama) -> None:
-    """Numbers that are none must be seen in the log-probabilities, and break no promise."""
+    """NaN shows in the log-probabilities and breaks no constraint."""
     graph, weights = jax.tree.map(lambda leaf: leaf * np.nan, tiny), None
     del weights
     items = catalog(np.random.default_rng(16), 20)

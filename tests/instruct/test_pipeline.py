@@ -37,7 +37,7 @@ def test_rows_hold_whole_examples_and_label_places(dataset) -> None:
                 tokens = batch["tokens_BT"][row][segments == segment]
                 mine = counts & (segments[index] == segment)
                 label = batch["target_BM"][row][mine]
-                # The label is predicted from the token before it, and its end is not read.
+                # The label is predicted from the token before it; its end token is not read.
                 prompt = tokens[: len(tokens) - len(label) + 1]
                 assert (*prompt.tolist(), *label.tolist()) in expected
                 places = batch["position_BT"][row][index[mine]]

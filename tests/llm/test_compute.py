@@ -1,4 +1,4 @@
-"""How layers are computed changes rounding and nothing else."""
+"""How layers are computed changes rounding only."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_a_platform_with_bfloat16_keeps_the_residual_stream_in_it() -> None:
     wide, narrow = made(Compute()), made(Compute(has_bfloat16=True))
     assert wide.hidden(TOKENS).dtype == jnp.float32
     assert narrow.hidden(TOKENS).dtype == jnp.bfloat16
-    # Decisions are made on logits, which no platform rounds to bfloat16.
+    # Logits are float32 on every platform.
     assert wide(TOKENS).dtype == narrow(TOKENS).dtype == jnp.float32
 
 

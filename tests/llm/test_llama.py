@@ -26,7 +26,7 @@ def tiny() -> Llama:
 
 
 def reference_logits(model: Llama, tokens: list[int], visible: np.ndarray, position: np.ndarray):
-    """The LLaMA forward pass once more: float64, one token at a time, loops over heads."""
+    """A reference LLaMA forward pass: float64, one token at a time, loops over heads."""
     config = model.config
     layers = jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(model)))
 

@@ -1,4 +1,4 @@
-"""A prefix that rows share changes what is computed, not what comes out."""
+"""A shared prefix saves computation and does not change results."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_a_shared_prefix_is_multiplied_once_if_that_pays() -> None:
         tokens_BT = jax.ShapeDtypeStruct((8, 64), jnp.int32)
         return jax.jit(hidden).lower(weights, tokens_BT).compile().cost_analysis()["flops"]
 
-    # Of 512 tokens 7 x 48 are not there; attention, which stays, is a small part here.
+    # Of 512 tokens 7 x 48 are saved; attention, which is not, is a small part here.
     assert flops(Prefix(48)) < 0.6 * flops(Prefix())
     assert flops(Prefix(48), shortest=48) == flops(Prefix(48))
     assert flops(Prefix(48), shortest=49) == flops(Prefix())

@@ -83,7 +83,7 @@ def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any
         UserError: a file is missing, damaged or truncated, or the model is not a plain LLaMA.
     """
     if in_bucket(path):
-        raise UserError(f"{path}: GGUF can only be read from disk: copy the file to one")
+        raise UserError(f"{path}: GGUF can only be read from disk: copy it there")
     metadata, entries = read_header(path)
     for number, part in _other_parts(path, metadata):
         more, found = read_header(part)

@@ -37,7 +37,7 @@ def write(
     arrays: dict[ParamPath, jax.Array],
     tokenizer: Tokenizer | None,
 ) -> None:
-    """Writes an imported checkpoint, atomically.
+    """Writes an imported checkpoint through `creating`: complete, or not at all.
 
     Raises:
         UserError: the folder is not empty.

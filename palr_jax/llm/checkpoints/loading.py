@@ -65,8 +65,8 @@ def load(
     """
     if adapter is not None:
         lora = peft.read_lora(path_of(adapter))
-    places = weights.one_device if shards is None else placement(shards)
-    checkpoint = read_checkpoint(path_of(path), dtype, places)
+    sharding_of = weights.one_device if shards is None else placement(shards)
+    checkpoint = read_checkpoint(path_of(path), dtype, sharding_of)
     model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, shards)
     if adapter is not None and lora is not None:
         peft.load_adapter(model, lora, path_of(adapter))
@@ -74,14 +74,14 @@ def load(
 
 
 def read_checkpoint(
-    path: Path, dtype: DTypeLike | None = None, places: weights.Placement = weights.one_device
+    path: Path, dtype: DTypeLike | None = None, sharding_of: weights.Placement = weights.one_device
 ) -> Checkpoint:
     """As `load`, but without building the model."""
     kind = None if dtype is None else jnp.dtype(dtype)
     _check_kind(path)
     if imported.is_imported(path):
         tokenizer = tokenizer_of(path)
-        config, arrays = imported.read_imported(path, kind, places)
+        config, arrays = imported.read_imported(path, kind, sharding_of)
         return Checkpoint(config, arrays, tokenizer)
     if path.is_dir():
         config, tensors = huggingface.open_folder(path)
@@ -96,7 +96,7 @@ def read_checkpoint(
     # Checked before the weights are read, which may take minutes.
     if tokenizer is not None:
         tokenizer = fit_tokenizer(config, tokenizer, str(path))
-    arrays = weights.assemble(config, tensors, str(path), kind, places)
+    arrays = weights.assemble(config, tensors, str(path), kind, sharding_of)
     return Checkpoint(config, arrays, tokenizer)
 
 

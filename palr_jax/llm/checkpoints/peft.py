@@ -158,7 +158,7 @@ def _check_fit(tensors: Mapping[str, Stored], expected: Mapping[str, Stored], fo
     for name, tensor in tensors.items():
         if name not in expected:
             raise UserError(
-                f"{folder} is an adapter for another base: this one has no tensor {name}"
+                f"{folder} is an adapter for another base: tensor {name} is not in this one"
             )
         if tensor.shape != expected[name].shape:
             raise UserError(

@@ -152,8 +152,8 @@ def build(
     def fresh() -> nnx.State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora), nnx.LoRAParam)
 
-    places = one_device if shards is None else placement(shards)
-    drawn = jax.jit(fresh, out_shardings=_shardings(adapters, places))()
+    sharding_of = one_device if shards is None else placement(shards)
+    drawn = jax.jit(fresh, out_shardings=_shardings(adapters, sharding_of))()
     return nnx.merge(graph, drawn, filled)
 
 

@@ -81,7 +81,7 @@ def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) 
         ({"llama.expert_count": 8}, "expert_count is not supported"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window is not supported"),
         ({"llama.rope.scaling.type": "yarn"}, "rope type 'yarn' is not supported"),
-        ({"llama.rope.dimension_count": 8}, "not rotated as a whole"),
+        ({"llama.rope.dimension_count": 8}, "partially rotated"),
         ({"tokenizer.ggml.model": "bert"}, "the kind 'bert' is not supported"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
           "tokenizer.ggml.eos_token_id": 0}, "the pre-tokenizer 'qwen2' is not supported"),
@@ -122,7 +122,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 
 
 def byte_level(steps: list, whole_words: bool) -> tokenizers.Tokenizer:
-    """A tokenizer as its makers define it, trained on titles."""
+    """A tokenizer in its original format, trained on titles."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=whole_words))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -136,7 +136,7 @@ def byte_level(steps: list, whole_words: bool) -> tokenizers.Tokenizer:
 
 
 def metadata_of(made: tokenizers.Tokenizer, pre: str) -> dict:
-    """What llama.cpp's converter writes for it."""
+    """The metadata that llama.cpp's converter writes for it."""
     vocabulary = made.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     merges = [" ".join(merge) for merge in json.loads(made.to_str())["model"]["merges"]]
@@ -285,7 +285,7 @@ def write_gguf_numbers(path: Path, config: dict) -> Path:
 
 
 def test_a_type_of_scaling_decides_over_its_factor(tmp_path: Path) -> None:
-    """As in llama.cpp: without a type a factor is linear, with the type none it is nothing."""
+    """As in llama.cpp: without a type a factor is linear; with the type none it is ignored."""
     for number, (changes, expected) in enumerate(
         [
             ({"rope.scaling.factor": 4.0}, LinearScaling(4.0)),

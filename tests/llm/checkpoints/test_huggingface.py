@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """The one line that says why `path` cannot be loaded; importing it leaves nothing behind."""
+    """The one-line reason why `path` cannot be loaded; importing it leaves no files."""
     with pytest.raises(UserError) as error:
         llm.load(path)
     assert "\n" not in str(error.value)
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, change: dict, compla
     "change",
     [
         {"sliding_window": 4096},
-        # What transformers takes for a Mistral that does not say.
+        # The default of transformers for a Mistral without the key.
         {"sliding_window": "absent", "max_position_embeddings": 32768},
     ],
 )

@@ -1,4 +1,4 @@
-"""Imported checkpoints: nothing is lost on the way in, out and in again; memory stays small."""
+"""Imported checkpoints: round trips are exact, memory use is small."""
 
 import json
 import shutil
@@ -26,9 +26,9 @@ def same(one: Path, other: Path) -> None:
     first, second = read_checkpoint(one), read_checkpoint(other)
     assert first.config == second.config
     assert first.arrays.keys() == second.arrays.keys()
-    for place, array in first.arrays.items():
-        assert array.dtype == second.arrays[place].dtype
-        np.testing.assert_array_equal(array, second.arrays[place])
+    for path, array in first.arrays.items():
+        assert array.dtype == second.arrays[path].dtype
+        np.testing.assert_array_equal(array, second.arrays[path])
     if first.tokenizer is None:
         assert second.tokenizer is None
     else:
@@ -134,7 +134,7 @@ def test_loading_holds_one_tensor_beside_the_arrays() -> None:
     environment = {"PATH": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
     found = json.loads(done.stdout)
-    # The rest is the allocator's; a second copy of a stack of layers would be 58 MB more, one of
-    # all arrays 290 MB.
+    # The rest is overhead of the allocator; a second copy of a stack of layers would be 58 MB more,
+    # one of all arrays 290 MB.
     assert found["above"] < 2 * found["tensor"] + 40_000_000
     assert found["arrays"] > 290_000_000
