@@ -56,5 +56,5 @@ def _unpack(folder: Path) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _SHA256:
-        raise UserError(f"{_FILE} has the sha256 {found}, not {_SHA256}: it was modified")
+        raise UserError(f"{_FILE} has the sha256 {found}, not {_SHA256}: modified; not used")
     return path

@@ -37,7 +37,7 @@ def test_a_file_with_another_hash_is_never_used(
 ) -> None:
     deliver(monkeypatch, {smollm2._FILE: CONTENT})
     assert main(["import-weights", "--from", "smollm2", "--to", str(tmp_path / "out")]) == 2
-    assert "it was changed; not used" in capsys.readouterr().err
+    assert "modified; not used" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

@@ -115,7 +115,7 @@ def test_a_model_of_another_name_has_no_files_of_its_own(tmp_path: Path) -> None
     [
         ({"eos_token": "<end>"}, "lacks the token '<end>' that the files next to it name"),
         ({"added_tokens_decoder": {"5": special("<end>")}}, "token 5 is .* and '<end>' in"),
-        ({"added_tokens_decoder": {str(SIZE): special("</s>")}}, "'</s>' has the number"),
+        ({"added_tokens_decoder": {str(SIZE): special("</s>")}}, "'</s>' has the id"),
         ({"added_tokens_decoder": {str(2**40): special("<end>")}}, "added_tokens_decoder.*less"),
         ({"added_tokens_decoder": {"x": special("<end>")}}, "valid integer"),
         ({"added_tokens_decoder": {"-1": special("<end>")}}, "greater than or equal to 0"),

@@ -221,7 +221,7 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
         ({"tokenizer.json": byte_level().encode()}, "no file next to .* names its end token"),
         (
             {"tokenizer.json": byte_level().encode(), "config.json": b'{"eos_token_id": 9999}'},
-            "has no token 9999: it is not the one of this model",
+            "has no token 9999: it belongs to another model",
         ),
         (
             {
