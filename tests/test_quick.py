@@ -12,4 +12,3 @@ def test_every_slow_file_exists() -> None:
 
 def test_this_file_is_quick(request: pytest.FixtureRequest) -> None:
     assert request.node.get_closest_marker("quick") is not None
-
