@@ -18,7 +18,7 @@ def list_of(value: Any, what: str) -> list[Any]:
         raise UserError(f"{what}: a list is expected, not {_shown(value)}")
     try:
         return list(value)
-    except TypeError:  # an array without axes says only now that it is no list
+    except TypeError:  # a zero-dimensional array raises only here
         raise UserError(f"{what}: a list is expected, not {_shown(value)}") from None
 
 

@@ -44,12 +44,12 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
     Args:
         recommender: of the run.
         k: items of a slate.
-        output: the file, which is replaced; its ending says in which form: .parquet or .csv.
+        output: the file, which is replaced; its ending, .parquet or .csv, selects the format.
 
     Raises:
         UserError: `output` has another ending, or is a folder; processes disagree about the run,
-            its config or k; there are parts of another job, or another process makes them; or as
-            `Recommender.recommend`.
+            its config or k; the folder holds parts of another job, or another process is writing
+            them; or as `Recommender.recommend`.
     """
     check_output(output)
     job = _job(recommender, k)
@@ -66,7 +66,7 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Checks that a table can be written there.
+    """Checks that a table can be written to a path.
 
     Raises:
         UserError: it cannot.
@@ -80,9 +80,9 @@ def check_output(output: Path) -> None:
 
 
 def make_parts(recommender: Recommender, k: int, output: Path, index: int, count: int) -> None:
-    """Writes every `count`-th part, from number `index` on, unless it is there.
+    """Writes every `count`-th part, from number `index` on, unless it exists.
 
-    Parts stand in a folder that is named as the output with `.parts` behind it.
+    Parts are in a folder with the name of the output followed by `.parts`.
     """
     folder, users = _folder(output), recommender.prepared.split.num_users
     _claim(folder, _job(recommender, k))
@@ -175,20 +175,20 @@ def _job(recommender: Recommender, k: int) -> Job:
 
 
 def _claim(folder: Path, job: Job) -> None:
-    """Checks that the parts which are there belong to this job."""
+    """Checks that the existing parts belong to this job."""
     file = folder / _JOB
     if not file.exists():
         with replacing(file, by_all=True) as temporary:
             temporary.write_text(json.dumps(job))
-    if (there := read_json(file)) != job:
+    if (found := read_json(file)) != job:
         raise UserError(
-            f"{folder} holds parts of a job with another {_difference(job, [there])}: delete it or "
+            f"{folder} holds parts of a job with another {_difference(job, [found])}: delete it or "
             "choose another --output"
         )
 
 
 def _check_own(folder: Path) -> None:
-    """Checks that a folder which is there holds parts, or nothing."""
+    """Checks that an existing folder is empty or holds parts."""
     if not folder.exists() or (folder / _JOB).exists():
         return
     if not folder.is_dir():

@@ -13,14 +13,14 @@ from palr_jax.config import Config, load_config, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
 from palr_jax.io.paths import path_of
-from palr_jax.parallel import processes
+from palr_jax.parallel import processes, watch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see `palr_jax.failures.guarded`)."""
     code = guarded(lambda: _execute(sys.argv[1:] if argv is None else argv))
-    if code and processes.are_many():
-        processes.leave(code)
+    if code and watch.is_watched():
+        watch.leave(code)
     return code
 
 

@@ -1,21 +1,22 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exception for errors that the user can fix."""
 
 import reprlib
 
-# What a message quotes may be of any length; its start says what, its end how to mend it.
+# A message may quote long values. Its start says what is wrong, its end how to fix it, so cut the
+# middle.
 _START, _END = 600, 300
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
-# The longest `reason`.
+# Maximum length of `reason`.
 _LONGEST = 160
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
-    The message is one line that says what is wrong, where, and how to mend it. The command line
-    prints it without a traceback and exits with code 2. Line breaks and other control characters
-    of what it quotes are escaped, and the middle of a very long message is left out.
+    The message is one line that says what is wrong, where, and how to fix it. The command line
+    prints it without a traceback and exits with code 2. Control characters, including line breaks,
+    are escaped, and the middle of a very long message is cut.
     """
 
     def __init__(self, message: str) -> None:
@@ -26,24 +27,24 @@ class UserError(Exception):
 
 
 def shown(value: object) -> str:
-    """A value as it stands in an error: its `repr`, with the middle of a long one left out."""
+    """A value for an error message: its `repr`, with the middle of a long one cut."""
     try:
         return _REPR.repr(value)
-    except ValueError:  # Python writes out no number of more than 4,300 digits
-        return "a number that is too long to be written out"
+    except ValueError:  # Python formats no integer of more than 4,300 digits
+        return "a number that is too long to print"
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line of at most 160 characters.
+    """The message of an error in one line of at most 160 characters.
 
-    Libraries wrap what the file system said, so the error at the bottom is asked.
+    Libraries wrap the errors of the file system, so this uses the innermost cause.
     """
     while error.__cause__ is not None:
         error = error.__cause__
     strerror = error.strerror if isinstance(error, OSError) else None
     text = strerror or str(error).strip() or repr(error)
     line = text.splitlines()[0]
-    # TensorStore names files at length, and says what is wrong behind them.
+    # TensorStore puts long file names before the cause, so keep the end.
     return line if len(line) <= _LONGEST else f"{line[:60]} … {line[-97:]}"
 
 

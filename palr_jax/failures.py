@@ -1,4 +1,4 @@
-"""What a command says when it fails, and how it ends."""
+"""Error messages and exit codes of commands."""
 
 import io
 import os
@@ -10,25 +10,25 @@ from palr_jax.errors import UserError, reason
 from palr_jax.io.progress import say
 from palr_jax.parallel import processes
 
-# Packages whose errors are those of a network or of the service behind it.
+# Packages whose exceptions come from the network or a remote service.
 _NETWORK = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """Runs a command and returns its exit code; failures that a user can mend are one line.
+    """Runs a command and returns its exit code; prints errors that the user can fix as one line.
 
-    0 if it succeeded, 2 for a user's mistake and for what the system refuses (a full disk, missing
-    permissions, no network), 1 if another process is gone, 130 for Ctrl-C, 141 if nobody reads the
-    output any more, 143 for SIGTERM once everything is saved.
+    0 on success, 2 for a `UserError` and for system errors (a full disk, missing permissions, no
+    network), 1 if another process died, 130 for Ctrl-C, 141 if the reader of the output is gone,
+    143 for SIGTERM after everything is saved.
 
     Raises:
-        Exception: anything else, which is a mistake in this package.
+        Exception: any other exception, which is a bug in this package.
     """
     _make_printable()
     try:
         return _guarded(work)
-    except KeyboardInterrupt:  # Polars raises it once, and the signal behind it once more
-        say("stopped: the same command goes on where it was")
+    except KeyboardInterrupt:  # around _guarded, because Polars may cause a second one in a handler
+        say("stopped: run the same command again to resume")
         return 130
 
 
@@ -37,28 +37,30 @@ def _guarded(work: Callable[[], None]) -> int:
         try:
             work()
         finally:
-            sys.stdout.flush()  # --help ends here too
+            sys.stdout.flush()  # also after --help
     except UserError as error:
         _complain(str(error))
         return 2
-    except processes.Terminated as told:
-        say(f"{told}: the same command goes on from there")
+    except processes.Terminated as terminated:
+        say(f"{terminated}: run the same command again to resume")
         return 143
     except BrokenPipeError:
-        # What is still in memory would fail once more when Python ends.
+        # Python flushes at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        _complain(f"{_where(error)}{reason(error)}: see to it and run the same command again")
+        _complain(f"{_where(error)}{reason(error)}: fix that and run the same command again")
         return 2
     except Exception as error:
         if type(error).__module__.split(".")[0] in _NETWORK:
-            _complain(f"the network fails ({reason(error)}): run the same command again")
+            _complain(f"network error ({reason(error)}): run the same command again")
             return 2
         if not processes.are_many():
             raise
-        traceback.print_exc()
-        _complain(processes.failure(error))
+        lost = processes.is_loss(error)
+        if not lost:
+            traceback.print_exc()
+        _complain(processes.failure(lost))
         return 1
     return 0
 
@@ -73,7 +75,7 @@ def _where(error: OSError) -> str:
 
 
 def _make_printable() -> None:
-    """Lets a terminal that cannot show a letter show its code point instead."""
+    """Makes output escape characters that the terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,6 +1,6 @@
 """Rows of different lengths in one flat array."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ragged:
-    """Integer rows of different lengths: row u is `values_N[offsets_R1[u]:offsets_R1[u + 1]]`.
+    """Integer rows of different lengths: row r is `values_N[offsets_R1[r]:offsets_R1[r + 1]]`.
 
     Attributes:
-        values_N: int32, the rows end to end.
+        values_N: int32, the rows concatenated.
         offsets_R1: int64, R + 1 ascending offsets, from 0 to N.
     """
 
@@ -20,7 +20,7 @@ class Ragged:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "Ragged":
-        """Joins rows; an empty iterable gives no rows."""
+        """Concatenates rows; an empty iterable gives zero rows."""
         arrays = [np.asarray(row, np.int32) for row in rows]
         lengths = np.array([len(array) for array in arrays], np.int64)
         return cls.from_lengths(np.concatenate([np.zeros(0, np.int32), *arrays]), lengths)
@@ -36,22 +36,28 @@ class Ragged:
         """Rows from arrays that were read from a file.
 
         Raises:
-            ValueError: they are not rows of integers.
+            ValueError: the arrays are not integer vectors, or the offsets are invalid.
         """
         for array in (values_N, offsets_R1):
             if array.ndim != 1 or array.dtype.kind != "i":
-                raise ValueError(f"integers are expected, not {array.dtype} {array.shape}")
+                raise ValueError(
+                    f"a vector of integers is expected, not {array.dtype} {array.shape}"
+                )
         ends = offsets_R1[[0, -1]].tolist() if len(offsets_R1) else []
         if ends != [0, len(values_N)] or (np.diff(offsets_R1) < 0).any():
-            raise ValueError("the offsets of its rows do not ascend from 0 to the end")
+            raise ValueError("the row offsets do not ascend from 0 to the number of values")
         return cls(values_N, offsets_R1)
 
     def __len__(self) -> int:
         return len(self.offsets_R1) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Row `row` as a view, [its length]."""
+        """Row `row`, a view."""
         return self.values_N[self.offsets_R1[row] : self.offsets_R1[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The rows in order, as views."""
+        return (self[row] for row in range(len(self)))
 
     @property
     def lengths_R(self) -> np.ndarray:
@@ -66,7 +72,7 @@ class Ragged:
         )
 
     def join(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The values of the given rows end to end, [sum of their lengths]."""
+        """The values of the given rows, concatenated: [sum of their lengths]."""
         row_K = np.asarray(rows, np.int64)
         start_K = self.offsets_R1[row_K]
         length_K = self.offsets_R1[row_K + 1] - start_K

@@ -18,7 +18,6 @@ from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.score import Sizes
-from palr_jax.decoding.trie import round_up
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
 from palr_jax.evaluation.metrics import SLATE
@@ -27,6 +26,7 @@ from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.paths import path_of
 from palr_jax.io.progress import Advance
+from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.explain import Explanation, explanations
@@ -271,7 +271,9 @@ class Recommender:
         of_run = Ragged.from_rows(row[row < items] for row in _rows(known))
         extra = int((banned.lengths_R - known.lengths_R).max(initial=0))
         # Every number of items asked for is a program of its own: few numbers.
-        top = self.retriever.recommend(of_run, min(count + round_up(extra), max(count, items)))
+        top = self.retriever.recommend(
+            of_run, min(count + to_power_of_two(extra, 8), max(count, items))
+        )
         item_UK, score_UK = np.asarray(top.item_UK), np.asarray(top.score_UK)
         if not extra:
             return item_UK, score_UK
@@ -339,7 +341,7 @@ class Recommender:
     def _sizes(self, candidates_UC: np.ndarray) -> Sizes:
         """Sizes with room for these candidates, few in number: each is a program of its own."""
         sizes = self.ranker.sizes(candidates_UC)
-        return replace(sizes, fed=round_up(sizes.fed))
+        return replace(sizes, fed=to_power_of_two(sizes.fed, 8))
 
     def _items(
         self, given: Sequence[Sequence[str]], what: str, like: Ragged | None = None
@@ -366,7 +368,7 @@ class Recommender:
                 )
             rows.append(row)
         # Lists of any length share few widths, and so few programs.
-        width = round_up(max(map(len, rows), default=1))
+        width = to_power_of_two(max(map(len, rows), default=1), 8)
         candidates_UC = np.full((len(rows), width), -1, np.int32)
         for user, row in enumerate(rows):
             candidates_UC[user, : len(row)] = row

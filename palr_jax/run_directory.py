@@ -1,21 +1,21 @@
-"""The run directory: what one config produced, and which of its stages are done.
+"""The run directory: the files that one config produced, and the status of its stages.
 
 config.yaml                the resolved config, with the package version
-stages.json                per stage: what it was made from, what it left, done, seconds
-.lock                      which process works here
+stages.json                per stage: inputs, outputs, done, seconds
+.lock                      the process that holds the directory
 data/                      catalog and split
 retriever/<model>/         Orbax checkpoint, candidates.npz
-profiles.jsonl             one line a user
-negatives/<mark>/          retrievers that held-out items are new to, and what they propose (if
+profiles.jsonl             one line per user
+negatives/<mark>/          retrievers trained without held-out items, and their proposals (if
                            configured)
-title_vectors/             vectors of all titles, by their words or a language model (if configured)
+title_vectors/             vectors of all titles, from words or a language model (if configured)
 ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
-                           instructions.txt (some of them, and statistics), vectors.npz (item
-                           vectors, if the ranker gets any)
-ranker/<variant>.json      the step with the lowest validation loss (if it was validated)
+                           instructions.txt (examples and statistics), vectors.npz (item vectors,
+                           if the ranker uses any)
+ranker/<variant>.json      the step with the lowest validation loss (if validated)
 ranker/<variant>/<step>/   Orbax checkpoints
-metrics.jsonl              one line a logged step
-fusion.json                the weights of ranker and popularity beside the retriever
+metrics.jsonl              one line per logged step
+fusion.json                the weights of ranker and popularity, relative to the retriever
 slates.npz                 the slates of every ranker row
 results.json               the table
 report.html                the table, curves, examples
@@ -67,7 +67,7 @@ _TOKENIZER_FILES = (
 
 
 class RunDirectory:
-    """Paths and the state of the stages of one run."""
+    """The paths of one run, and the status of its stages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,30 +88,30 @@ class RunDirectory:
         self.stages = StageLog(path)
 
     def retriever(self, model: str) -> Path:
-        """Where a retriever lives."""
+        """The folder of a retriever."""
         return self.path / "retriever" / model
 
     def candidates(self, model: str) -> Path:
-        """The candidates that a retriever proposed."""
+        """The file of a retriever's candidates."""
         return self.retriever(model) / "candidates.npz"
 
     def title_vectors(self, made_by: str) -> Path:
-        """Vectors of all titles, made by their words or by the language model of that path."""
+        """The file of title vectors that words, or the language model of that path, made."""
         return self.path / "title_vectors" / f"{fingerprint(made_by)}.npz"
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps the directory for this run alone while the block works in it.
+        """Locks the directory for this run while the block runs.
 
         Raises:
-            UserError: another process works in it, or it is a folder of something else.
+            UserError: another process holds the lock, or the folder is not a run directory.
         """
         processes.led(self._check_own)
         with lock.locked(self.path):
             yield
 
     def read_candidates(self, model: str) -> dict[str, np.ndarray]:
-        """What a retriever proposed: of validation and test, items, scores and target ranks.
+        """A retriever's candidates: items [U, C], scores [U, C] and target ranks [U] of both parts.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -127,14 +127,14 @@ class RunDirectory:
                     raise ValueError(f"{full} is {array.dtype} {array.shape}")
             shapes = {arrays[full].shape for full, name in names.items() if name != "rank"}
             if len(shapes) > 1:
-                raise ValueError("its arrays are of different sizes")
+                raise ValueError("its arrays differ in shape")
         return arrays
 
     def read_config(self) -> Config:
         """The config that the run was made with.
 
         Raises:
-            UserError: there is no run here, or it was written by a newer version.
+            UserError: the directory holds no run, or one of a newer version.
         """
         if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run directory (no config.yaml): name a run")
@@ -142,8 +142,8 @@ class RunDirectory:
         written = raw.pop("palr_jax", None)
         if written is None:
             raise UserError(
-                f"{self.path} is not a run directory ({self.config_file.name} is not of palr): "
-                "name a run"
+                f"{self.path} is not a run directory (its {self.config_file.name} was not written "
+                "by palr): name a run"
             )
         if _numbers(str(written)) > _numbers(VERSION):
             raise UserError(
@@ -163,29 +163,29 @@ class RunDirectory:
         except UserError as error:
             raise UserError(f"{error}: {mend}") from None
         if not isinstance(raw, dict):
-            raise UserError(f"{self.config_file} is damaged (it maps no keys to values): {mend}")
+            raise UserError(f"{self.config_file} is damaged (it is not a mapping): {mend}")
         return raw
 
     def write_config(self, config: Config) -> None:
         """Records the config of this run.
 
         Raises:
-            UserError: the directory holds a run on other data, or one of a newer version, or
-                files that are not of a run.
+            UserError: the directory holds a run on other data, one of a newer version, or files
+                that do not belong to a run.
         """
         self._check_own()
         if self.config_file.exists():
-            there = self.read_config()
-            if there.data != config.data:
+            existing = self.read_config()
+            if existing.data != config.data:
                 raise UserError(
-                    f"{self.path} holds a run on other data ({_difference(there, config)}): "
+                    f"{self.path} holds a run on other data ({_difference(existing, config)}): "
                     "choose another --name or delete that run"
                 )
         values = {"palr_jax": VERSION, **to_dict(config)}
         write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def _check_own(self) -> None:
-        """Checks that a folder which is there holds a run, or nothing."""
+        """Checks that the folder does not exist, is empty, or holds a run."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -195,12 +195,12 @@ class RunDirectory:
         others = sorted(child.name for child in self.path.iterdir() if not _is_left(child.name))
         if others:
             raise UserError(
-                f"{self.path} holds {others[0]!r} and is no run of palr: choose another --name or "
-                "--runs"
+                f"{self.path} holds {others[0]!r} and is not a run of palr: choose another --name "
+                "or --runs"
             )
 
     def write_profiles(self, user_ids: np.ndarray, sentences: Sequence[str]) -> None:
-        """Writes one line a user."""
+        """Writes one line per user."""
         lines = [
             json.dumps({"user": str(user), "profile": sentence}, ensure_ascii=False)
             for user, sentence in zip(user_ids, sentences, strict=True)
@@ -208,7 +208,7 @@ class RunDirectory:
         write_text(self.profiles, "".join(f"{line}\n" for line in lines))
 
     def profile_sources(self) -> str:
-        """How many profiles an LLM wrote, and for how many its answer could not be read."""
+        """A sentence: how many profiles the LLM wrote, and how many are fallbacks."""
         lines = read_lines(self.profiles)
         written = sum(line.get("from") == "llm" for line in lines)
         return (
@@ -227,7 +227,7 @@ class RunDirectory:
             return [str(line["profile"]) for line in lines]
 
     def token_files(self) -> list[Path]:
-        """All files that `write_tokens` may write, whichever tokenizer there is."""
+        """All files that `write_tokens` can write, for any tokenizer."""
         return [*(self.ranker / name for name in _TOKENIZER_FILES), self.items]
 
     def write_tokens(self, tokenizer: Tokenizer, items: Ragged) -> None:
@@ -249,12 +249,12 @@ class RunDirectory:
         return load_tokenizer(self.ranker), items
 
     def write_vectors(self, vectors: dict[str, np.ndarray]) -> None:
-        """Writes the item vectors that a ranker is tuned with, by their kind."""
+        """Writes the item vectors that a ranker is tuned with: kind → [I, D]."""
         if vectors:
             write_arrays(self.vectors, **vectors)
 
     def read_vectors(self, config: Config) -> list[np.ndarray]:
-        """The item vectors of every kind that a config names, [I, R] each.
+        """The item vectors of every kind that a config names, each [I, D].
 
         Raises:
             UserError: the file is missing or damaged.
@@ -270,7 +270,7 @@ class RunDirectory:
         return [found[kind] for kind in kinds]
 
     def write_weights(self, weights: Weights, tuned_on: str) -> None:
-        """Writes the weights of ranker and popularity beside the retriever."""
+        """Writes the weights of ranker and popularity, relative to the retriever."""
         write_json(self.fusion, {**dataclasses.asdict(weights), "tuned on": tuned_on})
 
     def read_weights(self) -> Weights:
@@ -281,14 +281,21 @@ class RunDirectory:
         """
         value = read_json(self.fusion)
         with reading(self.fusion, "delete it and run `palr evaluate`"):
-            weights = Weights(float(value["ranker"]), float(value["popularity"]))
-            if not all(math.isfinite(one) and one >= 0 for one in dataclasses.astuple(weights)):
-                raise ValueError(f"the weights are {weights.ranker} and {weights.popularity}")
+            weights = Weights(
+                float(value["ranker"]),
+                float(value["popularity"]),
+                # Absent in runs of version 0.1.
+                float(value.get("gate", 0.0)),
+                value.get("per_user", False) is True,
+            )
+            numbers = (weights.ranker, weights.popularity, weights.gate)
+            if not all(map(math.isfinite, numbers)) or min(numbers[:2]) < 0:
+                raise ValueError(f"the weights are {numbers}")
             return weights
 
 
 def _is_left(name: str) -> bool:
-    """Whether a kill before the first stage can have left a file of this name."""
+    """Whether a kill before the first stage can leave a file of this name."""
     return name == lock.NAME or (name.startswith(".") and name.endswith(".tmp"))
 
 
@@ -296,7 +303,7 @@ def _numbers(written: str) -> list[int]:
     return [int(part) for part in written.split(".") if part.isdigit()]
 
 
-def _difference(there: Config, here: Config) -> str:
-    old, new = to_dict(there)["data"], to_dict(here)["data"]
+def _difference(existing: Config, config: Config) -> str:
+    old, new = to_dict(existing)["data"], to_dict(config)["data"]
     key = next(key for key in new if old.get(key) != new[key])
-    return f"data.{key} is {old.get(key)!r} there, {new[key]!r} here"
+    return f"its data.{key} is {old.get(key)!r}, not {new[key]!r}"

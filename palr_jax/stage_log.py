@@ -1,4 +1,4 @@
-"""stages.json: of every stage, what it was made from, what it left, and whether it is done."""
+"""stages.json: the inputs, the outputs and the status of every stage."""
 
 import time
 from collections.abc import Callable
@@ -22,14 +22,14 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        name: as on the command line.
-        settings: the part of the config that it is made from.
-        inputs: files and folders of the user that it is made from, beside the data that are noted
-            while it reads them.
-        after: stages that it builds on; what they were made from, it is made from.
-        outputs: what it writes, which is deleted before it starts from something else.
-        optional: what it writes for some configs only; deleted like the outputs.
-        kept: what it writes and is not deleted, since it knows what it was made from.
+        name: the name on the command line.
+        settings: the part of the config that it depends on.
+        inputs: the user's files and folders that it depends on, in addition to the data files,
+            which are recorded when they are read.
+        after: stages that it depends on; their inputs are its inputs.
+        outputs: files that it writes; deleted before it runs with other inputs.
+        optional: files that it writes only for some configs; deleted like the outputs.
+        kept: files that it writes and that are not deleted, because they record their own inputs.
     """
 
     name: str
@@ -43,15 +43,16 @@ class Stage:
 
 @dataclass
 class Entry:
-    """What stages.json holds of a stage.
+    """The entry of a stage in stages.json.
 
     Attributes:
-        fingerprint: of its settings.
-        done: whether it has ended.
-        seconds: that it took.
-        inputs: the files that it was made from, as they were named; None if they were not noted,
-            as before version 0.2.
-        outputs: the files that it left, seen from the run directory; None as for `inputs`.
+        fingerprint: hash of its settings.
+        done: whether it has finished.
+        seconds: its duration.
+        inputs: the files that it was made from, by the path they were given as; None if not
+            recorded, as before version 0.2.
+        outputs: the files that it wrote, by path relative to the run directory; None as for
+            `inputs`.
     """
 
     fingerprint: str = ""
@@ -70,7 +71,7 @@ class StageLog:
     """
 
     folder: Path
-    # What this process has looked at: stages with whole outputs, and inputs.
+    # Caches of this process: stages whose outputs are intact, and stamps of inputs.
     _whole: set[str] = field(default_factory=set)
     _seen: Stamps = field(default_factory=dict)
 
@@ -95,15 +96,15 @@ class StageLog:
         with noting_files() as read:
             work()
         seconds = round(time.monotonic() - start, 1)
-        # The others wait, so that none of them finds the stage undone.
+        # The other processes wait, so that none of them sees the stage as unfinished.
         processes.led(lambda: self._end(stage, read, seconds))
         say(f"{stage.name}: done in {seconds:.0f} s")
 
     def require(self, stage: Stage) -> None:
-        """Checks that a stage that another one builds on is done.
+        """Checks that a stage that another one depends on is done.
 
         Raises:
-            UserError: it is not, or it would be made again.
+            UserError: it is not done, or `run` would run it again.
         """
         why = processes.led(lambda: self._missing(stage))
         if why:
@@ -112,10 +113,10 @@ class StageLog:
             )
 
     def check(self, paths: list[Path]) -> None:
-        """Checks of the files in these places that they are as their stages have left them.
+        """Checks that the files at or below these paths are as their stages wrote them.
 
         Raises:
-            UserError: one of them is not.
+            UserError: a file has changed.
         """
         roots = [f"{path.relative_to(self.folder)}" for path in paths]
         for entry in self._read().values():
@@ -124,8 +125,8 @@ class StageLog:
                 path = self.folder / name
                 if entry.done and is_asked and path.exists() and not is_whole(path, stamp):
                     raise UserError(
-                        f"{path} is damaged: run `palr run` with the config of this run, which "
-                        "makes it again"
+                        f"{path} is damaged: run `palr run` with the config of this run to write "
+                        "it again"
                     )
 
     def _begin(self, stage: Stage, check: Callable[[], object]) -> bool:
@@ -141,12 +142,12 @@ class StageLog:
         check()
         if is_other:
             if changed:
-                say(f"{stage.name}: {changed} has changed, so this stage is made again")
+                say(f"{stage.name}: {changed} has changed, so this stage is run again")
             for output in (*stage.outputs, *stage.optional):
                 delete(output)
         elif damaged:
             say(f"{stage.name}: {damaged[0]} is missing or damaged, so it is made again")
-            for path in filter(_is_made_at_once, damaged):
+            for path in filter(_is_not_resumable, damaged):
                 delete(self.folder / path)
         self._whole.discard(stage.name)
         self._note(stage, Entry(mark, inputs=inputs))
@@ -165,7 +166,7 @@ class StageLog:
         self._note(stage, entry)
 
     def _missing(self, stage: Stage) -> str:
-        """What keeps a stage from being done; "" if it is."""
+        """Why a stage does not count as done; "" if it does."""
         entry = self._read().get(stage.name, Entry())
         if not entry.done:
             return "is not done"
@@ -178,7 +179,7 @@ class StageLog:
         return f"has left {damaged[0]}, which is missing or damaged" if damaged else ""
 
     def _inputs_of(self, stage: Stage, entry: Entry) -> Stamps:
-        """The inputs of a stage as they are now; those that are out of reach as they were."""
+        """The current stamps of a stage's inputs; the recorded ones for unreachable files."""
         known, log = entry.inputs or {}, self._read()
         now: Stamps = {}
         for name in stage.after:
@@ -189,7 +190,7 @@ class StageLog:
             if not path.exists():
                 now |= {name: known[name] for name in known if name.startswith(str(path))}
         for name in set(known) - set(now) if not stage.after else ():
-            file = path_of(name)  # noted while it was read
+            file = path_of(name)  # recorded when it was read
             now[name] = self._look(file, known[name]) if file.is_file() else known[name]
         return now
 
@@ -200,7 +201,7 @@ class StageLog:
         return self._seen[name]
 
     def _damaged(self, stage: Stage, entry: Entry) -> list[str]:
-        """The outputs that are not as the stage left them."""
+        """The outputs that differ from what the stage wrote."""
         if stage.name in self._whole:
             return []
         if entry.outputs is None:
@@ -230,7 +231,7 @@ class StageLog:
 
 
 def _entry(values: dict[str, Any]) -> Entry:
-    """An entry from JSON; raises ValueError, TypeError or AttributeError if it is none."""
+    """An entry from JSON; raises ValueError, TypeError or AttributeError if it is invalid."""
     entry = Entry(**values)
     if not isinstance(entry.fingerprint, str) or not isinstance(entry.done, bool):
         raise ValueError("a stage has no fingerprint")
@@ -242,7 +243,7 @@ def _entry(values: dict[str, Any]) -> Entry:
 
 
 def _changed(entry: Entry, now: Stamps) -> str | None:
-    """The first input that is not what it was, None if all are."""
+    """The first input that has changed; None if all are unchanged."""
     if entry.inputs is None:
         return None
     for name in sorted({*entry.inputs, *now}):
@@ -252,6 +253,6 @@ def _changed(entry: Entry, now: Stamps) -> str | None:
     return None
 
 
-def _is_made_at_once(name: str) -> bool:
-    """Whether a file is none that its stage goes on from: a log, or a file of a checkpoint."""
+def _is_not_resumable(name: str) -> bool:
+    """Whether a stage cannot resume from a file, as it can from a log or a checkpoint."""
     return not name.endswith(".jsonl") and not any(part.isdigit() for part in Path(name).parts)

@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before JAX is imported: several devices on one machine, as on a pod; and programs that several
-# tests compile are compiled once.
+# Before JAX is imported: simulate several devices, as on a pod, and cache programs that several
+# tests compile.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"palr-jax-tests-{os.getuid()}")
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_device_ranks() -> Iterator[None]:
-    """Rankings run on one device, as most users' do: compiling for eight takes thrice as long."""
+    """Ranks on one device, as most users do: compiling for eight takes three times as long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(full_ranking, "_devices", lambda: jax.local_devices()[:1])
         yield
@@ -98,10 +98,10 @@ def _one_device_ranks() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """A module's compiled programs go with it.
+    """Frees a module's compiled programs after its tests.
 
-    Each holds dozens of memory mappings, those of one module up to 8,000; Linux grants a process
-    65,530 by default, and XLA crashes without them.
+    Each program holds dozens of memory mappings, those of one module up to 8,000. Linux limits a
+    process to 65,530 by default, and XLA crashes beyond that.
     """
     yield
     jax.clear_caches()
@@ -109,7 +109,7 @@ def _forget_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def catalog() -> Catalog:
-    """Thirty items with two categories or none."""
+    """Thirty items with two categories or zero."""
     words = ["Night", "Return of the King", "Day", "Ice, Fire", "Léon", "Sea"]
     titles = tuple(f"{words[i % 6]} {i} ({1980 + i})" for i in range(30))
     categories = tuple(() if i == 7 else (KINDS[i % 3], KINDS[(i + 1) % 3]) for i in range(30))

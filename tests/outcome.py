@@ -1,4 +1,4 @@
-"""What a call may end in."""
+"""The two allowed outcomes of a call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from palr_jax.errors import UserError
 
 
 def result_or_line(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, or the message of its UserError, which is one short line."""
+    """The result of a function, or the message of its UserError, which is one short line."""
     try:
         return function(*arguments)
     except UserError as error:

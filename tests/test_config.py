@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from palr_jax.config import (
     to_dict,
 )
 from palr_jax.errors import UserError
+from palr_jax.run_directory import RunDirectory
 from tests.locations import ROOT
 from tests.outcome import result_or_line
 
@@ -180,7 +182,7 @@ def test_a_bundled_config_is_found_by_name(tmp_path: Path, monkeypatch: pytest.M
         ("retriever", "5", "retriever: input should be a dictionary"),
         ("name", "../up", "name: string should match pattern"),
         ("seed", "{", "--seed: .{. is not valid YAML"),
-        ("seed", "{a: 1, a: 2}", "--seed: .*: a stands in line 1 already"),
+        ("seed", "{a: 1, a: 2}", "--seed: .*: a repeats line 1"),
         ("seed", "[" * 5_000, "--seed: .* is nested too deeply"),
         ("seed", "!!int abc", "--seed: .* is not valid YAML"),
         ("seed", "9" * 5_000, "--seed: .* is not valid YAML"),
@@ -208,8 +210,12 @@ def test_a_bundled_config_is_found_by_name(tmp_path: Path, monkeypatch: pytest.M
         ("data.columns.separator", ";;", "--data.columns.separator: ';;' is not one ASCII char"),
         ("data.columns.separator", '"', "--data.columns.separator: '\"' is not one ASCII char"),
         ("data.columns.user", "", "--data.columns.user: .* at least 1 character"),
-        ("instruct.template.answer", "{count:>9999999999}", "answer: {count:>9+} says more than"),
-        ("instruct.template.answer", "{kind!r}", "answer: {kind!r:} says more than"),
+        (
+            "instruct.template.answer",
+            "{count:>9999999999}",
+            "answer: {count:>9+} has a format or conversion",
+        ),
+        ("instruct.template.answer", "{kind!r}", "answer: {kind!r:} has a format or conversion"),
         ("instruct.template.answer", "{kind.__class__}", "unknown field {kind.__class__}"),
     ],
 )
@@ -368,3 +374,10 @@ def test_any_text_of_any_option_gives_a_config_or_one_line(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the config .*none.yaml: No such file"):
         load_config(tmp_path / "none.yaml", {})
+
+
+def test_the_config_of_a_run_directory_is_a_config(file: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.write_config(load_config(file, {"seed": "3"}))
+    again = load_config(run.config_file, {"name": "other"})
+    assert again == replace(load_config(file, {"seed": "3"}), name="other")

@@ -1,4 +1,4 @@
-"""Every file of a run, damaged in every way: what reads it gives its result or one line."""
+"""Every file of a run, damaged in every way: its reader gives the result or a one-line error."""
 
 import os
 import shutil
@@ -62,7 +62,7 @@ def test_any_damage_gives_a_slate_or_one_line(run: Path, data) -> None:
     file = run / data.draw(st.sampled_from([f"{one.relative_to(run)}" for one in files]))
     damage = data.draw(st.sampled_from(DAMAGE))
     before, times = file.read_bytes(), file.stat()
-    # Without what the stages have noted, each reader is on its own.
+    # Without stages.json no stamp detects the damage, so each reader must.
     state = run / "stages.json"
     is_noted = file != state and data.draw(st.booleans())
     noted = state.read_bytes()

@@ -30,4 +30,4 @@ def test_long_values_are_shown_by_their_ends() -> None:
     assert shown("short") == "'short'"
     assert len(shown("x" * 1_000_000)) <= 80
     assert len(shown({"a": ["x" * 1_000] * 1_000})) < 1_000
-    assert shown(16**5_000) == "a number that is too long to be written out"
+    assert shown(16**5_000) == "a number that is too long to print"

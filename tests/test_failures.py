@@ -1,4 +1,4 @@
-"""How commands end that the system does not let go on."""
+"""Exit codes and messages of commands that fail."""
 
 import errno
 import json
@@ -38,8 +38,8 @@ def test_whatever_the_system_refuses_is_one_line(code: int, capsys) -> None:
         (UserError("one\ntwo"), 2, r"palr: one\ntwo"),
         (OSError("12 requested and 5 written"), 2, "palr: 12 requested and 5 written"),
         (TimeoutError(), 2, "palr: TimeoutError()"),
-        (KeyboardInterrupt(), 130, "goes on where it was"),
-        (Terminated("told to stop"), 143, "told to stop: the same command goes on"),
+        (KeyboardInterrupt(), 130, "run the same command again to resume"),
+        (Terminated("told to stop"), 143, "told to stop: run the same command again"),
     ],
 )
 def test_every_end_has_its_code(error: BaseException, code: int, said: str, capsys) -> None:
@@ -66,7 +66,7 @@ def test_a_mistake_of_the_package_keeps_its_traceback() -> None:
 def test_errors_of_a_network_are_one_line(capsys) -> None:
     kind = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})
     assert guarded(failing(kind("503"))) == 2
-    assert "palr: the network fails (503)" in capsys.readouterr().err
+    assert "palr: network error (503)" in capsys.readouterr().err
 
 
 def palr(world: Path, *arguments: str, **options) -> subprocess.Popen:

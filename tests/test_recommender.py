@@ -153,7 +153,7 @@ def test_mistakes_end_in_one_line(
         ("aa", None, "titles: a list is expected, not 'aa'"),
         ([5], None, "titles, entry 1: a text is expected, not 5"),
         ([" \n"], None, "a new item has an empty title"),
-        (["aa", "a\u0301a", "áa"], None, "there is an item titled 'áa' already"),
+        (["aa", "a\u0301a", "áa"], None, "an item titled 'áa' already exists"),
     ],
 )
 def test_new_items_of_another_kind_are_refused(

@@ -1,4 +1,4 @@
-"""What a run directory takes over, and what it leaves alone."""
+"""What a run directory reuses, and what it leaves alone."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_changed_rows_and_titles_are_read_again(here: Path, capsys) -> None:
         (here / name).write_text(text.replace("Story", "Tales").replace("u3,", "x3,"))
         capsys.readouterr()
         assert main(["prepare", "--config", "tiny.yaml"]) == 0
-        assert f"{name} has changed, so this stage is made again" in capsys.readouterr().err
+        assert f"{name} has changed, so this stage is run again" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["prepare", "--config", "tiny.yaml"]) == 0
     assert "done before, skipped" in capsys.readouterr().err
@@ -135,14 +135,20 @@ def test_any_arrays_are_read_or_one_line(
 
 @pytest.mark.parametrize("name", ["ranker", "popularity"])
 @pytest.mark.parametrize("weight", ["NaN", "Infinity", "-1", '"x"', "null", "[1]"])
-def test_a_weight_that_is_none_is_refused(tmp_path: Path, weight: str, name: str) -> None:
+def test_a_weight_that_is_no_number_is_refused(tmp_path: Path, weight: str, name: str) -> None:
     run = RunDirectory(tmp_path)
-    run.write_weights(Weights(0.5, 0.25), "some users")
-    assert run.read_weights() == Weights(0.5, 0.25)
+    run.write_weights(Weights(0.5, 0.25, -0.5, True), "some users")
+    assert run.read_weights() == Weights(0.5, 0.25, -0.5, True)
     whole = run.fusion.read_text()
     run.fusion.write_text(whole.replace(f'"{name}": 0.', f'"{name}": {weight}, "": 0.'))
     with pytest.raises(UserError, match=r"fusion\.json cannot be read .*: delete it and run"):
         run.read_weights()
+
+
+def test_weights_of_version_0_1_have_no_gate(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.fusion.write_text('{"ranker": 0.5, "popularity": 0.1, "tuned on": "some users"}')
+    assert run.read_weights() == Weights(0.5, 0.1, 0.0, False)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"weight": 1.0}', "[]", "3"])

@@ -1,4 +1,4 @@
-"""When a stage is done, and when it is made again."""
+"""When a stage counts as done, and when it runs again."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from palr_jax.stage_log import Stage, StageLog
 
 
 class World:
-    """Two stages: `prepare` copies a file that it reads, `finetune` that copy and weights."""
+    """Two stages: `prepare` copies a file, `finetune` reads that copy and weights."""
 
     def __init__(self, folder: Path) -> None:
         self.run, self.data, self.weights = folder / "run", folder / "data", folder / "weights"
@@ -35,7 +35,7 @@ class World:
         )
 
     def go(self) -> list[str]:
-        """Runs what is not done; the stages that were made."""
+        """Runs the stages that are not done; returns the stages that ran."""
         self.made = []
         log = StageLog(self.run)
         log.run(self.prepare, self._prepare)

@@ -6,8 +6,6 @@
 The guarantee is the trie's and not the model's, so a tiny random model will do. The candidates are
 50 random unseen items, for one user in ten fewer than a slate has places. All users are written
 for greedily, by the best item, by draws and by `score`; every tenth from the whole catalog too.
-
-Letters: U users, C candidates, K items of a slate.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Compiles configs for the chips they are meant for; keeps their line `# compiled on …` true.
+"""Compiles configs for their chips, and updates or checks their line `# compiled on …`.
 
-    python tools/plans.py --write configs/llama-*/*.yaml    # writes the line anew
-    python tools/plans.py --check configs/llama-*/*.yaml    # exits with 1 if one is not true
+    python tools/plans.py --write configs/llama-*/*.yaml    # updates the line
+    python tools/plans.py --check configs/llama-*/*.yaml    # exits with 1 if a line is wrong
     python tools/plans.py --table configs/llama-7b/v5e-16.yaml   # the rows of docs/pods.md
 
-It needs the TPU compiler (palr-jax[tpu]) and no TPU, and takes a minute or two a config.
+It needs the TPU compiler (palr-jax[tpu]) but no TPU, and takes a minute or two per config.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from typing import Any
 
 GIB = 2**30
 LINE = re.compile(r"^# compiled on (\S+): peak ([\d.]+) GiB of ([\d.]+)$", re.M)
-# Compilers change from version to version: a line within this share is true.
+# Compiler versions differ: a line within this relative tolerance is right.
 TOLERANCE = 0.02
 PALR = "import sys; from palr_jax.cli import main; sys.exit(main())"
-# Chips, and how they are told to the mesh: whole slices hold the weights, slices repeat them.
+# Topology → mesh: weights are sharded within a slice and replicated over slices.
 SCALES = {
     "v5e:4x4": {"data": 1, "fsdp": 16},
     "v5e:4x8": {"data": 1, "fsdp": 32},
@@ -42,7 +42,7 @@ def plan(config: Path, *options: str) -> dict[str, Any]:
 
 
 def options_of(topology: str) -> list[str]:
-    """The options that plan the weak-scaling step of a topology."""
+    """The command-line options of the weak-scaling step on a topology."""
     mesh = SCALES[topology]
     chips = mesh["data"] * mesh["fsdp"]
     values = {f"mesh.{axis}": size for axis, size in mesh.items()}

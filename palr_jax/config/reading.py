@@ -15,6 +15,8 @@ from palr_jax.io.strict_yaml import read_yaml
 from palr_jax.retrieval.config import RetrieverConfig
 
 _LONGEST = 1_000_000
+# The config.yaml of a run directory also names the version that wrote it.
+VERSION_KEY = "palr_jax"
 _SCHEMA = TypeAdapter(Config)
 
 
@@ -25,7 +27,7 @@ def load_config(path: Path, overrides: dict[str, str]) -> Config:
     retriever (`retriever_presets`), and that over the default.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; the config.yaml of a run directory will do.
         overrides: dotted key → value as text, for example {"retriever.model": "popularity"}. A
             key of type text takes its value verbatim (`null` is None where None is allowed), all
             others are read as YAML.
@@ -35,6 +37,7 @@ def load_config(path: Path, overrides: dict[str, str]) -> Config:
             type or out of range. The message names the option if an override is to blame.
     """
     raw = _read_file(path)
+    raw.pop(VERSION_KEY, None)
     check_keys(raw, str(path), Config)
     values = {key: _value(key, text) for key, text in overrides.items()}
     _put_preset(raw, values)

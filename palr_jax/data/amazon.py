@@ -1,4 +1,4 @@
-"""Amazon reviews and metadata of 2014, 2018 and 2023, a category's two files."""
+"""Amazon reviews and metadata of 2014, 2018 and 2023: two files per category."""
 
 import ast
 import html
@@ -30,7 +30,7 @@ _INT64 = 2**63
 
 @dataclass(frozen=True)
 class _Form:
-    """What a release calls the values of a review: 2014 and 2018 alike, 2023 otherwise."""
+    """The keys of a review in a release; 2014 and 2018 have the same, 2023 others."""
 
     user: str
     item: str
@@ -44,21 +44,21 @@ _FORMS = (
 
 
 def read_amazon(config: DataConfig) -> RawTables:
-    """Reads the reviews (JSON lines) and the metadata (JSON or Python literals, one a line).
+    """Reads the reviews (JSON lines) and the metadata (JSON or Python literals, one per line).
 
     The files are `data.interactions` and `data.items`, or those of the folder `data.path`: the
-    metadata begin with `meta_`, the reviews are the only other ones, or the only that end in `_5`
-    (the 5-core). A line tells of which release it is: items are named by `asin` in 2014 and 2018
-    and by `parent_asin` in 2023; `categories` are paths in 2014 and one path in 2023, as
-    `category` in 2018.
+    metadata file begins with `meta_`; the reviews are the only other file, or the only one that
+    ends in `_5` (the 5-core). The release is recognised per line: the item key is `asin` in 2014
+    and 2018 and `parent_asin` in 2023; `categories` is a list of paths in 2014 and one path in
+    2023, like `category` in 2018.
 
-    Items that nobody reviewed are left out, and of several lines of an item the first counts. Many
-    items have no title: they go by their id, and one line says how many. HTML entities in texts
-    are replaced, and the category that all items share (`Beauty`) is dropped.
+    Items without reviews are skipped, and the first of several lines of an item counts. Items
+    without a title get their id as the title, and one line reports how many. HTML entities are
+    decoded, and a category that all items share (`Beauty`) is dropped.
 
     Raises:
-        UserError: a file is not given, missing, damaged or empty, or a line does not parse or
-            lacks a value; the file and the line are named.
+        UserError: a file is not given, missing, damaged or empty, or a line cannot be parsed or
+            lacks a value; names the file and the line.
     """
     reviews = _file(config.path, config.interactions, "data.interactions")
     metadata = _file(config.path, config.items, "data.items")
@@ -116,8 +116,8 @@ def _read_metadata(path: Path, wanted: set[str]) -> pl.DataFrame:
     found: dict[str, tuple[str, list[list[str]]]] = {}
     repeated = 0
     for number, line in numbered_lines(path, f"set data.items to {_EXPECTED}"):
-        # Parsing literals takes most of the time: pass over items that nobody reviewed, and over
-        # the hundreds of ids of what else was bought.
+        # Parsing literals takes most of the time, so skip items without reviews; _parsed skips the
+        # hundreds of related ids.
         named = _ASIN.findall(line)
         if named and wanted.isdisjoint(named):
             continue
@@ -138,7 +138,7 @@ def _read_metadata(path: Path, wanted: set[str]) -> pl.DataFrame:
 
 
 def _flat(categories: list[list[list[str]]]) -> list[list[str]]:
-    """The names on each item's paths, without the first name if all items share it."""
+    """The names on each item's paths, without the top name if all items share it."""
     tops = [{path[0] for path in paths if path} for paths in categories]
     shared = set.intersection(*filter(None, tops)) if any(tops) else set()
     return [
@@ -148,7 +148,7 @@ def _flat(categories: list[list[list[str]]]) -> list[list[str]]:
 
 
 def _parsed(line: str, path: Path, number: int, json_only: bool) -> Any:
-    """The object on a line; what does not begin as JSON does is read as a Python literal."""
+    """The object on a line; a line that does not start like JSON is read as a Python literal."""
     is_json = json_only or not line.lstrip().startswith(("{'", "{}"))
     try:
         if is_json:
@@ -165,14 +165,14 @@ def _parsed(line: str, path: Path, number: int, json_only: bool) -> Any:
 
 @dataclass(frozen=True)
 class _Record:
-    """The object on a line, and where it stands."""
+    """The object on a line, with its file and line number."""
 
     values: dict[str, Any]
     path: Path
     number: int
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text that can be written as UTF-8; without `default`, not empty."""
+        """The text of a key, encodable as UTF-8; not empty unless `default` is given."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
@@ -192,7 +192,7 @@ class _Record:
         return value
 
     def paths(self) -> list[list[str]]:
-        """The paths of categories, each from the widest on."""
+        """The paths of categories, each from the top category down."""
         key = "categories" if "categories" in self.values else "category"
         value = self.values.get(key)
         if value is None or value == "":

@@ -1,4 +1,4 @@
-"""The catalog: what is known of each item."""
+"""The catalog: id, title and categories of each item."""
 
 import re
 import unicodedata
@@ -11,10 +11,10 @@ from rapidfuzz import fuzz, process
 
 from palr_jax.errors import UserError
 
-# White space, control characters, and lone surrogates (which no UTF-8 file can hold).
+# White space, control characters, and lone surrogates (which UTF-8 cannot encode).
 _GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
-# Letters of a text that is looked for in vain: so many are compared, and so many shown.
-_COMPARED, _SHOWN = 300, 80
+# Characters of an unknown title that are compared with titles, and that errors quote.
+_COMPARED, _QUOTED = 300, 80
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Catalog:
 
     Attributes:
         item_ids: str, ids of the items in the source.
-        titles: text of the items, no two alike. MovieLens titles end in their year, so they need
-            nothing more; where two items still share a title, see `unique_titles`.
-        categories: names of the categories of each item, possibly none.
+        titles: unique titles of the items. MovieLens titles end in their year, which makes most
+            unique; `unique_titles` handles the others.
+        categories: names of the categories of each item, possibly empty.
     """
 
     item_ids: np.ndarray
@@ -36,14 +36,14 @@ class Catalog:
         return len(self.titles)
 
     def index_of(self, title: str) -> int:
-        """The index of the item with this title, in whatever form and case it is written.
+        """The index of the item with this title, in any Unicode form and letter case.
 
-        The title as it is goes before its normal form (`normal_title`), and that before other
-        cases of letters.
+        An exact match has priority over a match of the normal form (`normal_title`), and that over
+        a match without case.
 
         Raises:
-            UserError: no item has the title, or several have it in other cases; the three nearest
-                titles are named.
+            UserError: no item matches, or several match without case; names the three nearest
+                titles.
         """
         if title in self._by_title:
             return self._by_title[title]
@@ -56,7 +56,7 @@ class Catalog:
         )
         indices = [index for folded, *_ in found for index in self._by_folded[folded]][:3]
         names = ", ".join(repr(self.titles[index]) for index in indices)
-        asked = repr(title[:_SHOWN]) + ("…" if len(title) > _SHOWN else "")
+        asked = repr(title[:_QUOTED]) + ("…" if len(title) > _QUOTED else "")
         raise UserError(f"no single item is titled {asked}; the nearest titles are {names}")
 
     def with_items(
@@ -65,15 +65,16 @@ class Catalog:
         titles: Sequence[str],
         categories: Sequence[Sequence[str]] | None = None,
     ) -> "Catalog":
-        """The same with more items behind those that are there.
+        """A catalog with new items appended.
 
         Args:
-            item_ids: of the new items.
-            titles: of the new items, kept in their normal form.
-            categories: of each, in normal form too; by default none.
+            item_ids: ids of the new items.
+            titles: titles of the new items, stored in normal form.
+            categories: categories of each new item, stored in normal form; by default empty.
 
         Raises:
-            UserError: a title is there already, or empty, or categories are not as many as titles.
+            UserError: a title exists already or is empty, or the numbers of categories and titles
+                differ.
         """
         rows = [()] * len(titles) if categories is None else categories
         if len(rows) != len(titles):
@@ -85,7 +86,7 @@ class Catalog:
             if not title:
                 raise UserError("a new item has an empty title: give it a text")
             if title in fresh or self._of_form(title):
-                raise UserError(f"there is an item titled {title!r} already: recommend that one")
+                raise UserError(f"an item titled {title!r} already exists: recommend that one")
             fresh[title] = None
         return Catalog(
             item_ids=np.array([*self.item_ids, *item_ids]),
@@ -114,13 +115,13 @@ class Catalog:
 
 
 def _folded(title: str) -> str:
-    """The same for all cases of letters of a title, in whatever form it is written."""
+    """A key that is equal for all letter cases and Unicode forms of a title."""
     folded = normal_title(title).casefold()
     return folded if folded.isascii() else normal_title(folded)
 
 
 def unique_titles(titles: Sequence[str], item_ids: Sequence[str]) -> tuple[str, ...]:
-    """The titles, with ` [item id]` behind each that an earlier item has already."""
+    """The titles; ` [item id]` is appended to each title that an earlier item has."""
     taken: dict[str, None] = {}
     for title, item_id in zip(titles, item_ids, strict=True):
         while title in taken:
@@ -130,10 +131,9 @@ def unique_titles(titles: Sequence[str], item_ids: Sequence[str]) -> tuple[str, 
 
 
 def normal_title(text: str) -> str:
-    """The form in which a title is kept and looked up; a second application changes nothing.
+    """The normal form in which titles are stored and looked up; idempotent.
 
-    Characters are composed (Unicode NFC), and every run of white space and control characters is
-    one space, none around the text. A title that was typed or stored in another of these forms is
-    therefore the same title.
+    Characters are composed (Unicode NFC), every run of white space and control characters becomes
+    one space, and the ends are stripped. So titles that differ only in these are the same.
     """
     return _GAPS.sub(" ", unicodedata.normalize("NFC", text)).strip()

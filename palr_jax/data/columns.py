@@ -1,31 +1,37 @@
-"""Columns of a table, checked: ids, timestamps, texts and lists of texts."""
+"""Checked columns of a table: ids, timestamps, texts and lists of texts."""
 
+import ast
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
 from palr_jax.errors import UserError, shown
 
-# Arrays of ids are as wide as the longest of them.
+# An array of ids has the width of its longest id.
 _ID_BYTES = 256
-# Whole numbers up to here are exact in a type.
+# Integers up to this size are exact in a type.
 _EXACT = {pl.Float32: 2**24, pl.Float64: 2**53, pl.Decimal: 2**53}
 _NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", "N/A", "<NA>")
+# What stands in files where a category is not known, in small letters.
+NO_CATEGORY = frozenset({"", "(no genres listed)", "\\n", "<na>", "n/a", "nan", "none", "null"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column and where it stands.
+    """A column and its source.
 
     Attributes:
-        values: what it holds.
-        name: what it is called in its file.
-        table: the name of its file.
-        where: says for a row index where that row stands, as "FILE, line 7".
+        values: the values.
+        name: the name in the file.
+        table: the name of the file.
+        where: row index → its location, such as "FILE, line 7".
     """
 
     values: pl.Series
@@ -34,11 +40,11 @@ class Column:
     where: Callable[[int], str]
 
     def refuse(self, wrong: pl.Series, problem: str) -> None:
-        """Raises a UserError that names the first row where `wrong` holds, if there is one.
+        """Raises a UserError for the first row where `wrong` is true, if any.
 
         Args:
-            wrong: bool, a null counts as false.
-            problem: what is wrong, with {value} for the value.
+            wrong: bool; null counts as false.
+            problem: the error message, with {value} for the value.
         """
         row = wrong.fill_null(False).arg_max() if wrong.any() else None
         if row is not None:
@@ -46,23 +52,25 @@ class Column:
             raise UserError(f"{self.where(row)}: {told}: mend or delete that row")
 
     def refuse_type(self, expected: str) -> UserError:
-        """The error for a column of another type than is expected."""
+        """The error for a column of an unexpected type."""
         kind = str(self.values.dtype)
         return UserError(f"{self.table}: column {self.name!r} is of type {kind}, not {expected}")
 
 
 def ids(column: Column) -> pl.Series:
-    """The ids of a column as text; whole numbers stored as floats are written without fraction.
+    """The ids of a column as text, without spaces around it.
+
+    Whole numbers that are stored as floats are written without fraction.
 
     Raises:
-        UserError: the column holds neither texts nor numbers, or a row has no value, a number
-            that is not whole, a control character, or over 256 bytes.
+        UserError: the column holds neither texts nor numbers, or a row has no value, a number with
+            a fraction, a control character, or over 256 bytes.
     """
     values = column.values
     if values.dtype.is_float() or values.dtype.is_decimal():
         text = _whole(column)
     elif values.dtype.is_integer() or isinstance(values.dtype, _TEXTS):
-        text = _without_fractions(values.cast(pl.String))
+        text = _without_fractions(values.cast(pl.String).str.strip_chars(" "))
     else:
         raise column.refuse_type("texts or whole numbers")
     name = column.name
@@ -88,7 +96,7 @@ def timestamps(column: Column) -> pl.Series:
     if not (kind.is_numeric() or isinstance(kind, (*_TEXTS, pl.Date, pl.Datetime))):
         raise column.refuse_type("numbers or dates")
     if isinstance(kind, _TEXTS):
-        values = values.cast(pl.String)
+        values = values.cast(pl.String).str.strip_chars(" ")
         column.refuse(_blank(values), f"no value in column {column.name!r}")
     column.refuse(values.is_null(), f"no value in column {column.name!r}")
     if not (kind.is_float() or kind.is_decimal()):
@@ -108,7 +116,7 @@ def timestamps(column: Column) -> pl.Series:
 
 
 def texts(column: Column) -> list[str]:
-    """The column as texts, "" where there is none.
+    """The column as texts, "" for null.
 
     Raises:
         UserError: the column holds neither texts nor whole numbers.
@@ -120,18 +128,47 @@ def texts(column: Column) -> list[str]:
 
 
 def lists(column: Column, separator: str) -> list[list[str]]:
-    """The column as lists of texts; a text is a list joined by `separator`.
+    """The column as lists of texts; a text is split at `separator`.
+
+    Where all texts are lists as Python or JSON writes them (`['Comedy', 'Drama']`), as in a table
+    of pandas that was saved as CSV, they are read as such.
 
     Raises:
         UserError: the column holds neither texts nor lists of texts.
     """
     kind = column.values.dtype
     if not isinstance(kind, pl.List | pl.Array):
-        return [text.split(separator) for text in texts(column)]
+        joined = texts(column)
+        return _written(joined) or [text.split(separator) for text in joined]
     if not (kind.inner.is_integer() or isinstance(kind.inner, _TEXTS)):
         raise column.refuse_type("texts or lists of texts")
     rows = column.values.cast(pl.List(pl.String)).to_list()
     return [[name or "" for name in names or []] for names in rows]
+
+
+def _written(joined: list[str]) -> list[list[str]] | None:
+    """The lists that texts write out, or None if any text but an empty one is no list of texts."""
+    rows: list[list[str]] = []
+    for text in joined:
+        bare = text.strip()
+        if bare.casefold() in NO_CATEGORY:
+            rows.append([])
+            continue
+        if not (bare.startswith("[") and bare.endswith("]")):
+            return None
+        row = _literal(bare)
+        if row is None or not all(isinstance(name, str) for name in row):
+            return None
+        rows.append(row)
+    return rows if any(rows) else None
+
+
+def _literal(text: str) -> list[Any] | None:
+    """The list that a text in brackets writes out in JSON or in Python, or None."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+            return list(read(text))
+    return None
 
 
 def _whole(column: Column) -> pl.Series:
@@ -145,14 +182,14 @@ def _whole(column: Column) -> pl.Series:
 
 
 def _without_fractions(text: pl.Series) -> pl.Series:
-    """The column without ".0" behind its numbers, if all of them are written so."""
+    """Strips ".0" from the numbers of a column if all of them end in it."""
     if text.str.contains(r"^-?\d+\.0$").all(ignore_nulls=False) and len(text):
         return text.str.head(-2)
     return text
 
 
 def _blank(text: pl.Series) -> pl.Series:
-    """Where nothing stands; a word such as "nan" is nothing if all else is numbers."""
+    """Which values are missing; a word such as "nan" is missing if all others are numbers."""
     blank = text.is_null() | (text.str.strip_chars() == "")
     words = blank | text.is_in(_NO_VALUE)
     if words.sum() == blank.sum() or words.all():
@@ -162,7 +199,7 @@ def _blank(text: pl.Series) -> pl.Series:
 
 
 def _microseconds(text: str) -> int | None:
-    """Of an ISO 8601 date since 1970, in UTC where it names no offset; None for anything else."""
+    """Microseconds since 1970 of an ISO 8601 date, in UTC by default; None for other texts."""
     try:
         moment = datetime.fromisoformat(text.strip())
         aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -35,7 +35,7 @@ def _separator(value: object) -> object:
     return text
 
 
-# A name, or a number from 1; YAML reads the latter as a number.
+# A name, or a number from 1, which YAML reads as an integer.
 Column = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
 Separator = Annotated[str, BeforeValidator(_separator)]
 

@@ -1,4 +1,4 @@
-"""A table as text: CSV and its kin, with any separator, with and without a header line."""
+"""A table as text: CSV and similar formats, with any separator, with or without a header line."""
 
 import csv
 import io
@@ -24,8 +24,8 @@ class CsvFile:
 
     Attributes:
         content: the file.
-        separator: what stands between two fields, a single byte.
-        header: the fields of the first record, be they names or not.
+        separator: the field separator, a single byte.
+        header: the fields of the first record, names or values.
     """
 
     content: Content
@@ -41,16 +41,16 @@ class CsvFile:
     def read(
         self, places: list[int], has_header: bool
     ) -> tuple[pl.DataFrame, Callable[[int], str]]:
-        """The columns at `places` as text, and where a row stands.
+        """The columns at these indices as text, and a function from row to location.
 
-        Nothing is read as a number, so that an id such as 007 stays what it is.
+        Numbers are not parsed, so that an id such as 007 is unchanged.
 
         Raises:
-            UserError: the file is not UTF-8, or a record has another number of fields than the
-                first, or a quote is out of place; the line is named.
+            UserError: the file is not UTF-8, a record has another number of fields than the first,
+                or a quote is misplaced; names the line.
         """
         frame = self._parsed(has_header)
-        # Polars fills a short row with nulls, and gives a row of nulls for a blank line.
+        # Polars pads a short row with nulls, and reads a blank line as a row of nulls.
         if frame.width and not (frame[:, -1].fill_null("") != "").all():
             self._check_fields()
             frame = frame.filter(pl.any_horizontal((pl.all() != "").fill_null(False)))
@@ -76,7 +76,7 @@ class CsvFile:
         if frame.width != len(self.header):
             self._check_fields()
             raise self._stray_quote()
-        frame.columns = [str(place) for place in range(frame.width)]  # "*" would be a pattern
+        frame.columns = [str(index) for index in range(frame.width)]  # "*" would be a pattern
         return frame
 
     def _text(self) -> str:
@@ -93,7 +93,7 @@ class CsvFile:
                 raise UserError(f"{self.file}, line {line}: {problem}: mend or delete that line")
 
     def _stray_quote(self) -> UserError:
-        """The error for a quote in a bare field: all fields are there, and Polars refuses them."""
+        """The error for a quote in an unquoted field: no field is missing, but Polars fails."""
         text = self._text()
         lines = text.split("\n")
         starts = [line for line, _ in _records(self.file, text, self.separator)]
@@ -105,14 +105,14 @@ class CsvFile:
 
 
 def open_csv(content: Content, separator: str | None, fits: Callable[[list[str]], bool]) -> CsvFile:
-    """Finds what separates the fields of a text, unless it is given.
+    """Opens a text table and detects its separator, unless one is given.
 
-    It is tab for .tsv, .inter and .item. Else it is that of comma, semicolon, tab and `|` with
-    which the first record fits and most of the next records have as many fields as it.
+    It is tab for .tsv, .inter and .item. Otherwise it is that of comma, semicolon, tab and `|` with
+    which the first record fits and most of the next records have the same number of fields.
 
     Args:
         content: the file.
-        separator: of its fields, if the config says it.
+        separator: the separator from the config, if any.
         fits: whether a first record can be that of the table.
     """
     tabs = content.file.name.removesuffix(".gz").endswith((".tsv", ".inter", ".item"))
@@ -134,7 +134,7 @@ def _sample(content: Content, separator: str) -> list[list[str]]:
     text = content.data[:_SAMPLE_BYTES].decode(errors="replace")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     records: list[list[str]] = []
-    # A record that cannot be read is named when the whole file is.
+    # An invalid record is reported when the whole file is read.
     with suppress(csv.Error):
         for fields in reader:
             if any(fields):
@@ -145,7 +145,7 @@ def _sample(content: Content, separator: str) -> list[list[str]]:
 
 
 def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, each with the number of the line it starts on."""
+    """The records that are not blank, each with the number of its first line."""
     csv.field_size_limit(len(text) + 1)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     line = 1

@@ -1,7 +1,4 @@
-"""The interaction log: who took which item when.
-
-N: interactions.
-"""
+"""The interaction log: (user, item, time)."""
 
 from dataclasses import dataclass, replace
 
@@ -50,7 +47,7 @@ def encode(interactions: pl.DataFrame) -> InteractionLog:
 
 
 def by_time(log: InteractionLog) -> InteractionLog:
-    """The log sorted by time; what shares a timestamp keeps its order."""
+    """The log sorted by time; ties keep their order."""
     return log.take(np.argsort(log.timestamp_N, kind="stable"))
 
 

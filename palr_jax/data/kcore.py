@@ -1,6 +1,6 @@
 """The k-core of an interaction log.
 
-N: interactions; M: those still kept.
+Shapes: N interactions, M interactions still kept.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ def kcore_mask(user_N: np.ndarray, item_N: np.ndarray, k: int) -> np.ndarray:
     Args:
         user_N: int, user of each interaction, counted from 0.
         item_N: int, item of each interaction, counted from 0.
-        k: the fewest interactions a user and an item may have (paper, section 4.1: 5).
+        k: minimum number of interactions of a user and of an item (5 in the paper, section 3.1.1).
 
     Returns:
         bool [N], the largest set in which every user and every item occurs at least k times.

@@ -14,7 +14,7 @@ from palr_jax.errors import UserError, shown
 
 _BUNDLED = Path(__file__).parent / "bundled" / "ml-latest-small"
 _COLUMNS = Columns(user="userId", item="movieId", categories="genres", separator=",")
-# A control character that no field holds stands in for "::", since Polars wants a single byte.
+# Replaces "::", because Polars supports only single bytes; a control character no field holds.
 _STAND_IN = "\x1f"
 _UNKNOWN = "unknown"
 # The last columns of ml-100k's u.item, in the order of its u.genre.
@@ -37,7 +37,7 @@ def read_csv_archive(config: DataConfig) -> RawTables:
 
     Raises:
         UserError: `data.path` is not given or is neither the official zip nor a folder with these
-            files, or as `read_table`.
+            files; also as `read_table`.
     """
     return read_tables(_open(config, "ratings.csv"), _open(config, "movies.csv"), _COLUMNS)
 
@@ -47,7 +47,7 @@ def read_dat_archive(config: DataConfig) -> RawTables:
 
     Raises:
         UserError: `data.path` is not given or is neither the official zip nor a folder with these
-            files, a file is missing, cut off or empty, or a line does not parse.
+            files, a file is missing, truncated or empty, or a line cannot be parsed.
     """
     log = _Rows(_open(config, "ratings.dat"), "::", ("user", "item", "rating", "timestamp"))
     movies = _Rows(_open(config, "movies.dat"), "::", ("item", "title", "genres"))
@@ -85,9 +85,9 @@ class _Rows:
 
     Attributes:
         content: the file.
-        separator: of the fields.
-        names: of the fields.
-        required: how many of them, from the first on, are never empty; by default all.
+        separator: field separator.
+        names: names of the fields.
+        required: number of leading fields that are never empty; by default all.
     """
 
     content: Content
@@ -102,7 +102,7 @@ class _Rows:
         return Column(table[name], name, str(self.content.file), self.where)
 
     def table(self) -> pl.DataFrame:
-        """The file as columns of text; raises a UserError naming a line that does not fit."""
+        """The file as columns of text; raises a UserError for a line of another form."""
         data, separator = _utf8(self.content.data), self.separator
         if len(separator) > 1:
             data, separator = data.replace(separator.encode(), _STAND_IN.encode()), _STAND_IN
@@ -116,7 +116,7 @@ class _Rows:
             )
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
             raise self._misfit() from None
-        # What a short line lacks, and what it leaves empty, is null.
+        # Missing and empty fields are null.
         if any(frame[:, : self.required].null_count().row(0)) or frame[:, -1].null_count():
             raise self._misfit()
         return frame
@@ -138,7 +138,7 @@ def _interactions(rows: _Rows) -> pl.DataFrame:
 
 
 def _utf8(data: bytes) -> bytes:
-    """Text whose lines are UTF-8 or, as in the official files, Latin-1."""
+    """Converts lines that are Latin-1, as in the official files, to UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -37,15 +37,15 @@ class ParquetFile:
     def read(
         self, places: list[int], has_header: bool
     ) -> tuple[pl.DataFrame, Callable[[int], str]]:
-        """The columns at `places` as they are stored, and where a row stands.
+        """The columns at these indices with stored types, and a function from row to location.
 
-        `has_header` says nothing here: the columns of Parquet always have names.
+        `has_header` is ignored: columns of Parquet always have names.
 
         Raises:
-            UserError: the file is damaged, or holds more rows than a file of its size can.
+            UserError: the file is damaged, or claims more rows than a file of its size can hold.
         """
         with _parsing(self.content):
-            # By number: Polars takes names such as "*" for patterns.
+            # By index, because Polars reads names such as "*" as patterns.
             frame = pl.read_parquet(io.BytesIO(self.content.data), columns=places)
         return frame, lambda row: f"{self.file}, row {row + 1}"
 
@@ -68,7 +68,7 @@ def open_parquet(content: Content) -> ParquetFile:
 def _parsing(content: Content) -> Iterator[None]:
     """Turns the errors of Polars, and panics of its Rust code, into a `UserError`.
 
-    A panic writes a trace to the standard error of the process, which is turned off meanwhile.
+    A panic prints a trace to standard error, so that is redirected to /dev/null in the block.
     """
     error: BaseException | None = None
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -1,7 +1,4 @@
-"""From a source to a catalog and a split: read, drop repeats, k-core, leave-one-out.
-
-U: users.
-"""
+"""From a source to a catalog and a split: read, drop repeats, k-core, leave-one-out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,7 +50,7 @@ READERS: dict[Source, Callable[[DataConfig], RawTables]] = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the later stages know of the data.
+    """The data that later stages use.
 
     Attributes:
         split: the leave-one-out split over the items of `catalog`.
@@ -65,21 +62,20 @@ class Prepared:
 
     @property
     def num_interactions(self) -> int:
-        """Number of interactions, those held out included."""
+        """Number of interactions, including held-out ones."""
         return len(self.split.train.values_N) + 2 * self.split.num_users
 
 
 def prepare(config: DataConfig) -> Prepared:
-    """Reads a source and splits it (paper, section 4.1).
+    """Reads a source and splits it (paper, sections 3.1.1 and 3.1.2).
 
-    Interactions are sorted by time, ties in the order of the file; of repeated pairs of user and
-    item the first is kept; then users and items with fewer than `min_count` are removed until
-    none is left. Items are in the order of the items file, users in the order in which they first
-    appear in the interactions file.
+    Interactions are sorted by time, ties in file order. The first of repeated (user, item) pairs is
+    kept. Then users and items with fewer than `min_count` interactions are removed repeatedly.
+    Items are in the order of the items file, users in the order of their first interaction.
 
     Raises:
-        UserError: the source cannot be read, too few users or items remain, or an item that
-            remains has no title.
+        UserError: the source cannot be read, too few users remain, or a remaining item has no title
+            or several rows.
     """
     raw = READERS[config.source](config)
     unique = without_repeats(by_time(encode(raw.interactions)))
@@ -93,13 +89,13 @@ def prepare(config: DataConfig) -> Prepared:
     _check_users(core, config)
     log, catalog = _with_catalog(core, raw)
     if not any(catalog.categories):
-        say(f"{raw.items_file}: no item has a category, so nothing is known for profiles")
+        say(f"{raw.items_file}: no item has a category, so profiles have no keywords")
     histories = sequences(log)
     return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)
 
 
 def save(prepared: Prepared, directory: Path) -> None:
-    """Writes `split.npz` and `catalog.parquet` into `directory`, each whole or not at all."""
+    """Writes `split.npz` and `catalog.parquet` into `directory`, each atomically."""
     split, catalog = prepared.split, prepared.catalog
     columns = {
         "item": catalog.item_ids.tolist(),
@@ -121,7 +117,7 @@ def save(prepared: Prepared, directory: Path) -> None:
 
 
 def files(directory: Path) -> list[Path]:
-    """The files that `save` writes: of the split, of the catalog."""
+    """The files that `save` writes: the split's and the catalog's."""
     return [directory / "split.npz", directory / "catalog.parquet"]
 
 
@@ -151,7 +147,7 @@ def load(directory: Path) -> Prepared:
 
 
 def _check_split(split: Split) -> None:
-    """Raises ValueError if the arrays of a split do not belong together."""
+    """Raises ValueError if the arrays of a split are inconsistent."""
     for array in (split.train.values_N, split.validation_U, split.test_U):
         if array.dtype.kind != "i" or array.ndim != 1:
             raise ValueError(f"items are expected, not {array.dtype} {array.shape}")

@@ -1,4 +1,4 @@
-"""What every source is read into."""
+"""The tables that every source is read into."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,23 @@ from pathlib import Path
 import polars as pl
 
 from palr_jax.data.catalog import normal_title
+from palr_jax.data.columns import NO_CATEGORY
 
 ITEMS_SCHEMA: dict[str, pl.DataType] = {
     "item": pl.String(),
     "title": pl.String(),
     "categories": pl.List(pl.String()),
 }
-# What stands in files where a category is not known, in small letters.
-_NO_CATEGORY = frozenset({"", "(no genres listed)", "\\n", "<na>", "n/a", "nan", "none", "null"})
 
 
 @dataclass(frozen=True)
 class RawTables:
-    """A source as it was read, both tables in the order of their files.
+    """The tables of a source, both in file order.
 
     Attributes:
         interactions: user: str, item: str, timestamp: int64 or float64 (unit of the source).
-        items: item: str, title: str ("" if there is none), categories: list[str]; `ITEMS_SCHEMA`.
-        items_file: the file of the items, for errors that concern them.
+        items: item: str, title: str ("" if missing), categories: list[str]; `ITEMS_SCHEMA`.
+        items_file: the file of the items, for error messages.
     """
 
     interactions: pl.DataFrame
@@ -37,7 +36,7 @@ def items_table(
 ) -> pl.DataFrame:
     """The `items` of `RawTables`: texts in normal form, categories neither empty nor repeated.
 
-    What says that there is no category, as "(no genres listed)" of MovieLens, is none.
+    Notations of a missing category, such as MovieLens' "(no genres listed)", are dropped.
     """
     columns = {
         "item": ids,
@@ -48,5 +47,5 @@ def items_table(
 
 
 def _categories(names: Sequence[str]) -> list[str]:
-    known = (name for name in map(normal_title, names) if name.casefold() not in _NO_CATEGORY)
+    known = (name for name in map(normal_title, names) if name.casefold() not in NO_CATEGORY)
     return list(dict.fromkeys(known))

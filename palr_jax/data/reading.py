@@ -1,4 +1,4 @@
-"""Reading the files of a source: bounded in memory, and with errors that name file and line."""
+"""Reads the files of a source, with bounded memory and errors that name file and line."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ from typing import BinaryIO
 from palr_jax.errors import UserError
 from palr_jax.io.paths import path_of
 
-# No table shrinks further when it is compressed: beyond this, what is unpacked is no table.
+# Maximum compression ratio of a table; a higher one indicates a decompression bomb.
 _RATIO = 100
 _ALWAYS_BYTES = 256_000_000
 _LINE_BYTES = 16_000_000
@@ -31,18 +31,18 @@ _DAMAGED = (
     ValueError,
 )
 _PARQUET = b"PAR1"
-# The files that were read since `noting_files` began.
+# The files read in the current `noting_files` block.
 _noted: ContextVar[list[Path] | None] = ContextVar("noted", default=None)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds, unpacked.
+    """The unpacked content of a file.
 
     Attributes:
-        file: the name of the file in errors; inside a zip, the zip's path and the member's.
-        data: its bytes, without a byte order mark; not blank.
+        file: the name of the file in errors; for a zip member, the zip's path and the member's.
+        data: the bytes, without a byte order mark; not blank.
     """
 
     file: Path
@@ -51,7 +51,7 @@ class Content:
 
 @contextmanager
 def noting_files() -> Iterator[list[Path]]:
-    """Yields a list that gets every file of a source that is read while the block runs."""
+    """Yields a list to which every source file read in the block is added."""
     files: list[Path] = []
     token = _noted.set(files)
     try:
@@ -61,10 +61,10 @@ def noting_files() -> Iterator[list[Path]]:
 
 
 def given(value: str | None, key: str, expected: str) -> Path:
-    """The path that the config gives under `key`.
+    """The path of config value `key`.
 
     Raises:
-        UserError: the config gives none.
+        UserError: the value is None.
     """
     if value is None:
         raise UserError(f"{key} is not given: set it to {expected}")
@@ -75,8 +75,8 @@ def read_content(path: Path, mend: str) -> Content:
     """The bytes of a file, decompressed if its name ends in .gz; `mend` ends the errors.
 
     Raises:
-        UserError: the file is missing, cut off, empty, no Parquet though it is called so, holds a
-            line of over 16 MB, or is larger than any table once unpacked.
+        UserError: the file is missing, truncated or empty, is named .parquet but is not one, holds
+            a line of over 16 MB, or unpacks to more than a table can hold.
     """
     is_text, data, line_bytes = path.suffix != ".parquet", io.BytesIO(), 0
     with _reading(path, mend), path.open("rb") as file:
@@ -93,11 +93,11 @@ def read_content(path: Path, mend: str) -> Content:
 
 
 def unzip(path: Path, name: str, mend: str) -> Content:
-    """The bytes of the one file of this name in a zip, in whatever folder; `mend` ends the errors.
+    """The bytes of the single file of this name in a zip, in any folder; `mend` ends the errors.
 
     Raises:
-        UserError: the zip is missing or damaged, or the file is not in it, is encrypted, packed in
-            an unknown way, empty, or larger than any table once unpacked.
+        UserError: the zip is missing or damaged, or the file is not in it, is encrypted, has an
+            unknown compression, is empty, or unpacks to more than a table can hold.
     """
     with _reading(path, mend), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if Path(member.filename).name == name]
@@ -116,7 +116,7 @@ def numbered_lines(path: Path, mend: str) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file that are not blank, with their numbers; .gz is decompressed.
 
     Raises:
-        UserError: the file is missing, cut off, empty or not UTF-8, or a line is over 16 MB long.
+        UserError: the file is missing, truncated, empty or not UTF-8, or a line is over 16 MB long.
     """
     empty = True
     with _reading(path, mend), path.open("rb") as file:
@@ -145,10 +145,10 @@ def not_utf8(path: Path, line: int) -> UserError:
 
 
 def check_size(path: Path, unpacked: int, packed: int) -> None:
-    """Checks that what a file of `packed` bytes unpacks to is small enough to be a table.
+    """Checks that the unpacked size is plausible for a table of `packed` bytes.
 
     Raises:
-        UserError: it is not.
+        UserError: it is too large.
     """
     if unpacked > max(_ALWAYS_BYTES, _RATIO * packed):
         raise UserError(
@@ -159,7 +159,7 @@ def check_size(path: Path, unpacked: int, packed: int) -> None:
 
 @contextmanager
 def _reading(path: Path, mend: str) -> Iterator[None]:
-    """Turns the errors of reading `path` into a `UserError`, and notes that it was read."""
+    """Turns the errors of reading `path` into a `UserError`, and records that it was read."""
     try:
         yield
         files = _noted.get()
@@ -169,7 +169,7 @@ def _reading(path: Path, mend: str) -> Iterator[None]:
         raise UserError(f"{path} is missing: {mend}") from None
     except _DAMAGED as error:
         raise UserError(f"{path} is damaged or cut off ({error}): fetch it again") from None
-    except NotImplementedError as error:  # of zip files: the compression or the version
+    except NotImplementedError as error:  # zip files: unknown compression or version
         raise UserError(f"{path} cannot be unpacked ({error}): unpack it and {mend}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): {mend}") from None
@@ -185,14 +185,14 @@ def _content(file: Path, data: bytes, mend: str) -> Content:
 
 
 def _unpacked(path: Path, file: BinaryIO) -> io.BufferedReader:
-    """The stream of the file's content."""
+    """The stream of the file's unpacked content."""
     if path.suffix != ".gz":
         return io.BufferedReader(_Watched(path, file, file))
     return io.BufferedReader(_Watched(path, gzip.GzipFile(fileobj=file), file), 1_000_000)
 
 
 class _Watched(io.RawIOBase):
-    """A stream that ends in a `UserError` once it has unpacked more than a table can be."""
+    """A stream that raises a `UserError` once it has unpacked more than a table can hold."""
 
     def __init__(self, path: Path, stream: BinaryIO | gzip.GzipFile, packed: BinaryIO) -> None:
         self._path, self._stream, self._packed = path, stream, packed

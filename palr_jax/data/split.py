@@ -1,4 +1,6 @@
-"""Leave-one-out: the last item of a user tests, the one before validates, the rest trains."""
+"""Leave-one-out: a user's last item is for test, the one before for validation, the rest for
+training.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +14,7 @@ Part = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Split:
-    """The leave-one-out split of an interaction log (paper, section 4.1).
+    """The leave-one-out split of an interaction log (paper, section 3.1.2).
 
     Items and users are indices: item i is row i of the catalog, user u is `user_ids[u]`.
 
@@ -36,11 +38,11 @@ class Split:
         return len(self.validation_U)
 
     def targets(self, part: Part) -> np.ndarray:
-        """The item to find for each user, int32 [U]."""
+        """The target item of each user, int32 [U]."""
         return self.validation_U if part == "validation" else self.test_U
 
     def histories(self, part: Part) -> Ragged:
-        """What is known of each user before that item: training items, for test also validation."""
+        """The items before each user's target: the training items, for test also validation."""
         if part == "validation":
             return self.train
         joined_N = np.insert(self.train.values_N, self.train.offsets_R1[1:], self.validation_U)

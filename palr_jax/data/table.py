@@ -1,4 +1,4 @@
-"""Any pair of tables, interactions and items, as text (CSV and its kin) or Parquet."""
+"""Any pair of tables, interactions and items, as text (CSV and similar formats) or Parquet."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from palr_jax.io.progress import say
 
 _TEXT = (".csv", ".tsv", ".inter", ".item")
 _EXPECTED = "a .csv, .tsv, .inter or .item file, also with .gz, or a .parquet file"
-# RecBole writes the type of a column behind its name: "item_id:token".
+# RecBole appends the type of a column to its name: "item_id:token".
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _OPTIONAL = ("timestamp", "categories")
 
@@ -50,8 +50,8 @@ def read_table(config: DataConfig) -> RawTables:
     """Reads `data.interactions` and `data.items`, with the columns that `data.columns` names.
 
     Raises:
-        UserError: a file is not given, missing, damaged or empty, lacks a column, or a column or a
-            row holds what it cannot hold; the file and the column or line are named.
+        UserError: a file is not given, missing, damaged or empty, lacks a column, or holds an
+            invalid value; names the file and the column or line.
     """
     interactions = _content(config.interactions, "data.interactions")
     items = _content(config.items, "data.items")
@@ -74,7 +74,7 @@ def read_tables(interactions: Content, items: Content, columns: Columns) -> RawT
 
 def _items(content: Content, columns: Columns) -> pl.DataFrame:
     names = {"title": columns.title, "categories": columns.categories}
-    # A number counts the columns of the interactions, unless it is all that is known.
+    # A number in `item` is a column of the interactions, unless the title is a number as well.
     counted = columns.id is None and columns.item.isdecimal() and not columns.title.isdecimal()
     names = {"id": columns.id or ("item" if counted else columns.item), **names}
     found = _columns(_open(content, columns, names), names, "data.items")
@@ -106,10 +106,10 @@ def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> _
 
 
 def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str, Column]:
-    """The columns of these names, without those that may be left out and are not there.
+    """The columns of these names, without optional ones that the table lacks.
 
     Raises:
-        UserError: there is no such column, or several, or there are no rows.
+        UserError: a column is missing or ambiguous, or the table has no rows.
     """
     layout = _layout(table.header, names, table.is_named)
     places = _places(table, names, layout)
@@ -120,7 +120,7 @@ def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str,
     found = {}
     for role, place in places.items():
         name = table.header[place] if layout.has_header else str(place + 1)
-        # Polars takes names such as "*" for patterns, in operations on one column as well.
+        # Polars reads names such as "*" as patterns, in operations on one column as well.
         values = frame.to_series(order.index(place)).alias(role)
         found[role] = Column(values, name, str(table.file), where)
     return found
@@ -128,11 +128,11 @@ def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str,
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where columns stand in a first record.
+    """The columns of a table by their roles.
 
     Attributes:
-        has_header: whether that record holds names.
-        places: by role, all columns that the role's name or number can mean.
+        has_header: whether the first record holds names.
+        places: role → indices of all columns that match the role's name or number.
     """
 
     has_header: bool
@@ -142,8 +142,8 @@ class _Layout:
 def _layout(header: list[str], names: dict[str, str | None], is_named: bool) -> _Layout:
     """Finds columns by name, else by number from 1.
 
-    Where all that are there are given as numbers, the first record is one of values, whatever it
-    holds, unless the table is known to have names (`is_named`).
+    If all given columns are numbers, the first record is one of values, unless the table is known
+    to have names (`is_named`).
     """
     asked = {role: name for role, name in names.items() if name is not None}
     named = {role: _named(header, name) for role, name in asked.items()}
@@ -157,7 +157,8 @@ def _layout(header: list[str], names: dict[str, str | None], is_named: bool) -> 
 
 def _named(header: list[str], name: str) -> list[int]:
     typed = {name, *(f"{name}:{kind}" for kind in _RECBOLE_TYPES)}
-    return [place for place, column in enumerate(header) if column in typed]
+    found = [place for place, column in enumerate(header) if column in typed]
+    return found or [place for place, column in enumerate(header) if column.strip(" ") in typed]
 
 
 def _counted(header: list[str], name: str) -> list[int]:
@@ -167,7 +168,7 @@ def _counted(header: list[str], name: str) -> list[int]:
 
 
 def _places(table: _Table, names: dict[str, str | None], layout: _Layout) -> dict[str, int]:
-    """The one column of every role, without optional ones that no column can be meant for."""
+    """The index of each role's column, without optional roles that no column can match."""
     places = {}
     for role, found in layout.places.items():
         if len(found) > 1:

@@ -1,1 +1,1 @@
-"""Ranking with a LLaMA that can only write candidates: trie, scoring, generation."""
+"""Ranking with a LLaMA constrained to write candidates: trie, scoring, generation."""

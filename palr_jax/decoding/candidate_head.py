@@ -1,16 +1,15 @@
-"""The parameters with which a ranker scores candidates beside the choices of their trie.
+"""The parameters with which a ranker scores candidates, in addition to its LM head.
 
-A ranker may get two things beside the text of the history. The *prior*: the probability of
-each candidate, which stands at every choice of the trie; the LLaMA adds to it what it reads in the
-text. And *item vectors*: the retriever's embedding of every item, or what a language model makes of
-its title. They are mapped linearly to the input behind a title (as in CoLLM, Zhang et al. 2023, and
-LLaRA, Liao et al. 2024), compared with the hidden state at the end of the prompt, and with each
-other: a candidate that resembles the history scores higher. A ranker may also *read titles*: it
-reads the whole text of every candidate behind the history, and the hidden state at its end is
-mapped to a score. The choices alone look at the few tokens where titles part.
+A ranker may get two inputs besides the text of the history. The *prior* is the retriever's
+probability of each candidate. It enters every choice of the trie, and the logits of the LLaMA are
+added to it. *Item vectors* are the retriever's embedding of every item, or a language model's
+embedding of its title. They are mapped linearly to the input at the last token of a title (as in
+CoLLM, Zhang et al. 2023, and LLaRA, Liao et al. 2024), compared with the hidden state at the end of
+the prompt, and with each other: a candidate that resembles the history scores higher. A ranker may
+also *read titles*: it reads the whole text of every candidate after the history and maps the hidden
+state at its end to a score. The choices alone see only the few tokens where titles differ.
 
-Shapes: B rows, T tokens, S candidates, H history items, I items, R width of an item vector, D width
-of the LLaMA.
+Shapes: S candidates of a row, H history items, R width of an item vector.
 """
 
 from collections.abc import Sequence
@@ -25,32 +24,33 @@ from palr_jax.llm.llama import Llama
 
 Array = np.ndarray | jax.Array
 
-# The weight of the text before training: the prior should lead until the text has been learned.
+# Initial weight of the text: the prior should dominate until the text has been learned.
 _TEXT_SCALE = 0.05
-# Cosines differ by little: with their weights at 1, they count as much as this.
+# Cosines differ little, so they are multiplied by this in addition to their weights.
 _LIKENESS = 100.0
 
 
 class HeadParam(nnx.Param):
-    """A parameter of the head, trained in full beside adapters too."""
+    """A parameter of the head; trained in full, also when the LLaMA is tuned by adapters alone."""
 
 
 class ItemVectors(nnx.Variable):
-    """Item vectors, which are never trained."""
+    """Item vectors; never trained."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Known:
-    """What is known of the rows of a batch beside their tokens.
+    """Inputs of the head for the rows of a batch, in addition to their tokens.
 
     Attributes:
-        item_BT: int32, at the last token of an item's text the item, elsewhere -1.
-        item_BS: int32, the candidate in each slot; -1 where there is none, or no vector of it.
-        history_BH: int32, the items of each history, the newest last; -1 where there is none, or no
-            vector of it.
+        item_BT: int32, the item whose text ends at each token; -1 at all other tokens.
+        item_BS: int32, the candidate in each slot; -1 in empty slots and for items without a
+            vector.
+        history_BH: int32, the items of each history, the newest last; -1 at padding and for items
+            without a vector.
         prior_BS: float32, the retriever's log-probability of each candidate among those of its
-            row; equal numbers (such as 0) carry no information.
+            row; a constant (such as 0) carries no information.
     """
 
     item_BT: Array
@@ -60,9 +60,9 @@ class Known:
 
 
 class ItemBlock(nnx.Module):
-    """One kind of item vectors, and how they are used.
+    """One kind of item vectors and the maps that use them.
 
-    Maps start at zero: untrained, a block changes nothing.
+    All maps are zero-initialised: an untrained block changes nothing.
     """
 
     def __init__(self, dim: int, vectors_IR: Array) -> None:
@@ -70,18 +70,19 @@ class ItemBlock(nnx.Module):
         self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
         self.input_RD = HeadParam(jnp.zeros((width, dim)))
         self.query_DR = HeadParam(jnp.zeros((dim, width)))
-        # Of a candidate's mean and largest likeness to the history, and to its newest item.
+        # Weights of a candidate's mean and largest cosine with the history, and of its cosine with
+        # the newest item.
         self.likeness_3 = HeadParam(jnp.zeros((3,)))
 
     def inputs(self, item_BT: Array) -> jax.Array:
-        """What is added to the embedding of each token, [B, T, D]."""
+        """The vectors to add to the token embeddings, [B, T, D]."""
         vector_BTR = self._vectors(item_BT) * self.input_RD.shape[0] ** -0.5
         return jnp.einsum("BTR,RD->BTD", vector_BTR, self.input_RD[...])
 
     def scores(self, end_BD: jax.Array, known: Known) -> jax.Array:
-        """What the vectors say of each candidate, float32 [B, S]."""
+        """The score of each candidate by its vector, float32 [B, S]."""
         vector_BSR = self._vectors(known.item_BS)
-        # The width of both factors taken off, a step of the optimizer moves scores by little.
+        # Scaled down by the width of both factors, so that an optimizer step changes scores little.
         scale = self.query_DR.size**-0.5
         query_BR = end_BD.astype(jnp.float32) @ self.query_DR[...] * scale
         score_BS = jnp.einsum("BR,BSR->BS", query_BR, vector_BSR)
@@ -90,21 +91,21 @@ class ItemBlock(nnx.Module):
     def _likeness(self, vector_BSR: jax.Array, known: Known) -> jax.Array:
         """Cosines of candidates and history items: mean, largest and newest, [B, S, 3]."""
         history_BH = jnp.asarray(known.history_BH)
-        there_B1H = (history_BH >= 0)[:, None]
+        is_item_B1H = (history_BH >= 0)[:, None]
         cosine_BSH = jnp.einsum("BSR,BHR->BSH", _unit(vector_BSR), _unit(self._vectors(history_BH)))
-        mean_BS = cosine_BSH.sum(-1) / jnp.maximum(there_B1H.sum(-1), 1)
-        largest_BS = jnp.where(there_B1H, cosine_BSH, -1).max(-1)
+        mean_BS = cosine_BSH.sum(-1) / jnp.maximum(is_item_B1H.sum(-1), 1)
+        largest_BS = jnp.where(is_item_B1H, cosine_BSH, -1).max(-1)
         return jnp.stack([mean_BS, largest_BS, cosine_BSH[:, :, -1]], axis=-1)
 
     def _vectors(self, item_BX: Array) -> jax.Array:
-        """The vector of each item, [B, X, R]; zero for -1."""
+        """The vector of each item, [B, X, R]; zeros for -1."""
         item_BX = jnp.asarray(item_BX)
         vector_BXR = self.vectors_IR[...][jnp.maximum(item_BX, 0)]
         return jnp.where(item_BX[..., None] >= 0, vector_BXR, 0)
 
 
 class CandidateHead(nnx.Module):
-    """Weighs text, prior and item vectors; untrained, it ranks by the prior and the text alone."""
+    """Combines text, prior and item vectors; untrained, it ranks by prior and text alone."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class CandidateHead(nnx.Module):
         Args:
             dim: D.
             vectors: item vectors of each kind, [I, R]; all of the same items.
-            has_prior: whether the retriever's probabilities stand at every choice.
+            has_prior: whether the retriever's probabilities are added at every choice.
             reads_titles: whether the whole text of every candidate is read.
         """
         self.text_scale = HeadParam(jnp.float32(_TEXT_SCALE if has_prior else 1.0))
@@ -127,18 +128,18 @@ class CandidateHead(nnx.Module):
         self.blocks = nnx.List([ItemBlock(dim, vectors_IR) for vectors_IR in vectors])
 
     def inputs(self, item_BT: Array) -> jax.Array | None:
-        """What is added to the embedding of each token, [B, T, D]; None without item vectors."""
+        """The vectors to add to the token embeddings, [B, T, D]; None without item vectors."""
         if not len(self.blocks):
             return None
         return sum((block.inputs(item_BT) for block in self.blocks), start=jnp.zeros(()))
 
     def item_scores(self, end_BD: jax.Array, title_BSD: jax.Array, known: Known) -> jax.Array:
-        """The score of each candidate beside the choices, float32 [B, S].
+        """The score of each candidate besides the logits of its choices, float32 [B, S].
 
         Args:
             end_BD: the hidden state at the end of each prompt.
             title_BSD: the hidden state at the end of each candidate's text.
-            known: of the same rows.
+            known: inputs of the same rows.
         """
         score_BS = jnp.zeros(known.item_BS.shape, jnp.float32)
         if self.title_D is not None:
@@ -151,7 +152,7 @@ class CandidateHead(nnx.Module):
         return score_BS
 
     def without_text(self) -> "CandidateHead":
-        """A head that looks at no state of the LLaMA: prior and likeness of item vectors alone."""
+        """A head that ignores the LLaMA: it ranks by the prior and the cosines of item vectors."""
         silent = nnx.clone(self)
         silent.text_scale[...] = jnp.zeros_like(silent.text_scale[...])
         if silent.title_D is not None:
@@ -161,14 +162,14 @@ class CandidateHead(nnx.Module):
         return silent
 
     def with_vector(self, item_X: np.ndarray) -> np.ndarray:
-        """The same items, -1 for those that there is no vector of."""
+        """The same items, with -1 for those without a vector."""
         if not len(self.blocks):
             return item_X
         return np.where(item_X < self.blocks[0].vectors_IR[...].shape[0], item_X, -1)
 
 
 class RankingLlama(Llama):
-    """A LLaMA with a candidate head; as a language model it is the one it was made of."""
+    """A LLaMA with a candidate head; it shares the parameters of the `llama` it wraps."""
 
     def __init__(self, llama: Llama, head: CandidateHead) -> None:
         self.config, self.lora, self.compute = llama.config, llama.lora, llama.compute
@@ -179,16 +180,16 @@ class RankingLlama(Llama):
 
 
 def head_of(model: Llama) -> CandidateHead | None:
-    """The candidate head of a model, if it has one."""
+    """The candidate head of a model; None if it has none."""
     return model.candidate_head if isinstance(model, RankingLlama) else None
 
 
 def _unit(vector_BXR: jax.Array) -> jax.Array:
-    """Vectors of length 1; zeros stay zero."""
+    """The vectors scaled to length 1; zeros stay zero."""
     return vector_BXR / jnp.sqrt(jnp.maximum((vector_BXR**2).sum(-1, keepdims=True), 1e-12))
 
 
 def standardised(vectors_IR: jax.Array) -> jax.Array:
-    """Item vectors in float32, every column with mean 0, all of them with variance 1."""
+    """Item vectors in float32: every column has mean 0, the whole table variance 1."""
     centred_IR = vectors_IR.astype(jnp.float32) - vectors_IR.mean(axis=0)
     return centred_IR / jnp.maximum(jnp.sqrt((centred_IR**2).mean()), 1e-12)

@@ -1,12 +1,12 @@
 """Writing the slate: item 1, then item 2 given item 1, … without repeats.
 
-The model can only write candidates (paper, section 3.3: the LLM selects and orders 10). One
-forward pass per item: it reads the tokens of the item just written and, as `score` does, all nodes
-of the trie where the next item can branch, so that it knows the probability of every candidate
-left as the next item. A slate of ten items costs ten passes, whatever the candidates are called.
+The model can write candidates only (paper, section 2.1: "select the items from the candidates
+pool"). Each item takes one forward pass. It reads the tokens of the item just written and, as
+`score` does, all nodes of the trie where the next item can branch; that gives the probability of
+every remaining candidate as the next item. A slate of ten items takes ten passes, however long the
+titles of the candidates are.
 
-Shapes: B rows, T prompt tokens, S slots, M fed nodes, E edges, C tokens of an item, K items of the
-slate, D width.
+Shapes: S slots, M fed nodes, E edges, C tokens of an item.
 """
 
 from dataclasses import dataclass, replace
@@ -32,24 +32,24 @@ from palr_jax.decoding.score import (
     tree_layout,
 )
 from palr_jax.decoding.trie import Array, Trie
-from palr_jax.llm.kv_cache import KVCache, view_behind
+from palr_jax.llm.kv_cache import KVCache, view_after
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 
-# greedy takes the best token at every branching, beam the best item, sample draws tokens.
+# greedy takes the best token at every choice, beam the best item, sample draws tokens.
 Mode = Literal["greedy", "beam", "sample"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slate:
-    """What was written.
+    """The slate of every row.
 
     Attributes:
-        slot_BK: int32, the slots of the items in the order written; -1 behind the last.
-        logp_BK: float32, the log-probability of each item given the prompt and the items before,
-            renormalised at every decision over what was still allowed; -inf behind the last.
-        passes: int32, forward passes one after the other, the one over the prompts included.
+        slot_BK: int32, the slots of the items in the order written; -1 after the last.
+        logp_BK: float32, the log-probability of each item given the prompt and the items before
+            it, renormalised at every choice over the items still allowed; -inf after the last.
+        passes: int32, sequential forward passes, including the one over the prompts.
     """
 
     slot_BK: jax.Array
@@ -60,15 +60,15 @@ class Slate:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Plan:
-    """What is known of the rows before the first item.
+    """Inputs that stay constant while the slate is written.
 
     Attributes:
         score: the nodes to feed and the edges.
         text_BSC: int32, the tokens of each slot.
-        count_BS: int32, how many they are.
-        goal_B: int32, how many items to write.
-        temperature: divides logits when sampling.
-        key_B: random keys of the rows, one each.
+        count_BS: int32, how many tokens each slot has.
+        goal_B: int32, number of items to write.
+        temperature: divides the logits when sampling.
+        key_B: one random key per row.
     """
 
     score: ScorePlan
@@ -82,15 +82,15 @@ class _Plan:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _State:
-    """Where each row stands.
+    """The state of the loop.
 
     Attributes:
-        cache: keys and values of the prompt and of the items written but the last.
+        cache: keys and values of the prompt and of all written items but the last.
         logit_BE: logits of the edges for the next item.
-        alive_BS: bool, the slots that may be written.
-        slot_BK: int32, the slots written; -1 behind the last.
-        logp_BK: their log-probabilities; -inf behind the last.
-        count: int32, items written in rows that are not finished.
+        alive_BS: bool, the slots that may still be written.
+        slot_BK: int32, the slots written; -1 after the last.
+        logp_BK: their log-probabilities; -inf after the last.
+        count: int32, number of items written in unfinished rows.
     """
 
     cache: KVCache
@@ -118,21 +118,21 @@ def generate(
 
     Args:
         model: the ranker.
-        prompt_tokens_BT: int32, prompts padded on the right; widths in few sizes, since every
-            width is compiled.
-        prompt_length_B: int32, tokens of each prompt.
+        prompt_tokens_BT: int32, prompts padded on the right; keep the number of distinct widths
+            small, as each is compiled.
+        prompt_length_B: int32, number of tokens of each prompt.
         trie: one trie per row, of a few hundred candidates at most (see `search` for a catalog).
-        allowed_BS: bool, the slots that may be written; if none, none is written.
-        k: items to write; rows with fewer allowed write all of those.
-        mode: greedy takes the best token at every branching, as language models are decoded;
-            beam takes the best item, so that its first is the best of `score`; sample draws.
-        temperature: of sample, above 0; logits are divided by it.
-        key_B: of sample, a random key for each row.
-        sizes: as of `plan_score`.
-        prefix: how many tokens all prompts begin with.
+        allowed_BS: bool, the slots that may be written; a row without any stays empty.
+        k: items to write; a row with fewer allowed items writes all of them.
+        mode: greedy takes the best token at every choice, as language models are decoded; beam
+            takes the best item, so that its first is the best of `score`; sample draws tokens.
+        temperature: divides the logits of sample; greater than 0.
+        key_B: for sample, one random key per row.
+        sizes: as for `plan_score`.
+        prefix: the tokens that all prompts begin with.
 
     Raises:
-        ValueError: there is not one trie per prompt, or `sample` without keys.
+        ValueError: the number of tries is not that of the prompts, or sample has no keys.
     """
     B = len(prompt_length_B)
     if len(trie.slot_RS) != B:
@@ -155,10 +155,7 @@ def generate(
 
 
 def _texts(trie: Trie, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of each slot, int32 [B, S, C], and how many they are, [B, S]; 0 in empty slots.
-
-    C is `width`.
-    """
+    """The tokens of each slot, int32 [B, S, width], and their number, [B, S]; 0 in empty slots."""
     depth_BN, parent_BN = np.asarray(trie.depth_RN), np.asarray(trie.parent_RN)
     leaf_BS, is_leaf_BN = np.asarray(trie.leaf_RS), np.asarray(trie.num_children_RN) == 0
     node_BS = np.zeros_like(leaf_BS)
@@ -196,7 +193,7 @@ def _generate(
         return jnp.any(state.count < plan.goal_B)
 
     def step(state: _State) -> _State:
-        return _choose(plan, mode, _read(model, head_BED, plan, state))
+        return _choose(plan, mode, _read_last_item(model, head_BED, plan, state))
 
     state = _start(model, head_BED, plan, prompt_tokens_BT, prompt_length_B, allowed_BS, k, prefix)
     state = jax.lax.while_loop(unfinished, step, _choose(plan, mode, state))
@@ -235,8 +232,8 @@ def _start(
     )
 
 
-def _read(model: Llama, head_BED: jax.Array, plan: _Plan, state: _State) -> _State:
-    """Reads the item written last and, behind it, the nodes where the next can branch."""
+def _read_last_item(model: Llama, head_BED: jax.Array, plan: _Plan, state: _State) -> _State:
+    """Reads the item written last and the nodes where the next one can branch."""
     slot_B = jnp.take(state.slot_BK, state.count - 1, axis=1)
     slot_B1 = jnp.maximum(slot_B, 0)[:, None]
     text_BC = jnp.take_along_axis(jnp.asarray(plan.text_BSC), slot_B1[:, :, None], axis=1)[:, 0]
@@ -248,7 +245,7 @@ def _read(model: Llama, head_BED: jax.Array, plan: _Plan, state: _State) -> _Sta
         jnp.concatenate([text_BC, plan.score.token_BM], axis=1),
         count_B,
         state.cache,
-        view_behind(state.cache, layout.position_BT, layout.horizon_BT),
+        view_after(state.cache, layout.position_BT, layout.horizon_BT),
         keep=C,
     )
     logit_BE = edge_logits(head_BED, hidden_BTD, C, count_B, plan.score)
@@ -256,7 +253,7 @@ def _read(model: Llama, head_BED: jax.Array, plan: _Plan, state: _State) -> _Sta
 
 
 def _choose(plan: _Plan, mode: Mode, state: _State) -> _State:
-    """Writes one more item in every row that has not all of its items."""
+    """Writes one more item in every row that is not finished."""
     logp_BS = path_logps(state.logit_BE, state.alive_BS, plan.score.choices)
     match mode:
         case "beam":
@@ -264,7 +261,7 @@ def _choose(plan: _Plan, mode: Mode, state: _State) -> _State:
         case "greedy":
             merit_BS = _best_tokens(plan.score.choices, state)
         case "sample":
-            # The largest of log-probabilities with Gumbel noise is a draw from them.
+            # The argmax of log-probabilities with Gumbel noise is a sample of their distribution.
             tempered_BE = state.logit_BE / plan.temperature
             tempered_BS = path_logps(tempered_BE, state.alive_BS, plan.score.choices)
             merit_BS = tempered_BS + _noise(plan.key_B, state.count, logp_BS.shape[1])
@@ -282,7 +279,7 @@ def _choose(plan: _Plan, mode: Mode, state: _State) -> _State:
 
 
 def _best_tokens(choices: Choices, state: _State) -> jax.Array:
-    """0 for the slot that the best living edge of every node leads to, less for all others."""
+    """0 for the slot reached by the best living edge of every choice, negative for all others."""
     above_BES = above(choices)
     living_BE = (above_BES & state.alive_BS[:, None]).any(-1)
     logit_BE = jnp.where(living_BE, state.logit_BE, DEAD)
@@ -294,7 +291,7 @@ def _best_tokens(choices: Choices, state: _State) -> jax.Array:
 
 
 def _noise(key_B: Array, count: jax.Array, slots: int) -> jax.Array:
-    """Gumbel noise for every slot, drawn from the key of its row and the place in the slate."""
+    """Gumbel noise for every slot, drawn from the key of its row and the rank in the slate."""
 
     def row(key: jax.Array) -> jax.Array:
         return jax.random.gumbel(jax.random.fold_in(key, count), (slots,))

@@ -1,13 +1,11 @@
 """Ranking in one forward pass: P(candidate | prompt) of every candidate of every user.
 
-The nodes of a trie stand behind the prompt, and each sees the prompt and its own ancestors only.
-At every node that branches, the logits of its children are renormalised; the log-probability of a
-candidate is the sum over the branchings on its path. So the probabilities of a row sum to 1, and
-forced tokens cost nothing: there is no length bias, and only nodes that branch and what leads to
-them are fed.
+The nodes of a trie follow the prompt, and each sees only the prompt and its own ancestors. At every
+node that branches, the logits of its children are renormalised; the log-probability of a candidate
+is the sum over the choices on its path. So the probabilities of a row sum to 1. Forced tokens have
+probability 1: titles have no length bias, and only nodes that branch and their ancestors are fed.
 
-Shapes: B rows, T prompt tokens, M fed nodes, E edges (children of nodes that branch), S slots, N
-nodes of a trie, D width.
+Shapes: M fed nodes, E edges (children of nodes that branch), S slots, N nodes of a trie.
 """
 
 from dataclasses import dataclass, field
@@ -19,26 +17,26 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.decoding.candidate_head import CandidateHead, Known, head_of
-from palr_jax.decoding.trie import Array, Trie, round_up
-from palr_jax.llm.llama import Layout, Llama
+from palr_jax.decoding.trie import Array, Trie
+from palr_jax.llm.llama import Llama, TokenLayout
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
-from palr_jax.parallel.sharding import Shards
+from palr_jax.padding import to_multiple, to_power_of_two
 
-# A finite floor keeps nodes without a living edge free of NaN.
+# A finite floor avoids NaN at nodes without a living edge.
 DEAD = -1e30
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Choices:
-    """The choices along the tries of some rows.
+    """The choices of a batch of tries.
 
     Attributes:
         source_BE: int32, the choice that each edge belongs to; -1 at padding.
         first_BE: int32, the first leaf below the edge.
         last_BE: int32, the last leaf below the edge; -1 at padding.
-        leaf_BS: int32, the leaf of each slot; -1 where there is no candidate.
-        count: choices of a row at most: sources are below it.
+        leaf_BS: int32, the leaf of each slot; -1 in empty slots.
+        count: upper bound of the choices in a row: sources are below it.
     """
 
     source_BE: Array
@@ -51,19 +49,19 @@ class Choices:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ScorePlan:
-    """What to feed and where to decide, for tries of a few hundred candidates each.
+    """Which nodes to feed and where to decide, for tries of a few hundred candidates each.
 
     Attributes:
         token_BM: int32, the nodes to feed, in preorder.
         depth_BM: int32, their depths; 0 at padding.
-        horizon_BM: int32, the last fed node below each (itself, if none); -1 at padding.
+        horizon_BM: int32, the last fed node below each (itself if no other); -1 at padding.
         edge_token_BE: int32, the token of each edge.
-        edge_source_BE: int32, where it is decided: 0 behind the prompt, m + 1 behind fed node m,
+        edge_source_BE: int32, where it is decided: 0 after the prompt, m + 1 after fed node m,
             -1 at padding.
         edge_first_BE: int32, the first leaf below the edge.
         edge_last_BE: int32, the last leaf below the edge; -1 at padding.
-        leaf_BS: int32, the leaf of each slot; -1 where there is no candidate.
-        end_BS: int32, the fed node that ends the text of each slot; -1 where it is not fed.
+        leaf_BS: int32, the leaf of each slot; -1 in empty slots.
+        end_BS: int32, the fed node that ends the text of each slot; -1 if it is not fed.
     """
 
     token_BM: Array
@@ -78,7 +76,7 @@ class ScorePlan:
 
     @property
     def choices(self) -> Choices:
-        """The choices at the root (number 0) and at the fed nodes (m + 1)."""
+        """The choices at the root (choice 0) and at the fed nodes (choice m + 1)."""
         return Choices(
             self.edge_source_BE,
             self.edge_first_BE,
@@ -90,7 +88,7 @@ class ScorePlan:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Axes of plans; batches of the same sizes share a compiled program.
+    """The axes of a plan; batches of the same sizes share a compiled program.
 
     Attributes:
         fed: M, nodes to feed.
@@ -103,29 +101,29 @@ class Sizes:
     depth: int = 8
 
     def cover(self, other: "Sizes") -> "Sizes":
-        """Sizes with room for both."""
+        """The smallest sizes with room for both."""
         return Sizes(
             max(self.fed, other.fed), max(self.edges, other.edges), max(self.depth, other.depth)
         )
 
 
 def sizes_of(trie: Trie, whole: bool = False) -> Sizes:
-    """The least sizes that all rows of a trie have room in; a pass costs what is fed in it.
+    """The smallest sizes with room for every row of a trie; the cost of a pass grows with them.
 
     Args:
-        trie: of any rows.
+        trie: any number of rows.
         whole: see `plan_score`.
     """
     is_fed_RN, is_edge_RN = _fed(trie, whole), _edges(trie)
     return Sizes(
-        fed=max(8, -(-int(is_fed_RN.sum(axis=1).max()) // 8) * 8),
-        edges=round_up(max(1, int(is_edge_RN.sum(axis=1).max()))),
+        fed=to_multiple(max(1, int(is_fed_RN.sum(axis=1).max())), 8),
+        edges=to_power_of_two(max(1, int(is_edge_RN.sum(axis=1).max())), 8),
         depth=trie.max_depth,
     )
 
 
 def _fed(trie: Trie, whole: bool) -> np.ndarray:
-    """The nodes to feed, bool [R, N]: with two leaves below, one branches or leads to another."""
+    """The nodes to feed, bool [R, N]: those with two leaves below, which branch or lead to one."""
     first_RN, last_RN = np.asarray(trie.first_leaf_RN), np.asarray(trie.last_leaf_RN)
     has_two_RN = last_RN >= first_RN if whole else last_RN > first_RN
     return (np.asarray(trie.depth_RN) > 0) & has_two_RN
@@ -139,11 +137,11 @@ def _edges(trie: Trie) -> np.ndarray:
 
 
 def plan_score(trie: Trie, sizes: Sizes | None = None, whole: bool = False) -> ScorePlan:
-    """Plans on the host, in numpy, how to score the tries of a batch of rows.
+    """Plans on the host, in NumPy, how to score the tries of a batch of rows.
 
     Args:
         trie: one per row.
-        sizes: of the plan, which must have room for the trie; by default as small as can be.
+        sizes: axes of the plan; they must have room for the trie. By default the smallest.
         whole: feed all nodes, for a model that reads the whole text of every candidate.
     """
     sizes = sizes or sizes_of(trie, whole)
@@ -156,7 +154,7 @@ def plan_score(trie: Trie, sizes: Sizes | None = None, whole: bool = False) -> S
     fed_BM = _indices(is_fed_BN, sizes.fed)
     edge_BE = _indices(_edges(trie), sizes.edges)
 
-    # Subtrees are ranges of leaves: a later fed node is below this one if its first leaf is.
+    # A subtree is a range of leaves: a later fed node is below this one if its first leaf is.
     start_BM = _pick(first_BN, fed_BM, fill=np.iinfo(np.int32).max)
     stop_BM = _pick(last_BN, fed_BM, fill=-1)
     horizon_BM = (start_BM[:, None, :] <= stop_BM[:, :, None]).sum(-1, dtype=np.int32) - 1
@@ -175,11 +173,11 @@ def plan_score(trie: Trie, sizes: Sizes | None = None, whole: bool = False) -> S
 
 
 def _ends(trie: Trie, fed_BN: np.ndarray) -> np.ndarray:
-    """Number of the fed node that ends the text of each slot, from 1, [B, S]; 0 if there is none.
+    """The fed node that ends the text of each slot, counted from 1, [B, S]; 0 if it is not fed.
 
     Args:
-        trie: of the rows.
-        fed_BN: number of each node among the fed ones, from 1; 0 for the others.
+        trie: one per row.
+        fed_BN: index of each node among the fed ones, counted from 1; 0 for the others.
     """
     leaf_BS = np.asarray(trie.leaf_RS)
     ends_BN = (np.asarray(trie.num_children_RN) == 0) & (np.asarray(trie.last_leaf_RN) >= 0)
@@ -190,16 +188,16 @@ def _ends(trie: Trie, fed_BN: np.ndarray) -> np.ndarray:
 
 
 def _indices(mask_BN: np.ndarray, width: int) -> np.ndarray:
-    """The indices under a mask, [B, width], moved to the left; -1 behind them."""
+    """The indices where a mask is true, [B, width]; padded on the right with -1."""
     row, node = np.nonzero(mask_BN)
-    place = np.cumsum(mask_BN, axis=1)[row, node] - 1
+    column = np.cumsum(mask_BN, axis=1)[row, node] - 1
     index_BX = np.full((len(mask_BN), width), -1)
-    index_BX[row, place] = node
+    index_BX[row, column] = node
     return index_BX
 
 
 def _pick(values_BN: np.ndarray, index_BX: np.ndarray, fill: int) -> np.ndarray:
-    """The values at some indices of each row, int32 [B, X]; `fill` where the index is -1."""
+    """The values at the given indices of each row, int32 [B, X]; `fill` where the index is -1."""
     values_BX = np.take_along_axis(values_BN, index_BX, axis=1)
     return np.where(index_BX >= 0, values_BX, fill).astype(np.int32)
 
@@ -209,7 +207,6 @@ def score(
     prompt_tokens_BT: Array,
     prompt_length_B: Array,
     plan: ScorePlan,
-    shards: Shards | None = None,
     prefix: Prefix = NO_PREFIX,
     known: Known | None = None,
 ) -> jax.Array:
@@ -217,57 +214,53 @@ def score(
 
     Args:
         model: the ranker.
-        prompt_tokens_BT: int32, prompts padded on the right; widths in few sizes, since every
-            width is compiled.
-        prompt_length_B: int32, tokens of each prompt.
-        plan: what `plan_score` made of the tries of the same rows.
-        shards: over which mesh rows and weights are divided, if at all.
-        prefix: how many tokens all prompts begin with.
-        known: what the retriever knows of the same rows; a model with a candidate head needs it.
+        prompt_tokens_BT: int32, prompts padded on the right; keep the number of distinct widths
+            small, as each is compiled.
+        prompt_length_B: int32, number of tokens of each prompt.
+        plan: made by `plan_score` from the tries of the same rows.
+        prefix: the tokens that all prompts begin with.
+        known: inputs of the candidate head for the same rows; required if the model has one.
 
     Returns:
-        [B, S] float32, the log-probability of each candidate when only candidates can be written;
-        -inf in empty slots.
+        [B, S] float32, the log-probability of each candidate under constrained decoding; -inf in
+        empty slots.
     """
     graph, weights = nnx.split(model)
-    return score_step(
-        graph, weights, prompt_tokens_BT, prompt_length_B, plan, shards, prefix, known
-    )
+    return score_step(graph, weights, prompt_tokens_BT, prompt_length_B, plan, prefix, known)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@partial(jax.jit, static_argnums=(0, 5))
 def score_step(
     graph: nnx.GraphDef,
     weights: nnx.State,
     prompt_tokens_BT: jax.Array,
     prompt_length_B: jax.Array,
     plan: ScorePlan,
-    shards: Shards | None = None,
     prefix: Prefix = NO_PREFIX,
     known: Known | None = None,
 ) -> jax.Array:
-    """`score` of a model that is split, as `palr plan` compiles it."""
+    """`score` of a model split into graph and weights; `palr plan` compiles it."""
     model = nnx.merge(graph, weights)
     head = head_of(model)
     T = prompt_tokens_BT.shape[1]
     tokens_BT = jnp.concatenate([prompt_tokens_BT, plan.token_BM], axis=1)
     layout = tree_layout(T, prompt_length_B, jnp.int32(0), plan)
     added_BTD = None if head is None else _inputs(head, known, plan)
-    hidden_BTD = model.hidden(tokens_BT, layout, shards=shards, prefix=prefix, added_BTD=added_BTD)
-    weights_BED = model.head_weights(shards)[plan.edge_token_BE]
+    hidden_BTD = model.hidden(tokens_BT, layout, prefix=prefix, added_BTD=added_BTD)
+    weights_BED = model.head_weights()[plan.edge_token_BE]
     logit_BE = edge_logits(weights_BED, hidden_BTD, T, prompt_length_B, plan)
     if head is not None and known is not None:
         end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
-        place_BS = jnp.where(jnp.asarray(plan.end_BS) >= 0, T + plan.end_BS, 0)
-        title_BSD = jnp.take_along_axis(hidden_BTD, place_BS[:, :, None], axis=1)
+        index_BS = jnp.where(jnp.asarray(plan.end_BS) >= 0, T + plan.end_BS, 0)
+        title_BSD = jnp.take_along_axis(hidden_BTD, index_BS[:, :, None], axis=1)
         logit_BE = with_item_scores(head, logit_BE, end_BD, title_BSD, known, plan.choices)
     return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan.choices)
 
 
 def _inputs(head: CandidateHead, known: Known | None, plan: ScorePlan) -> jax.Array | None:
-    """What the head adds to the inputs of prompts; fed nodes get nothing."""
+    """The vectors that the head adds to the embeddings of prompt tokens; zeros at fed nodes."""
     if known is None:
-        raise ValueError("a model with a candidate head scores with what the retriever knows")
+        raise ValueError("a model with a candidate head needs its inputs: give known")
     fed = plan.token_BM.shape[1]
     return head.inputs(jnp.pad(jnp.asarray(known.item_BT), ((0, 0), (0, fed)), constant_values=-1))
 
@@ -280,30 +273,30 @@ def with_item_scores(
     known: Known,
     choices: Choices,
 ) -> jax.Array:
-    """Logits of the edges, [B, E], with what the retriever says of the candidates below each.
+    """Logits of the edges, [B, E], with the head's scores of the candidates below each added.
 
-    An edge gets the log-sum of the scores of the candidates below it, so that with a text that
-    says nothing P(candidate) is the softmax of these scores.
+    An edge gets the log-sum-exp of the scores of the candidates below it, so that if the text is
+    uninformative P(candidate) is the softmax of these scores.
 
     Args:
-        head: weighs text and retriever.
-        logit_BE: of the LM head.
+        head: the candidate head, which also scales the logits.
+        logit_BE: logits of the LM head.
         end_BD: the hidden state at the end of each prompt.
         title_BSD: the hidden state at the end of each candidate's text, if the head reads it.
-        known: scores and vectors of the candidates.
-        choices: of the same rows.
+        known: inputs of the head for the same rows.
+        choices: the choices of the same rows.
     """
     item_score_B1S = head.item_scores(end_BD, title_BSD, known)[:, None]
     below_BES = jnp.where(above(choices), item_score_B1S, DEAD)
     return head.text_scale[...] * logit_BE + jax.nn.logsumexp(below_BES, axis=-1)
 
 
-def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> Layout:
-    """T places with a causal run of tokens, then the fed nodes, each where its depth puts it.
+def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> TokenLayout:
+    """The layout of T causal tokens followed by the fed nodes, whose depths set their positions.
 
     Args:
-        T: places before the fed nodes.
-        length_B: int32, how many tokens stand in them; the rest is padding.
+        T: number of tokens before the fed nodes, including padding.
+        length_B: int32, how many of them are not padding.
         start_B: int32, the position of the first token.
         plan: the fed nodes.
     """
@@ -313,7 +306,7 @@ def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan
     horizon_BT = jnp.where(index_T < length_B1, last, -1)
     horizon_BM = jnp.where(plan.depth_BM > 0, T + plan.horizon_BM, -1)
     position_BM = start_B1 + length_B1 - 1 + plan.depth_BM
-    return Layout(
+    return TokenLayout(
         position_BT=jnp.concatenate([start_B1 + index_T, position_BM], axis=1),
         horizon_BT=jnp.concatenate([horizon_BT, horizon_BM], axis=1),
         branches=True,
@@ -323,21 +316,21 @@ def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan
 def edge_logits(
     head_BED: jax.Array, hidden_BTD: jax.Array, T: int, length_B: jax.Array, plan: ScorePlan
 ) -> jax.Array:
-    """Logits of the edges, float32 [B, E], where hidden states are laid out as `tree_layout` says.
+    """Logits of the edges, float32 [B, E], from hidden states in the order of `tree_layout`.
 
-    Only the rows of the LM head that belong to edges are needed.
+    `head_BED` holds only the rows of the LM head that belong to edges.
     """
     source_BE = jnp.asarray(plan.edge_source_BE)
-    place_BE = jnp.where(source_BE > 0, T - 1 + source_BE, length_B[:, None] - 1)
-    hidden_BED = jnp.take_along_axis(hidden_BTD, place_BE[:, :, None], axis=1)
+    index_BE = jnp.where(source_BE > 0, T - 1 + source_BE, length_B[:, None] - 1)
+    hidden_BED = jnp.take_along_axis(hidden_BTD, index_BE[:, :, None], axis=1)
     return jnp.einsum("BED,BED->BE", hidden_BED, head_BED, preferred_element_type=jnp.float32)
 
 
 def path_logps(logit_BE: jax.Array, alive_BS: jax.Array, choices: Choices) -> jax.Array:
-    """Log-probability of each slot, [B, S], when only slots that are alive can be written.
+    """Log-probability of each slot, [B, S], when only alive slots may be written.
 
-    Logits are renormalised over the edges of a node that lead to such slots, and summed along
-    the path; -inf for all other slots.
+    Logits are renormalised over the edges of a node that lead to alive slots, and summed along the
+    path; -inf for all other slots.
     """
     above_BES = above(choices)
     living_BE = (above_BES & alive_BS[:, None]).any(-1)
@@ -346,7 +339,7 @@ def path_logps(logit_BE: jax.Array, alive_BS: jax.Array, choices: Choices) -> ja
 
 
 def above(choices: Choices) -> jax.Array:
-    """Which edges lead to which slots, bool [B, E, S]."""
+    """Whether each edge leads to each slot, bool [B, E, S]."""
     leaf_B1S = jnp.asarray(choices.leaf_BS)[:, None]
     first_BE1 = jnp.asarray(choices.first_BE)[:, :, None]
     last_BE1 = jnp.asarray(choices.last_BE)[:, :, None]
@@ -354,7 +347,7 @@ def above(choices: Choices) -> jax.Array:
 
 
 def siblings(choices: Choices) -> jax.Array:
-    """Which edges belong to which choice, bool [B, count, E]."""
+    """Whether each edge belongs to each choice, bool [B, count, E]."""
     source_B1E = jnp.asarray(choices.source_BE)[:, None]
     return source_B1E == jnp.arange(choices.count)[:, None]
 

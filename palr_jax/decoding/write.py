@@ -1,6 +1,6 @@
-"""Writing free text greedily, for rows of different lengths at once.
+"""Greedy decoding of free text, for a batch of rows of different lengths.
 
-Shapes: B rows, T prompt tokens, N new tokens, D width, V vocabulary.
+Shapes: N new tokens, S stop tokens.
 """
 
 from collections.abc import Sequence
@@ -26,18 +26,18 @@ def write_text(
     new_tokens: int,
     stop_ids: Sequence[int],
 ) -> np.ndarray:
-    """The most probable token, again and again, until a stop token.
+    """Decodes greedily until a stop token.
 
     Args:
         model: any LLaMA.
-        prompt_tokens_BT: int32, prompts padded on the right; widths in few sizes, since every
-            width is compiled.
-        prompt_length_B: int32, tokens of each prompt, at least one.
-        new_tokens: N, most tokens to write.
+        prompt_tokens_BT: int32, prompts padded on the right; keep the number of distinct widths
+            small, as each is compiled.
+        prompt_length_B: int32, number of tokens of each prompt, at least one.
+        new_tokens: N, maximum number of tokens to write.
         stop_ids: tokens that end a row.
 
     Returns:
-        int32 [B, N], without the stop token; -1 behind the end of a row.
+        int32 [B, N], without the stop token; -1 after the end of a row.
     """
     graph, weights = nnx.split(model)
     stop_ids_S = jnp.asarray(stop_ids, jnp.int32)
@@ -56,23 +56,24 @@ def _write(
     new_tokens: int,
 ) -> jax.Array:
     model = nnx.merge(graph, weights)
+    head_VD = model.head_weights()
     B, T = tokens_BT.shape
-    # A row that has ended writes rubbish behind its last token, for which there is one slot more.
+    # A row that has ended keeps writing an undefined token after its last one: one extra slot.
     hidden_BTD, cache = model.prefill(tokens_BT, length_B, slots=T + new_tokens + 1)
     last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
     written_BN = jnp.full((B, new_tokens), -1, jnp.int32)
 
     def unfinished(state: _State) -> jax.Array:
-        place, _, _, _, going_B = state
-        return (place < new_tokens) & going_B.any()
+        index, _, _, _, going_B = state
+        return (index < new_tokens) & going_B.any()
 
     def step(state: _State) -> _State:
-        place, last_BD, cache, written_BN, going_B = state
-        next_B = model.logits(last_BD).argmax(-1).astype(jnp.int32)
+        index, last_BD, cache, written_BN, going_B = state
+        next_B = model.logits(last_BD, head_VD).argmax(-1).astype(jnp.int32)
         going_B &= ~jnp.isin(next_B, stop_ids_S)
-        written_BN = written_BN.at[:, place].set(jnp.where(going_B, next_B, -1))
+        written_BN = written_BN.at[:, index].set(jnp.where(going_B, next_B, -1))
         hidden_B1D, cache = model.extend(next_B[:, None], going_B.astype(jnp.int32), cache)
-        return place + 1, hidden_B1D[:, 0], cache, written_BN, going_B
+        return index + 1, hidden_B1D[:, 0], cache, written_BN, going_B
 
     start = (0, last_BD, cache, written_BN, jnp.ones(B, bool))
     return jax.lax.while_loop(unfinished, step, start)[3]

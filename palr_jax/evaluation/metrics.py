@@ -1,15 +1,13 @@
 """Metrics of a ranking with one relevant item per user, as functions of the rank of that item.
 
-Ranks count from 1. They may be halves, because an item tied with another counts as half above it,
+Ranks count from 1. They may be half-integers, because a tied item counts as half above the target,
 and infinite, because a slate may lack the item.
-
-Letters: U users, K places of a slate.
 """
 
 import numpy as np
 
 SLATE = 10
-"""Places of a slate; `summary` takes MRR inside it."""
+"""Items of a slate; `summary` computes MRR@10."""
 
 
 def hit_rate(rank_U: np.ndarray, k: int) -> np.ndarray:
@@ -27,14 +25,14 @@ def ndcg(rank_U: np.ndarray, k: int) -> np.ndarray:
 def mrr(rank_U: np.ndarray, k: int) -> np.ndarray:
     """Reciprocal rank per user, float64 [U]: 1 / rank among the first k, else 0.
 
-    It ends at k so that a retriever, which ranks the catalog, and a ranker, which writes a slate of
-    k items, compare.
+    It is cut at k so that a retriever, which ranks the catalog, and a ranker, which makes a slate
+    of k items, are comparable.
     """
     return hit_rate(rank_U, k) / np.asarray(rank_U, np.float64)
 
 
 def slate_rank(slate_UK: np.ndarray, target_U: np.ndarray) -> np.ndarray:
-    """Place of the target in each slate, float64 [U]; infinite where the slate lacks it."""
+    """Rank of the target in each slate, float64 [U], from 1; infinite if the slate lacks it."""
     hit_UK = np.asarray(slate_UK) == np.asarray(target_U)[:, None]
     return np.where(hit_UK.any(1), hit_UK.argmax(1) + 1.0, np.inf)
 
@@ -43,10 +41,10 @@ def summary(rank_U: np.ndarray) -> dict[str, float]:
     """Means over users of HR@1, HR@5, HR@10, NDCG@5, NDCG@10 and MRR.
 
     Raises:
-        ValueError: there are no users.
+        ValueError: `rank_U` is empty.
     """
     if not len(rank_U):
-        raise ValueError("there are no users to take a mean over")
+        raise ValueError("no users to average over")
     per_user = {f"HR@{k}": hit_rate(rank_U, k) for k in (1, 5, 10)}
     per_user |= {f"NDCG@{k}": ndcg(rank_U, k) for k in (5, 10)}
     per_user["MRR"] = mrr(rank_U, SLATE)

@@ -34,7 +34,7 @@ class Curve:
     """A line of a chart.
 
     Attributes:
-        label: in the legend.
+        label: label in the legend.
         x: steps or epochs.
         y: values.
     """
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of curves over the same axes."""
+    """A chart of curves with common axes."""
 
     title: str
     x_label: str
@@ -56,7 +56,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class SlateExample:
-    """One user as the ranker saw it.
+    """One user's prompt and slates.
 
     Attributes:
         user: id in the source.
@@ -80,9 +80,9 @@ def render(
     """The page as HTML.
 
     Args:
-        results: what results.json holds.
-        charts: of the training of rankers and retriever.
-        instructions: statistics and some examples of what rankers are tuned on.
+        results: the content of results.json.
+        charts: training curves of retriever and rankers.
+        instructions: statistics and examples of the instruction data.
         examples: slates of some users.
     """
     title = f"PALR on {results['dataset']}"
@@ -149,7 +149,7 @@ def cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def _compared(results: dict[str, Any]) -> list[str]:
-    """The rows that others are compared with, in the order of the table."""
+    """The baseline rows of the confidence intervals, in the order of the table."""
     names = {name for row in results["rows"] for name in row["ci95"]}
     return [row["model"] for row in results["rows"] if row["model"] in names]
 
@@ -191,10 +191,10 @@ def _image(chart: Chart) -> str:
 def _example(example: SlateExample) -> str:
     width = max(map(len, example.slates.values()), default=0)
     rows = []
-    for place in range(width):
-        cells = [f"<td>{place + 1}</td>"]
+    for index in range(width):
+        cells = [f"<td>{index + 1}</td>"]
         for titles in example.slates.values():
-            title = titles[place] if place < len(titles) else ""
+            title = titles[index] if index < len(titles) else ""
             mark = " class='hit'" if title == example.target else ""
             cells.append(f"<td style='text-align:left'{mark}>{_text(title)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -207,7 +207,7 @@ def _example(example: SlateExample) -> str:
 
 
 def retriever_cells(row: dict[str, Any]) -> dict[str, str]:
-    """Column → text of a row of the comparison of retrievers, the paper's numbers at the end."""
+    """Column → text of a row of the table of retrievers; the last columns are the paper's."""
     cells = {"model": str(row["model"])}
     for name, value in row.items():
         if isinstance(value, float):

@@ -1,11 +1,11 @@
-"""How far a difference between two models may be chance: the paired bootstrap over users.
+"""Confidence interval of the difference between two models: the paired bootstrap over users.
 
-Letters: U users, V distinct differences, C samples drawn at once.
+Shapes: V distinct differences, C samples of a chunk.
 """
 
 import numpy as np
 
-_MAX_COUNTS = 4_000_000  # counts held at once: 32 MB
+_MAX_COUNTS = 4_000_000  # counts of a chunk: 32 MB
 
 
 def paired_bootstrap(
@@ -13,19 +13,20 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """The 95% percentile interval of the mean of `metric_a_U - metric_b_U` over users.
 
-    Each sample draws U users with replacement and takes both metrics of a drawn user (Efron and
+    Each sample draws U users with replacement and uses both metrics of a drawn user (Efron and
     Tibshirani 1993, chapter 13). Users with the same difference are interchangeable, so a sample is
-    drawn as one multinomial count per distinct difference: the same distribution, and a metric of
-    one relevant item in k places has at most a few hundred of them however many users there are.
+    drawn as one multinomial count per distinct difference. The distribution is the same, and a
+    metric at k of one relevant item has at most a few hundred distinct differences for any number
+    of users.
 
     Raises:
-        ValueError: the metrics are not of the same users, or there are none.
+        ValueError: the metrics are not of the same users, or are empty.
     """
     difference_U = np.asarray(metric_a_U, np.float64) - np.asarray(metric_b_U, np.float64)
     if np.shape(metric_a_U) != np.shape(metric_b_U) or difference_U.ndim != 1:
         raise ValueError("a paired comparison needs two metrics of the same users")
     if not len(difference_U):
-        raise ValueError("there are no users to draw from")
+        raise ValueError("no users to draw from")
     value_V, count_V = np.unique(difference_U, return_counts=True)
     means = _sample_means(value_V, count_V, np.random.default_rng(seed), samples)
     low, high = np.percentile(means, [2.5, 97.5])

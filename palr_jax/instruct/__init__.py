@@ -1,1 +1,1 @@
-"""Items and users become token segments: templates, tasks, profiles, the grain pipeline."""
+"""Instruction data as tokens: templates, tasks, profiles, the grain pipeline."""

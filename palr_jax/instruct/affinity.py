@@ -1,6 +1,6 @@
-"""Items near a user: the 3-hop walk user → item → user → item (paper, section 3.3).
+"""Items near a user: the 3-hop walk user → item → user → item (paper, section 2.2).
 
-Shapes: U users, I items, B users at a time, K items of a user.
+Shapes: B users of a chunk.
 """
 
 import numpy as np
@@ -8,26 +8,27 @@ from scipy import sparse
 
 from palr_jax.ragged import Ragged
 
-# How strongly popular items are held back: walk probability / popularity ** this. 0.6 is where
-# Paudel et al. (2017, RP3beta) found recommendations both accurate and diverse.
+# Exponent of the popularity that walk probabilities are divided by. At 0.6 Paudel et al. (2017,
+# RP3beta) found recommendations both accurate and diverse.
 _POPULARITY_POWER = 0.6
-_USERS_AT_A_TIME = 128
+_CHUNK = 128
 
 
 def three_hop(train: Ragged, num_items: int, users: np.ndarray, k: int) -> Ragged:
-    """The `k` items nearest to each of `users`, none of them a training item of the user.
+    """The `k` items nearest to each of `users`, without the user's own training items.
 
-    A random walk of three steps starts at the user; an item's affinity is the probability to end
-    there, divided by a power of the item's popularity. Only training interactions are walked.
+    A random walk of three steps starts at the user; an item's affinity is the probability that the
+    walk ends at it, divided by a power of its popularity. The graph holds training interactions
+    only.
 
     Args:
         train: training items per user.
         num_items: size of the catalog.
-        users: whose items are wanted.
-        k: items of a user at most; a user without neighbours has fewer.
+        users: the users to walk from.
+        k: maximum number of items per user; a user with few neighbours gets fewer.
 
     Returns:
-        A row for every user of `train`, nearest first; users not asked for have an empty one.
+        One row per user of `train`, nearest items first; empty for users that are not in `users`.
     """
     seen_UI = sparse.csr_array(
         (np.ones(len(train.values_N)), train.values_N, train.offsets_R1),
@@ -37,8 +38,8 @@ def three_hop(train: Ragged, num_items: int, users: np.ndarray, k: int) -> Ragge
     out_UI = sparse.csr_array(sparse.diags_array(1 / np.maximum(train.lengths_R, 1)) @ seen_UI)
     back_IU = sparse.csr_array(sparse.diags_array(1 / popularity_I) @ seen_UI.T)
     rows = [np.zeros(0, np.int32)] * len(train)
-    for start in range(0, len(users), _USERS_AT_A_TIME):
-        users_B = users[start : start + _USERS_AT_A_TIME]
+    for start in range(0, len(users), _CHUNK):
+        users_B = users[start : start + _CHUNK]
         walked_BI = (out_UI[users_B] @ back_IU @ out_UI).toarray()
         walked_BI /= popularity_I**_POPULARITY_POWER
         walked_BI[seen_UI[users_B].nonzero()] = 0

@@ -1,11 +1,11 @@
-"""The choices that lead to one item among some candidates, for training.
+"""The choices on the path to one of several candidates, for training.
 
-Ranking looks at all choices of a trie; the probability of one item takes those on its own path
-alone. So training feeds a few tokens a moment and not the whole trie, unless the ranker reads the
-whole text of every candidate.
+Ranking evaluates all choices of a trie; the probability of one item depends only on those along its
+own path. So training feeds a few tokens per moment instead of the whole trie, unless the ranker
+reads the whole text of every candidate.
 
-Shapes: C candidates, W tokens of the longest candidate, E edges, F fed tokens, P tokens of the path
-to the target that are fed.
+Shapes: W tokens of the longest candidate, E edges, F fed tokens, P fed tokens on the path to the
+target, G groups of candidates that share a prefix.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ class PathChoices:
     """The choices on the path to a target.
 
     Attributes:
-        order_C: the candidates as the leaves of their trie stand.
+        order_C: the candidates in the order of the leaves of their trie.
         target: the leaf of the target.
         fed_F: int32, the tokens to feed.
-        depth_F: int32, how many tokens each makes with those above it.
-        horizon_F: int32, the last fed token below each (itself, if none).
-        path_P: int32, where the tokens of the target stand among the fed ones.
-        end_C: int32, where the last token of each leaf stands among them; -1 if it is not fed.
+        depth_F: int32, depth of each fed token in the trie, from 1.
+        horizon_F: int32, the last fed token below each (itself if no other).
+        path_P: int32, indices of the target's tokens among the fed ones.
+        end_C: int32, index of the last token of each leaf among them; -1 if it is not fed.
         token_E: int32, the token of each edge.
-        source_E: int32, the choice that it belongs to, from 0 down the path.
-        depth_E: int32, how many tokens of the target stand before the choice.
+        source_E: int32, the choice that the edge belongs to, from 0 along the path.
+        depth_E: int32, number of tokens of the target before the choice.
         first_E: int32, the first leaf below the edge.
         last_E: int32, the last leaf below it.
     """
@@ -54,10 +54,10 @@ def path_choices(
     """Finds the choices that lead to candidate number `target`.
 
     Args:
-        items: the tokens of every item; none begins with all tokens of another.
+        items: the tokens of every item; no item is a prefix of another.
         candidates_C: distinct items, at least one.
         target: index into `candidates_C`.
-        whole: feed the whole trie, and not only what the choices need.
+        whole: feed the whole trie instead of only the nodes that the choices need.
     """
     length_C = items.lengths_R[candidates_C]
     padded_CW = np.full((len(candidates_C), int(length_C.max())), -1, np.int32)
@@ -92,21 +92,22 @@ def path_choices(
 
 
 def _whole_trie(sorted_CW: np.ndarray, leaf: int) -> tuple[np.ndarray, ...]:
-    """All nodes in preorder: tokens, depths, horizons, the path to a leaf, and the ends of leaves.
+    """All nodes in preorder: `fed_F` to `end_C` of `PathChoices`.
 
     Args:
-        sorted_CW: the tokens of the leaves in their order, -1 behind the last.
-        leaf: where the path leads.
+        sorted_CW: the tokens of the leaves in order, padded with -1.
+        leaf: the end of the path.
     """
     length_C = (sorted_CW >= 0).sum(axis=1)
     differs_CW = sorted_CW[1:] != sorted_CW[:-1]
-    shared_C = np.append(0, differs_CW.argmax(axis=1))  # tokens shared with the leaf before
-    # A leaf brings the nodes that it does not share with the leaf before it.
+    shared_C = np.append(0, differs_CW.argmax(axis=1))  # tokens shared with the previous leaf
+    # A leaf adds the nodes that it does not share with the previous one.
     fresh_C = length_C - shared_C
     start_C1 = np.append(0, np.cumsum(fresh_C))
     leaf_F = np.repeat(np.arange(len(length_C)), fresh_C)
     depth_F = np.arange(len(leaf_F)) - start_C1[leaf_F] + shared_C[leaf_F] + 1
-    # least_CC[i, j]: tokens that all leaves from i to j share. Those below a node share its depth.
+    # least_CC[i, j]: number of tokens that all leaves from i to j share. Leaf j is below a node of
+    # leaf i if that is at least the depth of the node.
     later_CC = np.where(np.tri(len(length_C), dtype=bool), sorted_CW.shape[1], shared_C)
     least_CC = np.minimum.accumulate(later_CC, axis=1)
     inside_FC = (least_CC[leaf_F] >= depth_F[:, None]) & (

@@ -16,15 +16,18 @@ class ProfileConfig:
 
     Attributes:
         kind: source of the keywords: keywords takes the categories of the user's training items;
-            llm asks a LLaMA (paper, Figure 2), and falls back on the categories if its answer
-            cannot be read; none leaves the sentence out.
+            llm asks a LLaMA (paper, Figure 2); none leaves the sentence out.
+        answer: what the LLaMA of kind llm may answer: categories lets it choose among the
+            categories of the items it is shown; free lets it write any text, and falls back on
+            kind keywords if no keyword can be read from it, as is usual for small models.
         keywords: most keywords in a sentence.
         weights: an instruction-tuned LLaMA for kind llm, in any form that `ranker.weights` takes.
         batch_size: users per batch, for kind llm.
-        new_tokens: longest answer in tokens, for kind llm.
+        new_tokens: longest free answer in tokens, for kind llm.
     """
 
     kind: Literal["keywords", "llm", "none"] = "keywords"
+    answer: Literal["categories", "free"] = "categories"
     keywords: Annotated[int, Field(ge=1, le=1_000)] = 3
     weights: str | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 8
@@ -77,7 +80,7 @@ class TemplateConfig:
                 if form or conversion:
                     written = f"{{{name}{f'!{conversion}' if conversion else ''}:{form}}}"
                     raise ValueError(
-                        f"{entry.name}: {written} says more than a name; use {choices}"
+                        f"{entry.name}: {written} has a format or conversion; use {choices}"
                     )
 
 
@@ -153,7 +156,7 @@ class InstructConfig:
             )
 
     def check_held_out(self) -> None:
-        """Checks that users remain to train the retriever of the moments on.
+        """Checks that some users remain to train the retriever of the moments on.
 
         Raises:
             ValueError: no user remains.

@@ -1,4 +1,4 @@
-"""The tokens of every item: made once, the same in prompts, labels and tries."""
+"""The tokens of every item: encoded once, identical in prompts, labels and tries."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class ItemTokens:
 
     Attributes:
         tokens: one row per item; it ends with the line break that ends an item.
-        cut: how many titles were too long and have been cut.
+        cut: number of titles that were too long and were cut.
     """
 
     tokens: Ragged
@@ -26,13 +26,14 @@ class ItemTokens:
 
 
 def tokenize_items(catalog: Catalog, tokenizer: Tokenizer, config: InstructConfig) -> ItemTokens:
-    """Tokenises every item of a catalog on its own.
+    """Tokenises every item of a catalog separately.
 
-    A title over the budget of `config.title_tokens` is cut and ends in "…". An item that a
-    tokenizer would write as nothing, or like an earlier one, also carries its id.
+    A title over the budget of `config.title_tokens` is cut and ends in "…". If the tokens of an
+    item equal those of an earlier one or of an empty title, its id is added to the text.
 
     Raises:
-        UserError: an item does not fit the budget even with its id alone.
+        UserError: an item does not fit the budget even with an empty title, or is not unique even
+            with its id.
     """
     rows: list[np.ndarray] = []
     seen = {tokenizer.encode(item_text(config, "", "")).tobytes()}
@@ -47,8 +48,8 @@ def tokenize_items(catalog: Catalog, tokenizer: Tokenizer, config: InstructConfi
             row = _fitted(tokenizer, config, item_id, title, tail=f" [{item_id}]")
         if row.tobytes() in seen:
             raise UserError(
-                f"the tokenizer writes item {item_id} like another even with its id: "
-                "use one that knows its letters"
+                f"the tokens of item {item_id} are those of another item even with its id: "
+                "use a tokenizer that covers its characters"
             )
         seen.add(row.tobytes())
         rows.append(row)
@@ -58,7 +59,7 @@ def tokenize_items(catalog: Catalog, tokenizer: Tokenizer, config: InstructConfi
 def _fitted(
     tokenizer: Tokenizer, config: InstructConfig, item_id: str, title: str, tail: str
 ) -> np.ndarray:
-    """The whole title and `tail`, or as much of the title as fits the budget, "…" and `tail`."""
+    """Title and `tail`, or the longest prefix of the title that fits the budget, "…" and `tail`."""
     row = tokenizer.encode(item_text(config, item_id, title + tail))
     if len(row) <= config.title_tokens:
         return row

@@ -1,7 +1,4 @@
-"""Profiles in the words of an LLM: what it is asked (paper, Figure 2) and how its answer is read.
-
-Shapes: T tokens of a prompt.
-"""
+"""Profiles written by an LLM: the request (paper, Figure 2) and the parsing of its answer."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +14,7 @@ _LONGEST_KEYWORD = 30
 
 
 def instruction(config: ProfileConfig, kind: str) -> str:
-    """The paper's request for keywords, which a list of items follows."""
+    """The paper's request for keywords, to be followed by a list of items."""
     name = kind.upper()
     return (
         f"Your task is to use {config.keywords} keywords to summarize user's preference based on "
@@ -28,7 +25,7 @@ def instruction(config: ProfileConfig, kind: str) -> str:
 
 
 def item_list(catalog: Catalog, history: Sequence[int] | np.ndarray) -> str:
-    """The items of a history with their categories, as they follow the instruction."""
+    """The items of a history with their categories, to follow the instruction."""
     items = (
         f'"{catalog.titles[item]}": {", ".join(catalog.categories[item]) or "none"}'
         for item in history
@@ -37,7 +34,7 @@ def item_list(catalog: Catalog, history: Sequence[int] | np.ndarray) -> str:
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """A request as the model expects it, int32 [T]: as a chat turn where it knows ChatML."""
+    """The tokens of a request, int32 [T]: a chat turn if the tokenizer has ChatML's tokens."""
     turn, end = tokenizer.special_id("<|im_start|>"), tokenizer.special_id("<|im_end|>")
     encode = tokenizer.encode
     if turn is None or end is None:
@@ -55,18 +52,22 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def read_keywords(answer: str, asked: str, titles: Sequence[str], most: int) -> tuple[str, ...]:
-    """The keywords of an answer in lower case, the most important first; () if it has none.
+    """Parses the keywords of an answer, in lower case, the most important first.
 
-    An answer lists `keyword: "title", "title"`, parted by semicolons or line breaks. A keyword
-    has letters and is short; small models like to repeat titles and the instruction instead.
+    An answer lists `keyword: "title", "title"`, separated by semicolons or line breaks. A keyword
+    is short and has letters; titles and words of the instruction, which small models tend to
+    repeat, are skipped.
 
     Args:
-        answer: what the LLM wrote.
+        answer: the text that the LLM wrote.
         asked: the instruction.
-        titles: of the history.
-        most: how many keywords at most.
+        titles: titles of the history.
+        most: maximum number of keywords.
+
+    Returns:
+        The keywords; () if none is found.
     """
-    # One word of a title may well be a keyword ("war"), several are the title or a part of it.
+    # One word of a title may be a keyword ("war"); several words are a part of the title.
     known = [title.casefold() for title in titles]
     names = {name.strip(_MARKS) for title in known for name in title.split(":")}
     found: dict[str, None] = {}
@@ -75,7 +76,9 @@ def read_keywords(answer: str, asked: str, titles: Sequence[str], most: int) -> 
         if not colon:
             continue
         if re.fullmatch(r"\W*keyword\W*\w{0,3}\W*", head, re.IGNORECASE):
-            head = tail.partition(":")[0]  # the name of the place, then the keyword
+            head = tail.partition(":")[
+                0
+            ]  # "KEYWORD_1: war: ...": the placeholder, then the keyword
         for part in re.split(r"[,/]", head):
             word = part.strip(_MARKS).casefold()
             is_word = re.search(r"[^\W\d_]{2}", word) and len(word) <= _LONGEST_KEYWORD

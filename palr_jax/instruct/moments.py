@@ -1,11 +1,11 @@
-"""Examples that ask for the next item among a retriever's candidates, many of one history.
+"""Examples that ask for the next item among a retriever's candidates, several per history.
 
-An example is a prompt with *moments*: positions where the text so far has an item as its answer.
-Behind the token of a moment stand the tokens that its choices need, which no other token sees; the
-history goes on behind them. So one forward pass reads a history once for all of its moments.
+An example is a prompt with *moments*: positions at which the next item is predicted from the text
+so far. The token of a moment is followed by the tokens that its choices need, which no other token
+sees; after them the history continues. So one forward pass reads a history once for all of its
+moments.
 
-Shapes: T tokens of an example, Q moments, E edges of a moment, S candidates of a moment; of packed
-rows: R rows, T tokens, Q moments.
+Shapes: Q moments, E edges of a moment, S candidates of a moment, H history items, R packed rows.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,19 @@ from palr_jax.ragged import Ragged
 
 @dataclass(frozen=True)
 class Moment:
-    """One position of an example and what is asked there.
+    """One position of an example at which the next item is predicted.
 
     Attributes:
-        place: index of the token behind which the next item is asked for.
-        fed: index of the first token that is fed for it; they stand one behind the other.
-        choices: the choices that lead to the target.
+        index: index of the token after which the next item is predicted.
+        fed: index of the first token that is fed for it; the others follow it.
+        choices: the choices on the path to the target.
         item_S: int32, the candidates in the order of their leaves.
         history_H: int32, the items of the prompt before it, the newest last.
-        prior_S: float32, the retriever's log-probability of each; zeros say nothing.
+        prior_S: float32, the retriever's log-probability of each candidate; zeros carry no
+            information.
     """
 
-    place: int
+    index: int
     fed: int
     choices: PathChoices
     item_S: np.ndarray
@@ -48,12 +49,11 @@ class MomentExample:
 
     Attributes:
         tokens_T: int32, token ids.
-        position_T: int32, position of each token; fed tokens continue from their moment's.
+        position_T: int32, position of each token; fed tokens continue from that of their moment.
         horizon_T: int32, index of the last token that sees each one.
-        item_T: int32, at the last token of an item the item, elsewhere -1.
-        next_T: int32, the token of the text that follows each one, -1 where there is none and at
-            fed tokens.
-        moments: what is asked, in order.
+        item_T: int32, the item whose text ends at each token; -1 at all other tokens.
+        next_T: int32, the next token of the text; -1 at the last token and at fed tokens.
+        moments: in the order of their tokens.
     """
 
     tokens_T: np.ndarray
@@ -69,17 +69,17 @@ class MomentMaker:
     """Makes the examples of the users that the ranker is tuned on, from (user, epoch) alone.
 
     Attributes:
-        train: training items per user; validation and test items never come here.
+        train: training items per user, without validation and test items.
         profiles: one profile sentence per user, for `prompt: candidates`.
         writer: writes the prompts.
         items: the tokens of every item.
         retrieved: the candidates of every moment, from a retriever that was not trained on it.
         config: the form of the prompts.
-        prior_dropout: share of moments at which the prior says nothing.
+        prior_dropout: share of moments whose prior is set to zero.
         reads_titles: whether the whole text of every candidate is fed.
-        with_text: whether the text of prompts is learned too, so that users without a moment have
-            an example.
-        seed: of the run.
+        with_text: whether the text of prompts is learned too, so that users without a moment also
+            have an example.
+        seed: random seed of the run.
     """
 
     train: Ragged
@@ -94,7 +94,7 @@ class MomentMaker:
     seed: int
 
     def usable(self, users: np.ndarray) -> np.ndarray:
-        """The users whose examples can be learned from."""
+        """The users whose examples contribute to the loss."""
         if self.with_text:
             return users
         return np.array([user for user in users if len(self._moments(int(user)))], np.int64)
@@ -115,7 +115,7 @@ class MomentMaker:
         return pack_moments(examples, packing, slots, self.config.history, rng)
 
     def _moments(self, user: int) -> np.ndarray:
-        """The numbers of a user's moments in `retrieved`, oldest first."""
+        """The indices of a user's moments in `retrieved`, oldest first."""
         offsets_U1 = self.retrieved.moments.offsets_R1
         number_P = np.arange(offsets_U1[user], offsets_U1[user + 1])
         if self.config.missed == "insert":
@@ -127,24 +127,24 @@ class MomentMaker:
     def _asked(
         self, rng: np.random.Generator, user: int, number: int
     ) -> tuple[np.ndarray, np.ndarray, PathChoices]:
-        """Candidates as the retriever ranks them, their prior, and the choices to the target."""
+        """The candidates in the retriever's order, their prior, and the choices to the target."""
         items_S, score_S = self.retrieved.items_PK[number], self.retrieved.scores_PK[number]
-        is_there_S = items_S >= 0
-        items_S, score_S = items_S[is_there_S], score_S[is_there_S]  # copies
+        is_item_S = items_S >= 0
+        items_S, score_S = items_S[is_item_S], score_S[is_item_S]  # copies
         target = self.train[user][self.retrieved.moments.values_N[number]]
         if not (items_S == target).any():
             items_S[-1] = target
         prior_S = score_S - np.logaddexp.reduce(score_S)
         if rng.random() < self.prior_dropout:
             prior_S = np.zeros_like(prior_S)
-        place = int((items_S == target).argmax())
-        choices = path_choices(self.items, items_S, place, self.reads_titles)
+        index = int((items_S == target).argmax())
+        choices = path_choices(self.items, items_S, index, self.reads_titles)
         return items_S, prior_S.astype(np.float32), choices
 
     def _history_example(
         self, rng: np.random.Generator, user: int, numbers: np.ndarray
     ) -> MomentExample:
-        """All moments of a user behind their places in one history."""
+        """One history with all moments of a user."""
         asked = [self._asked(rng, user, int(number)) for number in numbers]
         length_Q = self.retrieved.moments.values_N[numbers]
         newest = length_Q[-1] if len(length_Q) else self.retrieved.moments[user][-1]
@@ -156,15 +156,15 @@ class MomentMaker:
         end_H = np.flatnonzero(item_T >= 0)
         builder = _Builder(tokens_T, item_T)
         for length, (items_S, prior_S, choices) in zip(length_Q, asked, strict=True):
-            place = kept - (newest - length) - 1  # of the newest item known then
-            if place >= 0:
-                builder.ask(int(end_H[place]), items_S, kept_H[: place + 1], prior_S, choices)
+            last = kept - (newest - length) - 1  # index of the newest item before the moment
+            if last >= 0:
+                builder.ask(int(end_H[last]), items_S, kept_H[: last + 1], prior_S, choices)
         return builder.build()
 
     def _candidates_example(
         self, rng: np.random.Generator, user: int, number: int
     ) -> MomentExample:
-        """One moment behind a prompt that lists the candidates."""
+        """One moment at the end of a prompt that lists the candidates."""
         items_S, prior_S, choices = self._asked(rng, user, number)
         shuffled = self.config.candidate_order == "shuffled"
         listed_S = rng.permutation(items_S) if shuffled else items_S
@@ -179,7 +179,7 @@ class MomentMaker:
 
 
 class _Builder:
-    """Puts the tokens that moments need behind their places in a prompt."""
+    """Inserts the tokens that moments need into a prompt."""
 
     def __init__(self, tokens_T: np.ndarray, item_T: np.ndarray) -> None:
         self._prompt_T, self._item_T = tokens_T, item_T
@@ -187,22 +187,22 @@ class _Builder:
 
     def ask(
         self,
-        place: int,
+        index: int,
         items_S: np.ndarray,
         history_H: np.ndarray,
         prior_S: np.ndarray,
         choices: PathChoices,
     ) -> None:
-        """Adds a moment behind prompt token `place`; places ascend."""
-        self._asked.append((place, items_S, history_H, prior_S, choices))
+        """Adds a moment after prompt token `index`; the caller guarantees that indices ascend."""
+        self._asked.append((index, items_S, history_H, prior_S, choices))
 
     def build(self) -> MomentExample:
         """The example."""
         fed_Q = np.array([len(choices.fed_F) for *_, choices in self._asked], np.int64)
-        place_Q = np.array([place for place, *_ in self._asked], np.int64)
-        # How many fed tokens stand before each token of the prompt.
+        index_Q = np.array([index for index, *_ in self._asked], np.int64)
+        # Number of fed tokens inserted directly before each token of the prompt.
         before_T = np.zeros(len(self._prompt_T) + 1, np.int64)
-        np.add.at(before_T, place_Q + 1, fed_Q)
+        np.add.at(before_T, index_Q + 1, fed_Q)
         index_T = np.arange(len(self._prompt_T)) + np.cumsum(before_T)[:-1]
         total = len(self._prompt_T) + int(fed_Q.sum())
         tokens_T, item_T = np.zeros(total, np.int32), np.full(total, -1, np.int32)
@@ -212,14 +212,15 @@ class _Builder:
         next_T = np.full(total, -1, np.int32)
         next_T[index_T[:-1]] = self._prompt_T[1:]
         moments = []
-        for place, items_S, history_H, prior_S, choices in self._asked:
-            start, fed = int(index_T[place]) + 1, len(choices.fed_F)
+        for index, items_S, history_H, prior_S, choices in self._asked:
+            start, fed = int(index_T[index]) + 1, len(choices.fed_F)
             tokens_T[start : start + fed] = choices.fed_F
-            position_T[start : start + fed] = place + choices.depth_F
+            position_T[start : start + fed] = index + choices.depth_F
             horizon_T[start : start + fed] = start + choices.horizon_F
             order_S = choices.order_C
-            mine = (items_S[order_S], history_H, prior_S[order_S])
-            moments.append(Moment(start - 1, start, choices, *mine))
+            moments.append(
+                Moment(start - 1, start, choices, items_S[order_S], history_H, prior_S[order_S])
+            )
         return MomentExample(tokens_T, position_T, horizon_T, item_T, next_T, tuple(moments))
 
 
@@ -237,19 +238,18 @@ def pack_moments(
     Args:
         examples: with at least one moment each.
         packing: the shapes.
-        slots: S, candidates of a moment at most.
-        history: H, items of a history at most.
-        rng: of the order of rows.
+        slots: S, maximum number of candidates of a moment.
+        history: H, maximum number of items of a history.
+        rng: for the order of rows.
 
     Returns:
-        `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding), `item_RT` and `next_RT`; for
-        every moment `place_RQ`, `target_RQ` (the leaf of the target), `weight_RQ` (1, or 0 at
-        padding), `candidate_RQS` (items, as their leaves stand; -1 at padding), `prior_RQS`
-        and `end_RQS` (the last token of each candidate's text; -1 where it is not fed) and
-        `history_RQH` (the items before it, the newest last; -1 at padding); for the
-        edges of its choices `edge_token_RQE`, `edge_place_RQE` (the token behind which it
-        is chosen), `edge_source_RQE` (-1 at padding), `edge_first_RQE` and `edge_last_RQE`. All are
-        int32 but the prior, which is float32.
+        Per token `tokens_RT`, `position_RT`, `horizon_RT` (-1 at padding), `item_RT` and `next_RT`.
+        Per moment `index_RQ` (its token), `target_RQ` (the leaf of the target), `weight_RQ` (1, or
+        0 at padding), `candidate_RQS` (items in the order of their leaves; -1 at padding),
+        `prior_RQS`, `end_RQS` (the last token of each candidate's text; -1 if it is not fed) and
+        `history_RQH` (the items before it, the newest last; -1 at padding). Per edge of its choices
+        `edge_token_RQE`, `edge_index_RQE` (the token at which it is chosen), `edge_source_RQE` (-1
+        at padding), `edge_first_RQE` and `edge_last_RQE`. The prior is float32, all others int32.
     """
     length_N = np.array([len(example.tokens_T) for example in examples])
     count_N = np.array([len(example.moments) for example in examples])
@@ -264,7 +264,7 @@ def pack_moments(
         "item_RT": np.full((rows, T), -1, np.int32),
         "next_RT": np.full((rows, T), -1, np.int32),
     }
-    by_moment = {name: np.zeros((rows, Q), np.int32) for name in ("place_RQ", "target_RQ")}
+    by_moment = {name: np.zeros((rows, Q), np.int32) for name in ("index_RQ", "target_RQ")}
     by_moment["weight_RQ"] = np.zeros((rows, Q), np.int32)
     candidates = {
         "candidate_RQS": np.full((rows, Q, slots), -1, np.int32),
@@ -272,7 +272,7 @@ def pack_moments(
         "end_RQS": np.full((rows, Q, slots), -1, np.int32),
         "history_RQH": np.full((rows, Q, history), -1, np.int32),
     }
-    names = ("token", "place", "source", "first", "last")
+    names = ("token", "index", "source", "first", "last")
     edges = {f"edge_{name}_RQE": np.zeros((rows, Q, E), np.int32) for name in names}
     edges["edge_source_RQE"][:] = -1
     edges["edge_last_RQE"][:] = -1
@@ -286,20 +286,20 @@ def pack_moments(
         by_token["next_RT"][row, start:stop] = example.next_T
         for number, moment in enumerate(example.moments, asked_R[row]):
             choices, here = moment.choices, (row, number)
-            by_moment["place_RQ"][here] = start + moment.place
+            by_moment["index_RQ"][here] = start + moment.index
             by_moment["target_RQ"][here] = choices.target
             by_moment["weight_RQ"][here] = 1
             candidates["candidate_RQS"][row, number, : len(moment.item_S)] = moment.item_S
             candidates["prior_RQS"][row, number, : len(moment.prior_S)] = moment.prior_S
             known = len(moment.history_H)
             candidates["history_RQH"][row, number, history - known :] = moment.history_H
-            # A choice at depth d is decided behind the d-th token of the path to the target.
-            behind_D = np.append(moment.place, moment.fed + choices.path_P)
-            behind_E = behind_D[choices.depth_E]
+            # A choice at depth d is decided at the d-th token of the path to the target.
+            token_D = np.append(moment.index, moment.fed + choices.path_P)
+            index_E = token_D[choices.depth_E]
             end_S = np.where(choices.end_C >= 0, start + moment.fed + choices.end_C, -1)
             candidates["end_RQS"][row, number, : len(end_S)] = end_S
             values = (
-                choices.token_E, start + behind_E, choices.source_E, choices.first_E, choices.last_E
+                choices.token_E, start + index_E, choices.source_E, choices.first_E, choices.last_E
             )  # fmt: skip
             for name, value_E in zip(names, values, strict=True):
                 edges[f"edge_{name}_RQE"][row, number, : len(value_E)] = value_E
@@ -308,5 +308,5 @@ def pack_moments(
 
 
 def edges_of(slots: int) -> int:
-    """E: no path among so many candidates has more edges, as every choice parts some of them."""
+    """E, maximum number of edges on a path among that many candidates: each choice excludes one."""
     return 2 * max(slots - 1, 1)

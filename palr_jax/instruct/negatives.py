@@ -1,9 +1,9 @@
-"""Hard negatives for candidate lists (paper, section 3.3).
+"""Hard negatives for candidate lists (paper, section 2.2).
 
-They share a category with the user's items, or were co-watched with them, or are what a retriever
-that does not know the user would propose.
+They share a category with the user's items, were co-watched with them, or are top items of a
+retriever that was not trained on the user.
 
-Shapes: I items, N draws, U users, P prefixes, K items of a retriever's list.
+Shapes: N draws, P prefixes of histories.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from palr_jax.ragged import Ragged
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What a retriever proposes for some beginnings of users' training items.
+    """A retriever's top items for some prefixes of users' training items.
 
     Attributes:
-        moments: per user, the lengths of these beginnings; prefix p is the p-th value of all.
-        items_PK: int32, the retriever's top items for prefix p, best first; -1 behind the last.
-        scores_PK: float32, its scores of them; -inf behind the last.
+        moments: per user, the lengths of the prefixes; prefix p is the p-th value overall.
+        items_PK: int32, the retriever's top items for prefix p, best first; -1 after the last.
+        scores_PK: float32, their scores; -inf after the last.
     """
 
     moments: Ragged
@@ -29,17 +29,17 @@ class Retrieved:
     scores_PK: np.ndarray
 
     def draw(self, rng: np.random.Generator, user: int) -> tuple[int, np.ndarray]:
-        """A random one of a user's moments and what was proposed then, [at most K]."""
-        place = int(rng.integers(self.moments.offsets_R1[user], self.moments.offsets_R1[user + 1]))
-        items_K = self.items_PK[place]
-        return int(self.moments.values_N[place]), items_K[items_K >= 0]
+        """A random moment of a user and its top items, int32 of at most K."""
+        prefix = int(rng.integers(self.moments.offsets_R1[user], self.moments.offsets_R1[user + 1]))
+        items_K = self.items_PK[prefix]
+        return int(self.moments.values_N[prefix]), items_K[items_K >= 0]
 
 
 def draw_moments(train: Ragged, users: np.ndarray, seed: int, count: int) -> Ragged:
     """Up to `count` moments of each of `users`: lengths from 1 to all training items but one.
 
     Returns:
-        A row for every user of `train`, ascending; users not asked for have an empty one.
+        One row per user of `train`, ascending; empty for users that are not in `users`.
     """
     rows = [np.zeros(0, np.int32)] * len(train)
     for user in users:
@@ -54,12 +54,12 @@ class NegativeSampler:
     """Draws items that are hard to tell from a user's targets.
 
     Attributes:
-        train: training items per user; nothing else is known here.
+        train: training items per user, without validation and test items.
         users: users per item, the transpose of `train`.
         item_categories: categories per item.
         members: items per category.
-        unknown_I: bool, items without any training interaction, which are never drawn.
-        category_share: share of draws by category; the rest walk item → user → item.
+        unknown_I: bool, items without training interactions, which are never drawn.
+        category_share: share of draws by category; the others walk item → user → item.
         retriever_share: share of the negatives that come from the retriever's list.
     """
 
@@ -103,17 +103,17 @@ class NegativeSampler:
         count: int,
         retrieved: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Draws up to `count` distinct items, none of them in `excluded`, in random order.
+        """Draws up to `count` distinct items that are not in `excluded`, in random order.
 
-        Each walk starts at a random one of `anchors` (the history and targets of an example).
-        Draws repeat a few times until there are enough; a small catalog may give fewer.
+        Each walk starts at a random item of `anchors`. Draws are repeated a few times until they
+        suffice; a small catalog may give fewer items.
 
         Args:
-            rng: of the example.
-            anchors: items that the negatives should resemble.
-            excluded: items that the user has.
-            count: how many.
-            retrieved: the retriever's top items; `retriever_share` of `count` are of them.
+            rng: random generator of the example.
+            anchors: the history and targets, which the negatives should resemble.
+            excluded: items that the user has interacted with.
+            count: number of items.
+            retrieved: the retriever's top items; `retriever_share` of `count` are drawn from them.
         """
         taken_I = self.unknown_I.copy()
         taken_I[excluded] = True
@@ -135,7 +135,7 @@ class NegativeSampler:
         return np.concatenate([np.zeros(0, np.int32), *found])
 
     def _walks(self, rng: np.random.Generator, anchors: np.ndarray, count: int) -> np.ndarray:
-        """The ends of `count` walks, without those that have nowhere to go."""
+        """The last items of `count` walks, without those that reach a dead end."""
         start_N = anchors[(rng.random(count) * len(anchors)).astype(np.int64)]
         by_category_N = rng.random(count) < self.category_share
         end_N = np.empty(count, np.int64)
@@ -150,7 +150,7 @@ class NegativeSampler:
 
 
 def _random_entry(rng: np.random.Generator, rows: Ragged, row_N: np.ndarray) -> np.ndarray:
-    """A random value of each given row, -1 for an empty row."""
+    """A random value of each given row; -1 for an empty row."""
     if not len(rows.values_N):
         return np.full(len(row_N), -1)
     start_N = rows.offsets_R1[row_N]
@@ -160,8 +160,8 @@ def _random_entry(rng: np.random.Generator, rows: Ragged, row_N: np.ndarray) -> 
 
 
 def _first_of_each(items_N: np.ndarray, num_items: int) -> np.ndarray:
-    """The items without repeats, in the order in which they first appear."""
-    place_N = np.arange(len(items_N))
+    """The distinct items, in the order of their first occurrence."""
+    index_N = np.arange(len(items_N))
     first_I = np.empty(num_items, np.int64)
-    first_I[items_N[::-1]] = place_N[::-1]  # of a repeated index, the last value stays
-    return items_N[first_I[items_N] == place_N]
+    first_I[items_N[::-1]] = index_N[::-1]  # NumPy keeps the last value of a repeated index
+    return items_N[first_I[items_N] == index_N]

@@ -1,6 +1,6 @@
-"""Examples of different lengths in rows of one length, with little padding.
+"""Packing of examples of different lengths into rows of one length, with little padding.
 
-Shapes: N examples, R rows, T tokens of a row, M label tokens of a row, F tokens end to end.
+Shapes: N examples, R rows, M label tokens of a row, F tokens of all examples concatenated.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Example:
         prompt_T: int32, token ids of the prompt.
         label_M: int32, token ids of the answer, the end token last.
         enriched: whether items of the user's 3-hop affinity fill its history or label.
-        swapped: whether items of history and label have changed places.
+        swapped: whether items of history and label were swapped.
     """
 
     prompt_T: np.ndarray
@@ -33,7 +33,7 @@ class Packing:
     Attributes:
         rows: B, packed rows in a batch.
         length: T, tokens in a row.
-        label_length: M, label tokens in a row; logits are computed for these alone.
+        label_length: M, label tokens in a row; logits are computed for these only.
     """
 
     rows: int
@@ -44,11 +44,11 @@ class Packing:
 def best_fit(tokens_N: np.ndarray, labels_N: np.ndarray, packing: Packing) -> np.ndarray:
     """The row of each example, int64 [N].
 
-    From the longest example to the shortest, each goes to the row that it leaves the least room
-    in, among those that can take its tokens and its label, or else to a new row.
+    Best-fit decreasing: from the longest example to the shortest, each goes to the row with the
+    least free space that fits its tokens and its label, or else to a new row.
 
     Raises:
-        ValueError: an example is longer than a row, or its label than a row's labels.
+        ValueError: an example has more tokens, or more label tokens, than a row.
     """
     if (tokens_N > packing.length).any() or (labels_N > packing.label_length).any():
         raise ValueError(f"an example is too long for a row: {tokens_N.max()}, {labels_N.max()}")
@@ -58,7 +58,7 @@ def best_fit(tokens_N: np.ndarray, labels_N: np.ndarray, packing: Packing) -> np
     used = 0
     for example in np.argsort(-tokens_N, kind="stable"):
         tokens, labels = tokens_N[example], labels_N[example]
-        # One row beyond those in use is empty, so that there is always one that fits.
+        # The row after those in use is empty, so one row always fits.
         fits_R = (free_R[: used + 1] >= tokens) & (free_label_R[: used + 1] >= labels)
         row = int(np.where(fits_R, free_R[: used + 1], packing.length + 1).argmin())
         used = max(used, row + 1)
@@ -73,12 +73,12 @@ def pack(
 ) -> dict[str, np.ndarray]:
     """Packs examples; the rows come in random order.
 
-    The end token of a label is predicted and never read, so it takes no room in a row.
+    The end token of a label is predicted but never read, so it takes no space in a row.
 
     Returns:
         int32 arrays: `tokens_RT`, `position_RT` (within the example), `segment_RT` (the example
-        of each token, from 1; 0 is padding), `target_RM` (label tokens), `target_index_RM` (the
-        place in the row whose output predicts it) and `weight_RM` (1, or 0 for padding).
+        of each token, from 1; 0 is padding), `target_RM` (label tokens), `target_index_RM` (index
+        of the token whose output predicts it) and `weight_RM` (1, or 0 at padding).
     """
     prompt_N = np.array([len(example.prompt_T) for example in examples])
     label_N = np.array([len(example.label_M) for example in examples])
@@ -88,42 +88,42 @@ def pack(
 
     order_N = np.argsort(row_N, kind="stable")
     row_N, prompt_N, label_N = row_N[order_N], prompt_N[order_N], label_N[order_N]
-    chosen = [examples[place] for place in order_N]
+    chosen = [examples[index] for index in order_N]
     first_R = np.searchsorted(row_N, np.arange(rows))
     tokens_N = prompt_N + label_N - 1
-    start_N, position_F = _places(tokens_N, first_R[row_N])
-    label_start_N, label_position_F = _places(label_N, first_R[row_N])
+    start_N, position_F = _starts(tokens_N, first_R[row_N])
+    label_start_N, label_position_F = _starts(label_N, first_R[row_N])
     segment_N = np.arange(len(chosen)) - first_R[row_N] + 1
 
     tokens_F = np.concatenate([part for x in chosen for part in (x.prompt_T, x.label_M[:-1])])
-    place_F = np.repeat(row_N * packing.length + start_N, tokens_N) + position_F
+    flat_F = np.repeat(row_N * packing.length + start_N, tokens_N) + position_F
     labels_F = np.concatenate([example.label_M for example in chosen])
     index_F = np.repeat(start_N + prompt_N - 1, label_N) + label_position_F
-    label_place_F = (
+    flat_label_F = (
         np.repeat(row_N * packing.label_length + label_start_N, label_N) + label_position_F
     )
 
-    def spread(width: int, place_F: np.ndarray, values_F: np.ndarray | int) -> np.ndarray:
+    def spread(width: int, flat_F: np.ndarray, values_F: np.ndarray | int) -> np.ndarray:
         values_RW = np.zeros((rows, width), np.int32)
-        values_RW.reshape(-1)[place_F] = values_F
+        values_RW.reshape(-1)[flat_F] = values_F
         return values_RW
 
     return {
-        "tokens_RT": spread(packing.length, place_F, tokens_F),
-        "position_RT": spread(packing.length, place_F, position_F),
-        "segment_RT": spread(packing.length, place_F, np.repeat(segment_N, tokens_N)),
-        "target_RM": spread(packing.label_length, label_place_F, labels_F),
-        "target_index_RM": spread(packing.label_length, label_place_F, index_F),
-        "weight_RM": spread(packing.label_length, label_place_F, 1),
+        "tokens_RT": spread(packing.length, flat_F, tokens_F),
+        "position_RT": spread(packing.length, flat_F, position_F),
+        "segment_RT": spread(packing.length, flat_F, np.repeat(segment_N, tokens_N)),
+        "target_RM": spread(packing.label_length, flat_label_F, labels_F),
+        "target_index_RM": spread(packing.label_length, flat_label_F, index_F),
+        "weight_RM": spread(packing.label_length, flat_label_F, 1),
     }
 
 
-def _places(length_N: np.ndarray, first_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each example starts in its row, [N], and the place of each token in it, [F].
+def _starts(length_N: np.ndarray, first_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The start of each example in its row, [N], and each token's position in its example, [F].
 
     Args:
-        length_N: of the examples, which stand row by row.
-        first_N: the first example in the row of each.
+        length_N: lengths of the examples, sorted by row.
+        first_N: for each example, the first example of its row.
     """
     end_N = np.cumsum(length_N)
     start_N = end_N - length_N

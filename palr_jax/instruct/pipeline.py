@@ -1,10 +1,10 @@
 """The grain pipeline: examples, packed into rows, in batches.
 
-The unit of random access is a window of a fixed number of successive examples, packed as a whole:
-window w is a pure function of (seed, w). So processes share the work by taking every so manieth
-window, any number of them makes the same rows, and a stopped run goes on at (window, row).
+The unit of random access is a window: a fixed number of consecutive examples that are packed
+together. Window w is a pure function of (seed, w). So each of n processes takes every n-th window,
+the rows do not depend on n, and a run resumes at (window, row).
 
-Shapes: B rows of a batch, R rows of a window, T tokens a row, M label tokens a row.
+Shapes: R rows of a window, M label tokens of a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,8 @@ import numpy as np
 
 from palr_jax.instruct.packing import Packing
 
-# Enough examples to leave little padding, few enough to make in well under a second.
+# Enough examples for little padding, few enough to make in well under a second.
 WINDOW = 1024
-
 
 Made = TypeVar("Made")
 
@@ -26,7 +25,7 @@ class Maker(Protocol[Made]):
     """Makes the examples of the users that the ranker is tuned on, and packs them.
 
     Attributes:
-        seed: of the run.
+        seed: random seed of the run.
     """
 
     @property
@@ -38,11 +37,11 @@ class Maker(Protocol[Made]):
     def pack(
         self, examples: Sequence[Made], packing: Packing, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Packed rows: arrays whose names have an R where the first axis is that of rows."""
+        """Packed rows: arrays by name; the first axis, R in the names, is rows."""
 
 
-class _Windows:
-    """Window → packed rows, for ever."""
+class _PackedWindows:
+    """An unbounded sequence of windows, each as packed rows."""
 
     def __init__(self, maker: Maker[Any], users: np.ndarray, packing: Packing) -> None:
         self._maker, self._users, self._packing = maker, users, packing
@@ -56,8 +55,8 @@ class _Windows:
         return self._maker.pack(examples, self._packing, rng)
 
 
-class _Rows(grain.experimental.FlatMapTransform):
-    """The rows of a window, one by one; no window has more rows than examples."""
+class _SplitWindows(grain.experimental.FlatMapTransform):
+    """Splits a window into its rows; a window has at most as many rows as examples."""
 
     max_fan_out = WINDOW
 
@@ -70,18 +69,18 @@ class _Rows(grain.experimental.FlatMapTransform):
 
 
 def window_examples(maker: Maker[Made], users: np.ndarray, window: int) -> list[Made]:
-    """The examples of a window, which are packed together."""
+    """The examples of a window."""
     return list(visit(maker, users, window * WINDOW, (window + 1) * WINDOW))
 
 
 def whole_pass(maker: Maker[Any], users: np.ndarray, packing: Packing) -> dict[str, np.ndarray]:
-    """The packed rows of one example of each user, for validation."""
+    """The packed rows of one example per user, for validation."""
     examples = [maker.example(int(user), 0) for user in users]
     return maker.pack(examples, packing, np.random.default_rng(maker.seed))
 
 
 def visit(maker: Maker[Made], users: np.ndarray, start: int, stop: int) -> Iterator[Made]:
-    """Examples number `start` to `stop`: every epoch visits all users in a new order."""
+    """Examples `start` to `stop` (exclusive); every epoch visits all users in a new order."""
     for epoch in range(start // len(users), -(-stop // len(users))):
         order = np.random.default_rng([maker.seed, epoch]).permutation(users)
         first = epoch * len(users)
@@ -100,18 +99,19 @@ def batches(
 
     Each element is a dict of int32 arrays: `tokens_BT`, `position_BT` (within the example),
     `segment_BT` (the example of each token, from 1; 0 is padding), `target_BM` (label tokens),
-    `target_index_BM` (the place in the row whose output predicts it) and `weight_BM` (1, or 0
-    for padding).
+    `target_index_BM` (index of the token whose output predicts it) and `weight_BM` (1, or 0 at
+    padding).
 
     Args:
         maker: makes the examples.
         users: the users that the ranker is tuned on.
         packing: the shapes of this process's batches.
-        process: this one of `processes`, which share the rows among them.
-        processes: how many there are.
+        process: index of this process.
+        processes: number of processes, which share the windows.
     """
-    windows = grain.MapDataset.source(_Windows(maker, users, packing))[process::processes]
+    windows = grain.MapDataset.source(_PackedWindows(maker, users, packing))[process::processes]
     rows = grain.experimental.FlatMapIterDataset(
-        windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)), _Rows()
+        windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)),
+        _SplitWindows(),
     )
     return rows.batch(packing.rows)

@@ -1,6 +1,6 @@
 """Keyword profiles from the categories of a user's items.
 
-Shapes: U users, I items, C categories.
+Shapes: C categories.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class CategoryTable:
     Attributes:
         names: the categories in alphabetical order.
         member_IC: sparse 0/1 matrix.
-        weight_C: how specific a category is: log(items / items in it).
+        weight_C: specificity of a category: log(items / items in it).
     """
 
     names: tuple[str, ...]
@@ -45,10 +45,10 @@ def category_table(catalog: Catalog) -> CategoryTable:
 def keyword_profiles(
     histories: Ragged, table: CategoryTable, config: ProfileConfig, instruct: InstructConfig
 ) -> list[str]:
-    """One profile sentence per history ("" for a history without categories, or kind none).
+    """One profile sentence per history; "" for a history without categories and for kind none.
 
-    Keywords are the categories with the largest count x specificity, so a common category must
-    be frequent in a history to be named; ties go by the alphabet.
+    Keywords are the categories with the largest count x specificity, so a common category must be
+    frequent in a history to be named; ties are broken alphabetically.
     """
     if config.kind == "none":
         return [""] * len(histories)

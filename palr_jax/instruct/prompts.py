@@ -1,6 +1,6 @@
-"""Prompts by concatenation of token segments that were tokenised on their own.
+"""Prompts as concatenations of token segments that were tokenised separately.
 
-Shapes: T tokens of a prompt, M label tokens, H history items, C candidates.
+Shapes: M label tokens, H history items.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class PromptWriter:
         candidates: Sequence[int] | np.ndarray | None = None,
         label_tokens: int = 0,
     ) -> np.ndarray:
-        """A prompt, int32 [T]; with candidates of the task Recommend_Retrieval.
+        """A prompt, int32 [T]; with candidates, one of the task Recommend_Retrieval.
 
         The history is cut to the newest `config.history` items, then further, oldest first,
         until prompt and label fit in `config.length` tokens.
@@ -56,7 +56,7 @@ class PromptWriter:
         candidates: Sequence[int] | np.ndarray | None = None,
         label_tokens: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `prompt`, and int32 [T]: at the last token of an item the item, elsewhere -1."""
+        """As `prompt`, and its marks, int32 [T]: the item whose text ends at each token, or -1."""
         parts, room = self._fixed(profile, candidates, label_tokens)
         items_H = self._newest(np.asarray(history, np.int64), room)
         parts[3:3] = [self._items.join(items_H)]
@@ -69,8 +69,9 @@ class PromptWriter:
     def ranking_prompt(
         self, history: Sequence[int] | np.ndarray, profile: str, candidates: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt behind which candidates are ranked, in the form of `config.prompt`, and its
-        marks; see `marked_prompt`.
+        """The prompt for ranking candidates, in the form of `config.prompt`, and its marks.
+
+        See `marked_prompt`.
         """
         if self.config.prompt == "history":
             return self.history_prompt(history)
@@ -126,19 +127,19 @@ class PromptWriter:
         return self._newest(np.asarray(history, np.int64), room)
 
     def prefix_length(self, with_candidates: bool) -> int:
-        """How many tokens all prompts of a task begin with: of Recommend_Retrieval or Recommend."""
+        """Number of leading tokens that all prompts share, with candidates or without."""
         if with_candidates and self.config.prompt == "history":
             return len(self._begin_history)
         return len(self._retrieval if with_candidates else self._recommend)
 
     def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The answer that a prompt is tuned to give, int32 [M], with its end token."""
+        """The answer to a prompt, int32 [M], including the end token."""
         return np.concatenate([self._items.join(items), self._end])
 
     def _fixed(
         self, profile: str, candidates: Sequence[int] | np.ndarray | None, label_tokens: int
     ) -> tuple[list[np.ndarray], int]:
-        """All parts of a prompt but the history, which is the fourth, and the room for that."""
+        """All parts of a prompt but the history, which goes to index 3, and the room for it."""
         instruction = self._retrieval if candidates is not None else self._recommend
         parts = [instruction, self._profile(profile), self._history, self._answer]
         if candidates is not None:
@@ -152,7 +153,7 @@ class PromptWriter:
         return parts, self.config.length - taken
 
     def _newest(self, history_H: np.ndarray, room: int) -> np.ndarray:
-        """The newest items whose tokens fit in `room`, `config.history` of them at most."""
+        """The newest items whose tokens fit in `room`, at most `config.history` of them."""
         newest_H = history_H[::-1][: self.config.history]
         offsets_I1 = self._items.offsets_R1
         tokens_H = np.cumsum(offsets_I1[newest_H + 1] - offsets_I1[newest_H])

@@ -1,4 +1,4 @@
-"""What the instruction data looks like: in numbers, and as text.
+"""A summary of the instruction data, and single examples as text.
 
 Shapes: N examples.
 """
@@ -15,22 +15,22 @@ from palr_jax.instruct.pipeline import WINDOW, visit, window_examples
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
-# Windows that statistics look at: enough for shares to the tenth of a percent.
+# Maximum number of windows: enough for shares accurate to a tenth of a percent.
 _MOST_WINDOWS = 10
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sizes and shares of the examples of one epoch, or of its beginning if it is long.
+    """Sizes and shares of the examples of one epoch, or of its first windows if it is long.
 
     Attributes:
-        examples: that were looked at.
-        tokens_median: tokens of an example, its label included.
-        tokens_95: 95 of 100 examples have no more tokens.
+        examples: number of examples measured.
+        tokens_median: median number of tokens of an example, including its label.
+        tokens_95: 95th percentile of the same.
         label: share of the tokens that are label tokens.
-        padding: share of the places in packed rows that hold no token.
+        padding: share of the slots of packed rows that are padding.
         enriched: share of the examples with items of the 3-hop affinity.
-        swapped: share of the examples where history and label have exchanged items.
+        swapped: share of the examples with items swapped between history and label.
     """
 
     examples: int
@@ -42,7 +42,7 @@ class Statistics:
     swapped: float
 
     def __str__(self) -> str:
-        """One line."""
+        """The statistics in one line."""
         return (
             f"{self.examples:,} examples of {self.tokens_median:,.0f} tokens (median; 95%: "
             f"{self.tokens_95:,.0f}), label tokens {self.label:.1%}, padding {self.padding:.1%}, "
@@ -51,7 +51,7 @@ class Statistics:
 
 
 def measure(maker: ExampleMaker, users: np.ndarray, packing: Packing) -> Statistics:
-    """Makes and packs the windows of an epoch, ten of them at most.
+    """Makes and packs the windows of an epoch, at most ten.
 
     Raises:
         UserError: an example does not fit even without history.
@@ -82,14 +82,14 @@ def measure(maker: ExampleMaker, users: np.ndarray, packing: Packing) -> Statist
 
 @dataclass(frozen=True)
 class MomentStatistics:
-    """Sizes of the examples of one epoch that ask for items among candidates.
+    """Sizes of the examples with moments of one epoch.
 
     Attributes:
-        examples: that were looked at.
-        tokens_median: tokens of an example.
-        moments: mean moments of an example.
-        edges: mean edges of a moment: what the probability of its target is compared with.
-        padding: share of the places in packed rows that hold no token.
+        examples: number of examples measured.
+        tokens_median: median number of tokens of an example.
+        moments: mean number of moments of an example.
+        edges: mean number of edges of a moment, the alternatives on the path to its target.
+        padding: share of the slots of packed rows that are padding.
     """
 
     examples: int
@@ -99,7 +99,7 @@ class MomentStatistics:
     padding: float
 
     def __str__(self) -> str:
-        """One line."""
+        """The statistics in one line."""
         return (
             f"{self.examples:,} examples of {self.tokens_median:,.0f} tokens (median) and "
             f"{self.moments:.1f} moments (mean), {self.edges:.1f} edges a moment, padding "
@@ -133,15 +133,15 @@ def measure_moments(maker: MomentMaker, users: np.ndarray, packing: Packing) -> 
 
 
 def moment_text(example: MomentExample, tokenizer: Tokenizer, items: Ragged) -> str:
-    """An example as text: what is asked for stands between « and », where it is asked for."""
+    """An example as text, with the target of each moment between « and »."""
     parts, start = [], 0
     for moment in example.moments:
         target = tokenizer.decode(items[int(moment.item_S[moment.choices.target])]).strip()
         candidates = len(moment.item_S)
         rank = int((moment.prior_S > moment.prior_S[moment.choices.target]).sum()) + 1
-        parts.append(tokenizer.decode(example.tokens_T[start : moment.place + 1]))
+        parts.append(tokenizer.decode(example.tokens_T[start : moment.index + 1]))
         parts.append(f"«{target}: {rank} of {candidates} by the retriever»\n")
-        start = moment.place + 1 + len(moment.choices.fed_F)
+        start = moment.index + 1 + len(moment.choices.fed_F)
     return "".join([*parts, tokenizer.decode(example.tokens_T[start:])])
 
 

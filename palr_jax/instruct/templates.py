@@ -1,7 +1,7 @@
-"""The texts of prompts: a template filled in, items and profile sentences.
+"""The texts of prompts: the filled-in template, items and profile sentences.
 
-A prompt is made of parts; each is tokenised on its own, once. Items stand one a line: a line
-break ends an item and never occurs inside one, so no item's tokens begin another's.
+A prompt is made of parts, each tokenised separately and once. Each item is a line: a line break
+ends an item and never occurs inside one, so the tokens of no item are a prefix of another's.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Template:
     Attributes:
         recommend: the instruction of the task Recommend.
         recommend_retrieval: the instruction of the task Recommend_Retrieval.
-        history: stands before the history items.
-        candidates: stands before the candidates.
-        answer: stands before the label.
+        history: precedes the history items.
+        candidates: precedes the candidates.
+        answer: precedes the label.
     """
 
     recommend: str
@@ -47,7 +47,7 @@ def template(config: InstructConfig) -> Template:
 
 
 def item_text(config: InstructConfig, item_id: str, title: str) -> str:
-    """An item as it stands in histories, candidate lists and labels alike."""
+    """The text of an item, the same in histories, candidate lists and labels."""
     named = f"{item_id} ({title})" if config.item_style == "id_title" else title
     return f'"{named}"\n'
 

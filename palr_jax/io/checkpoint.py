@@ -1,4 +1,4 @@
-"""Steps of named pytrees on disk, through Orbax: written in the background, newest kept."""
+"""Checkpoints of named pytrees, through Orbax: written in the background, the newest are kept."""
 
 import logging
 from pathlib import Path
@@ -15,27 +15,27 @@ from palr_jax.io.paths import absolute
 from palr_jax.io.progress import say
 from palr_jax.parallel import processes
 
-# Orbax announces every file it writes, and tells every error several times at length; errors reach
-# a user once, as `UserError`.
+# Orbax logs every file it writes, and every error several times. Users see an error once, as
+# `UserError`.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class SavedSteps:
-    """The checkpoints of one training run, to read: `directory/<step>/`.
+    """Reads the checkpoints of one training run: `directory/<step>/`.
 
     A step holds named pytrees of arrays (for example `params` and `optimizer`) and a small JSON
-    value `notes` (for example the state of the data iterator). Reading changes nothing in the
-    directory, so that it disturbs no process which writes there.
+    value `notes` (for example the state of the data iterator). Reading does not change the
+    directory, so it is safe while another process writes.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = absolute(directory)
         self._steps: Any = None
-        if self._is_there():
-            with reading(self.directory, "delete the steps in it that are damaged"):
+        if self._can_open():
+            with reading(self.directory, "delete the damaged steps in it"):
                 self._steps = self._open()
 
-    def _is_there(self) -> bool:
+    def _can_open(self) -> bool:
         return self.directory.is_dir()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -58,24 +58,28 @@ class SavedSteps:
         return [] if self._steps is None else sorted(one.step for one in self._steps.checkpoints)
 
     def load(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """Loads the trees named in `like` (abstract or real arrays give shape, type, sharding).
+        """Loads the trees named in `like`, with the shapes, dtypes and shardings of its arrays.
+
+        Args:
+            step: the step.
+            like: name → tree of real or abstract arrays.
 
         Returns:
             The trees and the notes of the step.
 
         Raises:
-            UserError: the step is cut off, damaged or of another shape than `like`.
+            UserError: the step is incomplete, damaged, or differs in shape from `like`.
         """
         try:
             if self._steps is None:
-                raise FileNotFoundError("there is no such folder")
+                raise FileNotFoundError("the folder does not exist")
             trees = self._steps.load_checkpointables(step, like)
-            beside = self._steps.metadata(step).custom_metadata
-            # Damaged values may well be read: what is stored has no checksum of its own.
-            wrong = _differing(_digests(dict(trees)), beside.get("digests", {}))
+            metadata = self._steps.metadata(step).custom_metadata
+            # The stored format has no checksum, so damaged values can be read without an error.
+            wrong = _differing(_digests(dict(trees)), metadata.get("digests", {}))
             if wrong:
                 raise ValueError(f"the values of {', '.join(wrong)} are not those that were saved")
-            notes = beside["notes"]
+            notes = metadata["notes"]
         except Exception as error:  # Orbax, TensorStore and the file system each raise their own
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be read ({reason(error)}): "
@@ -84,27 +88,27 @@ class SavedSteps:
         return dict(trees), notes
 
     def load_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], Any] | None:
-        """Loads the newest step that can be read, or returns None if there is no step at all.
+        """Loads the newest readable step; returns None if the directory has no steps.
 
-        A newer step that cannot be read is reported and passed over.
+        Unreadable newer steps are reported and skipped.
 
         Raises:
-            UserError: there are steps, but none can be read.
+            UserError: no step is readable.
         """
         steps = self.steps()[::-1]
         for step in steps:
             found, error = self._try(step, like)
-            # One process may read its part where another cannot.
+            # A step counts as readable only if every process can read its part.
             errors = [one for one in processes.gather(error) if one is not None]
             if found is not None and not errors:
                 return step, *found
             if step == steps[-1]:
                 raise UserError(errors[0])
-            say(f"warning: {errors[0]}; going on from an earlier one")
+            say(f"warning: {errors[0]}; resuming from an earlier one")
         return None
 
     def _try(self, step: int, like: dict[str, Any]) -> tuple[Any, str | None]:
-        """What `load` gives, or what it complains about."""
+        """The result of `load`, or its error message."""
         try:
             return self.load(step, like), None
         except UserError as error:
@@ -112,10 +116,10 @@ class SavedSteps:
 
 
 class Checkpoints(SavedSteps):
-    """The same to write as well: the newest `keep` steps are kept, and the best.
+    """Reads and writes checkpoints; keeps the newest `keep` steps and the best one.
 
-    Steps appear by rename, so a process that is killed while saving leaves no half-written step
-    behind; what it leaves, the next writer removes. One process at a time may write.
+    Steps appear by rename, so a process that is killed while saving leaves no partial step, only
+    temporary files, which the next writer removes. Only one process at a time may write.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
@@ -123,8 +127,8 @@ class Checkpoints(SavedSteps):
         directory.mkdir(parents=True, exist_ok=True)
         super().__init__(directory)
 
-    def _is_there(self) -> bool:
-        return True  # though a bucket shows no folder before there is something in it
+    def _can_open(self) -> bool:
+        return True  # an empty folder does not exist in a bucket
 
     def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
@@ -146,21 +150,21 @@ class Checkpoints(SavedSteps):
     ) -> None:
         try:
             super().__exit__(kind, error, trace)
-        except Exception as failure:  # of a save in the background
+        except Exception as failure:  # from a background save
             if error is None:
                 raise self._unwritten(failure) from failure
             say(f"warning: {self._unwritten(failure)}")
 
     def save(self, step: int, trees: dict[str, Any], notes: Any, loss: float | None = None) -> None:
-        """Starts to save `trees` and `notes` as `step`; returns once their values are copied.
+        """Starts to save `trees` and `notes` as `step`; returns once the values are copied.
 
-        The step with the lowest `loss` of those that have one is kept however old it gets.
+        The step with the lowest `loss` is never deleted.
 
-        Waits for an earlier save, which Orbax would otherwise prefer to this one, and replaces a
-        damaged step of the same number.
+        Waits for the previous save; Orbax would otherwise skip this one. Replaces a damaged step of
+        the same number.
 
         Raises:
-            UserError: it cannot be written, or the one before it could not; as the others.
+            UserError: this or the previous step cannot be written.
         """
         try:
             self._steps.save_checkpointables_async(
@@ -183,13 +187,13 @@ class Checkpoints(SavedSteps):
 
     def _unwritten(self, error: BaseException) -> UserError:
         return UserError(
-            f"a checkpoint cannot be written to {self.directory} ({reason(error)}): see to it and "
-            "run again; the run goes on from the newest one that is whole"
+            f"a checkpoint cannot be written to {self.directory} ({reason(error)}): fix that and "
+            "run again; the run resumes from the newest complete one"
         )
 
 
 def _digests(trees: dict[str, Any]) -> dict[str, int]:
-    """A checksum of every tree."""
+    """A checksum per tree."""
     return {name: int(_digest(tree)) for name, tree in trees.items()}
 
 
@@ -199,19 +203,18 @@ def _differing(found: dict[str, int], saved: dict[str, int]) -> list[str]:
 
 @jax.jit
 def _digest(tree: Any) -> jax.Array:
-    """The sum of all bits, each element times an odd number of its own, uint32.
+    """Checksum, uint32: the sum of all elements' bits, each times an odd number unique to it.
 
-    A single element that changes always changes it, and sums of integers are the same however the
-    arrays are divided over devices.
+    A change of a single element always changes it, and integer sums do not depend on the sharding.
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         array = jnp.asarray(leaf)
         bits = array.view(f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
-        place = jnp.full(array.shape, number, jnp.uint32)
+        index = jnp.full(array.shape, number, jnp.uint32)
         for axis, size in enumerate(array.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(
                 jnp.uint32, array.shape, axis
             )
-        total += jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        total += jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
     return total

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic writes of files, and reads whose errors are one line."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ _PIECE_BYTES = 16_000_000
 
 @contextmanager
 def replacing(path: Path, by_all: bool = False) -> Iterator[Path]:
-    """Yields a temporary path on disk, which becomes `path` once the block has succeeded.
+    """Yields a temporary path on disk, which becomes `path` if the block succeeds.
 
-    It lies beside `path` and is renamed, or is copied into the bucket, where objects appear whole.
-    Of several processes, which all come here, the leader alone writes; with `by_all` every one
-    does, each a file of its own.
+    On disk it is in the same folder and is renamed; into a bucket it is copied, because objects
+    appear atomically. All processes must call this, but only the leader writes; with `by_all` each
+    process writes its own file.
     """
     writes = by_all or is_leader()
     if in_bucket(path) or not writes:
@@ -48,7 +48,7 @@ def replacing(path: Path, by_all: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Puts the name of the file into errors of the system that come without one (a full disk)."""
+    """Adds the file's name to an OSError without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -58,14 +58,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
+    """Writes UTF-8 text atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Writes behind what stands in a file, or begins it."""
-    if in_bucket(path):  # objects do not grow
+    """Appends UTF-8 text to a file, which is created if missing."""
+    if in_bucket(path):  # objects cannot be appended to
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         path.write_text(before + text, encoding="utf-8")
         return
@@ -74,20 +74,20 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def reading(path: Path, mend: str = "delete it and run again") -> Iterator[None]:
-    """Turns all that the reading of a damaged file raises into one line.
+    """Turns every exception of the block into a `UserError` about the file.
 
     Args:
-        path: of the file.
-        mend: what to do about one that is damaged.
+        path: the file.
+        mend: the remedy for a damaged file.
 
     Raises:
-        UserError: the block failed, in whatever way.
+        UserError: the block raised an exception.
     """
     try:
         yield
@@ -96,8 +96,8 @@ def reading(path: Path, mend: str = "delete it and run again") -> Iterator[None]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): see to it") from error
-    except Exception as error:  # each library has its own, and wrong values raise what they will
+        raise UserError(f"{path} cannot be read ({reason(error)}): fix that") from error
+    except Exception as error:  # libraries raise their own types, and wrong values any type
         raise UserError(f"{path} cannot be read ({reason(error)}): {mend}") from error
 
 
@@ -118,35 +118,35 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a file of JSON objects, one a line.
+    """Reads a file of JSON objects, one per line.
 
     Raises:
-        UserError: the file is missing, or a line is no JSON object.
+        UserError: the file is missing, or a line is not a JSON object.
     """
     with reading(path):
-        # In bytes, lines end at line feeds alone, on disk and in a bucket.
+        # In binary mode, only line feeds end lines, on disk and in a bucket.
         with path.open("rb") as file:
             lines = [json.loads(line) for line in file]
         if not all(isinstance(line, dict) for line in lines):
-            raise ValueError("a line is no JSON object")
+            raise ValueError("a line is not a JSON object")
         return lines
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an uncompressed .npz, whole or not at all."""
+    """Writes an uncompressed .npz atomically."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub wants `allow_pickle` as well
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub requires `allow_pickle`
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads an .npz.
 
     Args:
-        path: of the file.
-        names: of arrays that must be there.
+        path: the file.
+        names: names of required arrays.
 
     Raises:
-        UserError: the file is missing, cut off or not an .npz, or lacks one of `names`.
+        UserError: the file is missing, truncated or not an .npz, or lacks one of `names`.
     """
     with reading(path):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -158,30 +158,30 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of a JSON-like value, equal for equal values whatever their key order."""
+    """A short hash of a JSON-like value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_new(folder: Path) -> None:
-    """Checks that nothing stands where a folder is to be written.
+    """Checks that a folder does not exist or is empty.
 
     Raises:
-        UserError: `folder` is a file, or a folder that holds something already.
+        UserError: `folder` is a file or a non-empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already, and is not overwritten: name another place")
+        raise UserError(f"{folder} already exists and is not overwritten: choose another path")
 
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `folder`, renamed to it once the block has succeeded.
+    """Yields a temporary folder next to `folder`, renamed to it if the block succeeds.
 
-    A bucket knows no renaming of folders: there it is `folder` itself, emptied if the block fails.
-    So that even a kill leaves nothing that passes for whole, write last what is read first.
+    Buckets cannot rename folders: there it is `folder` itself, deleted if the block fails. Write
+    the file that readers open first last, so that after a kill no partial folder looks complete.
 
     Raises:
-        UserError: `folder` is a file, or a folder that holds something already.
+        UserError: `folder` is a file or a non-empty folder.
     """
     require_new(folder)
     if in_bucket(folder):

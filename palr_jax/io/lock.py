@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that lets one run at a time work in a folder."""
 
 import errno
 import fcntl
@@ -14,21 +14,20 @@ from palr_jax.io.progress import say
 from palr_jax.parallel import processes
 
 NAME = ".lock"
-# What file systems answer that know no locks.
-_UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+# Errors of file systems without locks.
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, which is made if need be, while the block runs.
+    """Locks a folder, which is created if missing, while the block runs.
 
-    The processes of one launch share the lock, which their leader holds. The kernel takes it back
-    when that process ends, however it ends, so that no lock outlives its holder. On a network file
-    system it holds among machines as far as that file system knows `flock`. A bucket knows no
-    locks: there nothing keeps a second run out.
+    The processes of one launch share the lock; their leader holds it. The kernel releases it when
+    that process ends for any reason. On a network file system it works across machines if that file
+    system supports `flock`. Buckets have no locks, so a second run is not kept out.
 
     Raises:
-        UserError: another run holds the lock, in all processes.
+        UserError: another run holds the lock; raised in all processes.
     """
     with ExitStack() as stack:
         processes.led(lambda: None if in_bucket(folder) else _take(folder, stack))
@@ -44,13 +43,13 @@ def _take(folder: Path, stack: ExitStack) -> None:
     except BlockingIOError:
         holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         raise UserError(
-            f"{folder} is in use by {holder}: wait until that run has ended, or stop it, or choose "
-            "another folder"
+            f"{folder} is in use by {holder}: wait for that run to end, stop it, or choose another "
+            "folder"
         ) from None
     except OSError as error:
-        if error.errno not in _UNKNOWN:
+        if error.errno not in _UNSUPPORTED:
             raise
-        say(f"warning: {folder}: this file system knows no locks; start one run at a time there")
+        say(f"warning: {folder}: this file system has no locks; start only one run at a time in it")
         return
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -1,4 +1,4 @@
-"""Paths on disk and in buckets (`gs://BUCKET/…`), used alike."""
+"""Paths on disk and in buckets (`gs://BUCKET/…`), with one interface."""
 
 import importlib.util
 import os
@@ -18,22 +18,22 @@ _CONNECT_SECONDS = 10
 
 
 def path_of(name: str | os.PathLike[str]) -> Path:
-    """A path on disk, or one in a bucket, which reads and writes as a `Path` does.
+    """A path on disk, or one in a bucket with the interface of `Path`.
 
-    A leading `~` or `~USER` is that user's home.
+    A leading `~` or `~USER` is expanded.
 
     Raises:
-        UserError: it is the address of something else or no path, there is no such user, the extra
+        UserError: `name` is another kind of address or not a path, the user is unknown, the extra
             `gcs` is not installed, or the bucket cannot be reached.
     """
     text = os.fspath(name)
     if not text or "\0" in text or not _can_be_encoded(text):
-        raise UserError(f"{shown(text)} is no path")
+        raise UserError(f"{shown(text)} is not a path")
     if "://" not in text:
         try:
             return Path(text).expanduser()
         except RuntimeError:
-            raise UserError(f"{shown(text)}: there is no such user, or no home of theirs") from None
+            raise UserError(f"{shown(text)}: unknown user, or one without a home") from None
     bucket = text.removeprefix(_SCHEME).split("/")[0]
     if not text.startswith(_SCHEME) or not bucket:
         raise UserError(f"{text} is neither a path nor of the form {_SCHEME}BUCKET/PATH")
@@ -44,17 +44,17 @@ def path_of(name: str | os.PathLike[str]) -> Path:
 
 
 def in_bucket(path: Path) -> bool:
-    """Whether a path is one in a bucket: it can be neither renamed nor appended to at once."""
+    """Whether a path is in a bucket, where files cannot be appended to and folders not renamed."""
     return not isinstance(path, Path)
 
 
 def absolute(path: Path) -> Path:
-    """The same path from the root on."""
+    """The absolute path."""
     return path if in_bucket(path) else path.absolute()
 
 
 def delete(path: Path) -> None:
-    """Deletes a file, or a folder with all that is in it, if it is there."""
+    """Deletes a file, or a folder recursively; does nothing if the path does not exist."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
     elif in_bucket(path):
@@ -73,7 +73,7 @@ def _can_be_encoded(text: str) -> bool:
 
 @cache
 def _reach(bucket: str) -> None:
-    """Checks once that a bucket is there for this user."""
+    """Checks once per bucket that this user can access it."""
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(
             f"{_SCHEME}{bucket} is a bucket, and reading buckets needs gcsfs: "
@@ -81,24 +81,24 @@ def _reach(bucket: str) -> None:
         )
     import fsspec  # noqa: PLC0415
 
-    # Other processes write too, so nothing that was listed before may be believed.
+    # Other processes write to the bucket, so cached listings would be stale.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     try:
         _check_network()
         found = fsspec.filesystem("gcs").exists(bucket)
-        why = "there is none of this name"
-    except Exception as error:  # of the network, the credentials or the service
+        why = "it does not exist"
+    except Exception as error:  # from the network, the credentials or the service
         found, why = False, reason(error)
     if not found:
         raise UserError(
-            f"the bucket {_SCHEME}{bucket} cannot be reached ({why}): see to its name and run "
+            f"the bucket {_SCHEME}{bucket} cannot be reached ({why}): check its name and run "
             "`gcloud auth application-default login`"
         )
 
 
 def _check_network() -> None:
-    """Raises an OSError within seconds where the service is out of reach; gcsfs tries for long."""
-    if getproxies():  # somebody else reaches it
+    """Raises an OSError within seconds if the service is unreachable; gcsfs retries for minutes."""
+    if getproxies():  # the proxy connects to the service
         return
     emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
     if emulator in ("", "default", "None"):

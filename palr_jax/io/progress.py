@@ -15,25 +15,22 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 class Advance(Protocol):
-    """Reports finished work; `note` is shown behind the rate (a loss, a metric)."""
+    """Reports `amount` units of finished work; `note` (such as a loss) is shown after the rate."""
 
     def __call__(self, amount: int = 1, note: str = "") -> None: ...
 
 
 def say(line: str) -> None:
-    """Prints one plain line to standard error, where it does not mix with results.
-
-    Of several processes the leader alone speaks.
-    """
+    """Prints one line to standard error, separate from results; only in the leader process."""
     if is_leader():
         print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Shows the progress of `total` units of work, of which `done` were finished earlier.
+    """Shows the progress of `total` units of work, of which `done` are already finished.
 
-    On a terminal this is a bar with the rate and the remaining time; elsewhere a line with the
+    On a terminal this is a bar with the rate and the remaining time; elsewhere, a line with the
     same figures at most every ten seconds, and one at the end.
     """
     show = _bar if is_leader() and Console(stderr=True).is_terminal else _lines

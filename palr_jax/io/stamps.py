@@ -1,8 +1,8 @@
-"""Stamps of files: their size, time and hash, by which a later reader knows them again.
+"""Stamps of files: size, time and hash, to detect changes.
 
-Size and time are compared first, and the content is hashed where they differ: a copy of a file is
-the same file. Objects in a bucket are never read for this: an input is the same if its size and
-time are, an output is whole if its size is.
+Size and time are compared first; if they differ, the content is hashed, so a copy of a file counts
+as unchanged. Objects in a bucket are never read for this: an input is unchanged if its size and
+time are, an output is intact if its size is.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from palr_jax.io.paths import in_bucket
 
 
 class Stamp(NamedTuple):
-    """What a file was.
+    """The identity of a file's content.
 
     Attributes:
-        size: in bytes.
-        time: of its last change, in nanoseconds.
-        digest: SHA-256 of its content; "" in a bucket.
+        size: size in bytes.
+        time: time of the last modification in nanoseconds.
+        digest: SHA-256 of the content; "" in a bucket.
     """
 
     size: int
@@ -28,25 +28,25 @@ class Stamp(NamedTuple):
 
     @property
     def content(self) -> tuple[int, str | int]:
-        """Equal for equal content."""
+        """A key that is equal for equal content."""
         return self.size, self.digest or self.time
 
 
 def take(path: Path) -> Stamp:
-    """The stamp of a file, which is read once."""
+    """The stamp of a file; reads the file once."""
     size, time = _size_and_time(path)
     return Stamp(size, time, "" if in_bucket(path) else _digest(path))
 
 
 def retake(path: Path, known: Stamp | None) -> Stamp:
-    """The stamp of a file, which is not read if it has the size and the time of a known one."""
+    """The stamp of a file; does not read it if size and time are those of a known stamp."""
     if known is not None and _size_and_time(path) == (known.size, known.time):
         return known
     return take(path)
 
 
 def is_whole(path: Path, stamp: Stamp) -> bool:
-    """Whether a file is there, with the content that it was written with."""
+    """Whether a file exists with the content of its stamp."""
     if not path.is_file():
         return False
     if in_bucket(path):
@@ -55,7 +55,7 @@ def is_whole(path: Path, stamp: Stamp) -> bool:
 
 
 def files_in(path: Path) -> list[Path]:
-    """The files in a folder and in the folders in it, hidden ones left out; a file is itself."""
+    """The files below a folder, without hidden ones; for a file, the file."""
     if not path.is_dir():
         return [path] if path.is_file() else []
     return sorted(_walk(path))

@@ -1,29 +1,32 @@
-"""YAML as configs need it: small, without repeated keys, and with errors of one line."""
+"""YAML for configs: small, without duplicate keys, and with errors of one line."""
 
+import re
 from typing import Any
 
 import yaml
 
-from palr_jax.errors import UserError
+from palr_jax.errors import UserError, shown
 
 _LONGEST = 1_000_000
-# Values after every alias is written out; the largest config holds about a hundred.
+# Number of values with all aliases expanded; the largest config holds about a hundred.
 _MOST_VALUES = 10_000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_.]+)+)$")
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; no tag makes anything but plain data.
+    """Parses YAML; tags can only make plain data.
 
     Args:
         text: the YAML.
-        where: stands in errors, as "configs/mine.yaml".
+        where: the source named in errors, such as "configs/mine.yaml".
 
     Raises:
         UserError: the text is not YAML, too long, nested too deeply, names a key twice, or is a
-            value that does not exist, as the 40th of January.
+            value that does not exist, as the 40th of January, or a number to the base 8 or 60.
     """
     if len(text) > _LONGEST:
-        raise UserError(f"{where} is longer than {_LONGEST // 1_000_000} MB, which no config is")
+        raise UserError(f"{where} is longer than {_LONGEST // 1_000_000} MB, too long for a config")
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -36,15 +39,15 @@ def read_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} is not valid YAML: {reason}") from None
-    except (TypeError, AttributeError, LookupError) as error:  # of PyYAML, for a tag that is amiss
+    except (TypeError, AttributeError, LookupError) as error:  # from PyYAML, for an invalid tag
         raise UserError(f"{where} is not valid YAML: a tag does not fit ({error})") from None
 
 
 def _check(node: yaml.Node, where: str, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many values a node holds with all aliases written out."""
+    """The number of values of a node, with all aliases expanded."""
     mark = id(node)
     if mark in above:
-        raise UserError(f"{where}, line {node.start_mark.line + 1}: an alias stands within itself")
+        raise UserError(f"{where}, line {node.start_mark.line + 1}: an alias contains itself")
     if mark not in sizes:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -52,11 +55,22 @@ def _check(node: yaml.Node, where: str, sizes: dict[int, int], above: tuple[int,
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
+        elif isinstance(node, yaml.ScalarNode):
+            _check_number(node, where)
         parts = (_check(child, where, sizes, (*above, mark)) for child in children)
         sizes[mark] = 1 + sum(parts)
     if sizes[mark] > _MOST_VALUES:
-        raise UserError(f"{where} holds more than {_MOST_VALUES:,} values, which no config does")
+        raise UserError(f"{where} holds more than {_MOST_VALUES:,} values, too many for a config")
     return sizes[mark]
+
+
+def _check_number(node: yaml.ScalarNode, where: str) -> None:
+    """Refuses what YAML takes for a number to the base 8 or 60, where few mean one: 010, 1:30."""
+    if node.tag in _NUMBERS and node.style is None and _OTHER_BASE.match(node.value):
+        raise UserError(
+            f"{where}, line {node.start_mark.line + 1}: YAML reads {shown(node.value)} to the base "
+            f"{60 if ':' in node.value else 8}: write the number without leading zeros or colons"
+        )
 
 
 def _check_keys(node: yaml.MappingNode, where: str) -> None:
@@ -66,7 +80,7 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise UserError(
-                    f"{where}, line {line}: {key.value} stands in line {lines[key.value]} already: "
+                    f"{where}, line {line}: {key.value} repeats line {lines[key.value]}: "
                     "delete one of them"
                 )
             lines[key.value] = line

@@ -1,16 +1,16 @@
 """Attention under one visibility rule.
 
-Shapes: B batch, T queries, S keys, H query heads, G key/value heads, R = H / G query heads that
-share a key/value head, K head size.
+Shapes: T queries, S keys, H query heads, G key/value heads, R = H / G query heads that share a
+key/value head, K head size, N = R · T rows of scores.
 
 The rule: a row is a sequence of tokens, and every token j has a *horizon*, the index of the last
-token of the row that sees it. Token i sees token j if and only if j <= i <= horizon[j]. This one
-rule serves
+token of the row that sees it. Token i sees token j if and only if j <= i <= horizon[j]. This rule
+covers
 - a causal sequence: every horizon is the last index;
-- padding: horizon -1, nobody sees it;
-- packed rows: the horizon of a token is the end of its own example;
-- a trie behind a prompt: nodes stand in preorder, and the horizon of a node is the last node of
-  its subtree, so that a node sees the prompt, its ancestors and itself.
+- padding: horizon -1, so no token sees it;
+- packed rows: the horizon of a token is the end of its example;
+- a trie after a prompt: nodes are in preorder, and the horizon of a node is the last node of its
+  subtree, so that a node sees the prompt, its ancestors and itself.
 """
 
 import functools
@@ -30,17 +30,17 @@ Kind = Literal["xla", "cpu", "cudnn", "splash"]
 
 @dataclass(frozen=True)
 class Attention:
-    """Who computes the attention of a row over itself.
+    """The implementation of self-attention.
 
     Attributes:
         kind: xla runs everywhere; cpu is the same in an order that suits the caches of a CPU;
-            cudnn on NVIDIA GPUs, and falls back to xla with a line that says why; splash on
+            cudnn runs on NVIDIA GPUs and falls back to xla with a logged reason; splash runs on
             TPUs, for rows that hold whole sequences (no tries).
-        mesh: that the arrays are sharded over, if any. Only splash, which XLA cannot split by
-            itself, needs to know it.
-        batch_axes: the axes of the mesh that rows are split over.
-        head_axis: the axis of the mesh that heads are split over.
-        interpret: splash runs in Pallas' interpreter, as it must off TPUs.
+        mesh: the mesh that the arrays are sharded over, if any. Only splash needs it, as XLA cannot
+            partition a Pallas kernel.
+        batch_axes: the mesh axes that divide rows.
+        head_axis: the mesh axis that divides heads.
+        interpret: run splash in Pallas' interpreter, which is required on other platforms.
     """
 
     kind: Kind = "xla"
@@ -50,7 +50,7 @@ class Attention:
     interpret: bool = False
 
     def of_tries(self) -> "Attention":
-        """What can be had where rows hold tries as well."""
+        """The implementation for rows that contain tries."""
         return self if self.kind in ("xla", "cpu") else XLA
 
 
@@ -63,18 +63,18 @@ def attention_on(
     batch_axes: tuple[str, ...] = (),
     head_axis: str | None = None,
 ) -> Attention:
-    """The attention of sequences on a platform.
+    """The implementation for sequences on a platform.
 
-    It is told and not found out: a program may be compiled for devices that are not here, so that
-    the default backend is the wrong one to ask; and `jax.lax.platform_dependent` would keep for
-    the backward pass what each of its branches wants, those never taken too.
+    The platform is an argument because a program may be compiled for devices that are absent, so
+    the default backend may be wrong; and `jax.lax.platform_dependent` would store the residuals of
+    all its branches for the backward pass.
 
     Args:
-        platform: of the devices that the program is compiled for, as `jax.Device` names it.
-        mesh: see `Attention`, as the others.
+        platform: platform of the devices to compile for, as in `jax.Device.platform`.
+        mesh: see `Attention`, also for the other arguments.
     """
     kinds: dict[str, Kind] = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
-    # Over several devices, one row and head after the other would leave all but one idle.
+    # On several devices, a loop over rows and heads would leave all but one idle.
     fallback: Kind = "cpu" if platform == "cpu" and mesh is None else "xla"
     return Attention(kinds.get(platform, fallback), mesh, batch_axes, head_axis)
 
@@ -93,10 +93,10 @@ def attend(
         k_BTGK: keys.
         v_BTGK: values.
         horizon_BT: int32, the index of the last token that sees each token.
-        attention: who computes it.
+        attention: the implementation.
 
     Returns:
-        [B, T, H, K] in the type of `v_BTGK`. Tokens that nobody sees get a meaningless average.
+        [B, T, H, K] in the dtype of `v_BTGK`; undefined at padding.
     """
     match attention.kind:
         case "xla" | "cpu":
@@ -105,7 +105,7 @@ def attend(
         case "cudnn":
             return _cudnn_attention(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
         case "splash":
-            # Pallas takes long to import.
+            # Pallas is slow to import.
             from palr_jax.llm.splash_attention import splash_attention  # noqa: PLC0415
 
             return splash_attention(
@@ -120,16 +120,17 @@ def attend_cached(
     values: Sequence[jax.Array],
     visible: Sequence[jax.Array],
 ) -> jax.Array:
-    """Attention of T tokens over several runs of keys and values, as if they were joined.
+    """Attention of T tokens over several arrays of keys and values, as if they were concatenated.
 
     Args:
         q_BTHK: queries.
-        keys: of each run, [B, G, S, K], heads first.
-        values: of each run, [B, G, S, K].
-        visible: bool, of each run which of its S tokens each of the T sees, [B, T, S]; T may be 1.
+        keys: one [B, G, S, K] per array.
+        values: one [B, G, S, K] per array.
+        visible: bool, one [B, T, S] per array: which of its S tokens each of the T sees; T may be
+            1.
 
     Returns:
-        [B, T, H, K] in the type of the values. Tokens that see nothing get a meaningless average.
+        [B, T, H, K] in the dtype of the values; undefined for tokens that see no other.
     """
     B, T, H, K = q_BTHK.shape
     G = keys[0].shape[1]
@@ -165,15 +166,15 @@ def _product(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
 def _cudnn_attention(
     q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, horizon_BT: jax.Array
 ) -> jax.Array:
-    """Attention by cuDNN, or by XLA where cuDNN is missing or refuses these arrays."""
+    """Attention by cuDNN, or by XLA if cuDNN is missing or does not support these arrays."""
     index_T1 = jnp.arange(q_BTHK.shape[1])[:, None]
-    # Every token sees itself, padding too, so that no row of scores is empty. The mask is handed
-    # over whole: cuDNN's own notion of packed rows is Hopper's alone, and a wrapper that drops it
-    # lets examples see one another.
+    # Every token sees itself, padding too, so that no row of scores is empty. An explicit mask is
+    # passed: cuDNN supports packed rows on Hopper only, and wrappers that drop them let examples
+    # see one another.
     visible_BTS = (index_T1 <= horizon_BT[:, None]) | (index_T1 == index_T1.T)
     try:
         if len(index_T1) % 2:
-            raise NotImplementedError("its backward pass takes rows of an even length")
+            raise NotImplementedError("its backward pass needs rows of an even length")
         return jax.nn.dot_product_attention(
             q_BTHK, k_BTGK, v_BTGK, mask=visible_BTS[:, None], is_causal=True,
             implementation="cudnn",

@@ -1,4 +1,4 @@
-"""The logical axes of a LLaMA's parameters, and what a mesh asks of its shape."""
+"""The logical axes of a LLaMA's parameters, and the checks of its shape against a mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +7,13 @@ import jax
 from jax.sharding import NamedSharding
 
 from palr_jax.errors import UserError
-from palr_jax.llm.attention import attention_on
-from palr_jax.llm.compute import Compute, compute_on
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.parallel.sharding import FSDP, TENSOR, Shards
 
-# A parameter by its place in the model, for example ("layers", "q", "kernel_IO").
-Place = tuple[str, ...]
+# The path of a parameter in the model, for example ("layers", "q", "kernel_IO").
+ParamPath = tuple[str, ...]
 
-# Of one layer; the axis of the layers stands before them.
+# The axes of one layer; stacked parameters have the axis of layers before them.
 _LINEARS = {
     "q": ("embed", "heads"),
     "k": ("embed", "kv_heads"),
@@ -28,15 +26,15 @@ _LINEARS = {
 _TABLES = {"embedding_VD": ("vocab", "embed"), "head_VD": ("vocab", "embed")}
 
 
-def axes_of(place: Place) -> tuple[str | None, ...]:
-    """The logical axes of a parameter by its place in the model."""
-    *_, module, name = ("", *place)
-    if place[0] == "candidate_head":  # the head of a ranker: small, and whole on every device
+def axes_of(path: ParamPath) -> tuple[str | None, ...]:
+    """The logical axes of a parameter."""
+    *_, module, name = ("", *path)
+    if path[0] == "candidate_head":  # a ranker's head: small, so replicated
         return ()
     if name in _TABLES:
         return _TABLES[name]
-    if name == "weight_D":  # of a norm: too small to be divided
-        return (None, None) if place[0] == "layers" else (None,)
+    if name == "weight_D":  # of a norm: small, so replicated
+        return (None, None) if path[0] == "layers" else (None,)
     inputs, outputs = _LINEARS[module]
     match name:
         case "kernel_IO":
@@ -45,7 +43,7 @@ def axes_of(place: Place) -> tuple[str | None, ...]:
             return ("layer", _along(inputs), "lora_rank")
         case "lora_b_RO":
             return ("layer", "lora_rank", _along(outputs))
-    raise KeyError(f"no logical axes for the parameter {'.'.join(place)}")
+    raise KeyError(f"no logical axes for the parameter {'.'.join(path)}")
 
 
 def _along(axis: str) -> str:
@@ -53,71 +51,59 @@ def _along(axis: str) -> str:
 
 
 def shardings(shards: Shards, params: Any) -> Any:
-    """The same tree with the sharding of every parameter in its place."""
-    return jax.tree.map_with_path(lambda keys, leaf: shards.of(*axes_of(_place(keys))), params)
+    """The tree of the shardings of a tree of parameters."""
+    return jax.tree.map_with_path(lambda keys, leaf: shards.of(*axes_of(_path_of(keys))), params)
 
 
-def placement(shards: Shards) -> Callable[[Place, tuple[int, ...]], NamedSharding]:
-    """Where each parameter goes, by its place in the model and its shape."""
-    return lambda place, shape: shards.of(*axes_of(place))
+def placement(shards: Shards) -> Callable[[ParamPath, tuple[int, ...]], NamedSharding]:
+    """The sharding of each parameter, as a function of its path and shape."""
+    return lambda path, shape: shards.of(*axes_of(path))
 
 
-def gathered(shards: Shards | None, params: Any, prefix: Place = ()) -> Any:
-    """Parameters put together along fsdp, as the products of a layer want them.
+def gathered(shards: Shards | None, params: Any, prefix: ParamPath = ()) -> Any:
+    """All-gathers parameters along fsdp, as the products of a layer need them.
 
-    Said here, since a compiler that is left to choose may put the activations together instead.
+    The constraint is explicit because XLA may otherwise all-gather the activations instead.
 
     Args:
-        shards: the mesh; None for a single device.
+        shards: the mesh; None on a single device.
         params: a tree of parameters.
-        prefix: where the tree stands in the model; of a layer it is ("layers",), and its
-            parameters have no axis of layers.
+        prefix: the path of the tree in the model; for one layer ("layers",), whose parameters have
+            no axis of layers.
     """
     if shards is None or shards.is_one_device:
         return params
 
     def gather(keys: Any, leaf: jax.Array) -> jax.Array:
-        axes = axes_of((*prefix, *_place(keys)))
+        axes = axes_of((*prefix, *_path_of(keys)))
         return jax.lax.with_sharding_constraint(leaf, shards.gathered(*axes[-leaf.ndim :]))
 
     return jax.tree.map_with_path(gather, params)
 
 
 def gathered_table(shards: Shards | None, table_VD: jax.Array) -> jax.Array:
-    """The embedding or the LM head, put together along fsdp."""
+    """The embedding or the LM head, all-gathered along fsdp."""
     if shards is None or shards.is_one_device:
         return table_VD
     return jax.lax.with_sharding_constraint(table_VD, shards.gathered("vocab", "embed"))
 
 
 def by_rows(shards: Shards | None, x_ND: jax.Array) -> jax.Array:
-    """Activations divided by rows, and whole along everything else."""
+    """Activations divided along rows only."""
     if shards is None or shards.is_one_device:
         return x_ND
     return jax.lax.with_sharding_constraint(x_ND, shards.of("batch", "width"))
 
 
-def _place(keys: Any) -> Place:
+def _path_of(keys: Any) -> ParamPath:
     return tuple(str(key.key) for key in keys if hasattr(key, "key"))
-
-
-def compute_over(shards: Shards) -> Compute:
-    """How layers are computed on the devices of a mesh."""
-    platform = shards.mesh.devices.flat[0].platform
-    attention = attention_on(
-        platform,
-        None if shards.is_one_device else shards.mesh,
-        shards.rules.batch,
-        TENSOR if shards.mesh.shape[TENSOR] > 1 else None,
-    )
-    return compute_on(platform, attention)
 
 
 def check_divides(config: LlamaConfig, shards: Shards) -> None:
     """Checks that every parameter divides evenly over a mesh.
 
     Raises:
-        UserError: one does not; what and by how much is named.
+        UserError: an axis does not; the message names it.
     """
     fsdp, tensor = (shards.mesh.shape[axis] for axis in (FSDP, TENSOR))
     sizes = {

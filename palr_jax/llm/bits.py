@@ -1,8 +1,8 @@
 """Bfloat16 as integers of the same bits, for arrays that are moved and not computed with.
 
-XLA:CPU has no bfloat16 of its own beside products: what slices, gathers from or writes into such
-an array widens all of it to float32 first, the weights of all layers for each of them. Integers
-are moved as they are, and bits cost nothing to read as another type on any platform.
+XLA:CPU supports bfloat16 in products only: slicing, gathering or updating such an array first
+converts all of it to float32, the weights of all layers once per layer. Integers are moved without
+conversion, and reading bits as another dtype is free on every platform.
 """
 
 from typing import Any
@@ -13,23 +13,23 @@ from jax.ad_checkpoint import checkpoint_name
 
 
 def to_bits(tree: Any) -> Any:
-    """Every bfloat16 array as uint16, others as they are. No gradient goes through the bits."""
+    """Every bfloat16 array as uint16, others unchanged. No gradient flows through the bits."""
     return jax.tree.map(lambda x: _cast(x, jnp.bfloat16, jnp.uint16), tree)
 
 
 def from_bits(tree: Any) -> Any:
-    """What `to_bits` was given: uint16 arrays are read as bfloat16."""
+    """The inverse of `to_bits`: uint16 arrays are read as bfloat16."""
     return jax.tree.map(lambda x: _cast(x, jnp.uint16, jnp.bfloat16), tree)
 
 
 @jax.custom_vjp
 def kept(x: jax.Array) -> jax.Array:
-    """`x` itself; a backward pass may find its bits instead of computing it once more."""
+    """`x` itself; its bits may be stored for the backward pass instead of recomputed."""
     return named(x, "product")
 
 
 def named(x: jax.Array, name: str) -> jax.Array:
-    """`x` itself, its bits marked with a name for `jax.checkpoint`; without a gradient."""
+    """`x` itself, with its bits named for `jax.checkpoint`; not differentiable."""
     return from_bits(checkpoint_name(to_bits(x), name))
 
 

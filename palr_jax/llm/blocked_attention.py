@@ -1,13 +1,13 @@
-"""Attention as plain array operations, for every platform: no T x T array is ever kept.
+"""Attention as plain array operations, for every platform, without storing a T x T array.
 
-Queries are taken in blocks, each against the keys up to its last query, so that the half above
-the diagonal is never computed. The backward pass computes a block's weights once more from the
-log-sum of its scores (Dao et al. 2022, FlashAttention, section 3.1): on a CPU, writing the weights
-of all layers and reading them again costs more than that.
+Queries are processed in blocks, each against the keys up to its last query, so that the half above
+the diagonal is not computed. The backward pass recomputes the weights of a block from the
+log-sum-exp of its scores (Dao et al. 2022, FlashAttention, section 3.1): on a CPU that is cheaper
+than writing the weights of all layers and reading them back.
 
-Shapes: B batch, T tokens, H query heads, G key/value heads, R = H / G query heads that share a
-key/value head, K head size, N queries of a block (times R: those of all query heads of a key/value
-head are rows of one matrix), S the keys up to its end.
+Shapes: H query heads, G key/value heads, R = H / G query heads that share a key/value head, K head
+size, N queries of a block (times R: the query heads of a key/value head are rows of one matrix), S
+keys up to the end of the block.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from palr_jax.llm.bits import from_bits, named, to_bits
 
-# Blocks of this many queries keep their scores in a CPU's cache; no more blocks than this, so that
-# long rows do not make large programs.
+# The scores of a block of this many queries fit a CPU's cache; the number of blocks is limited, so
+# that long rows do not make large programs.
 _SMALLEST_BLOCK = 64
 _MOST_BLOCKS = 16
 
@@ -40,8 +40,8 @@ def blocked_attention(
         k_BTGK: keys.
         v_BTGK: values.
         horizon_BT: int32, the index of the last token that sees each token.
-        in_turn: rows and key/value heads one after the other instead of together: the scores of a
-            block then stay in a CPU's cache, which makes it twice as fast.
+        in_turn: loop over rows and key/value heads instead of batching them: the scores of a block
+            then stay in a CPU's cache, which is twice as fast.
     """
     return _forward(q_BTHK, k_BTGK, v_BTGK, horizon_BT, in_turn)[0]
 
@@ -62,7 +62,7 @@ def _backward(
     q_BTHK, k_BTGK, v_BTGK, horizon_BT, out_BTHK, logsum_BGRT = kept
     G = k_BTGK.shape[2]
     grad_BGRTK, out_BGRTK = _by_head(grad_BTHK, G), _by_head(out_BTHK, G)
-    # What the softmax takes off: the mean of the slopes under the weights.
+    # The softmax subtracts the mean of the slopes under the weights.
     mean_BGRT = (grad_BGRTK * out_BGRTK.astype(jnp.float32)).sum(-1)
     heads = (*_heads(q_BTHK, k_BTGK, v_BTGK), grad_BGRTK, mean_BGRT, logsum_BGRT)
     grad_q_BGRTK, grad_k_BGTK, grad_v_BGTK = _over_heads(_gradients, in_turn, horizon_BT, heads)
@@ -80,13 +80,13 @@ blocked_attention.defvjp(_forward, _backward)
 def _attend(
     horizon_T: jax.Array, q_RTK: jax.Array, k_TK: jax.Array, v_TK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The output of the query heads that share a key/value head, and the log-sums of scores."""
+    """The output of the query heads that share a key/value head, and the log-sum-exp of scores."""
     R, T, K = q_RTK.shape
     outs, logsums = [], []
     for start, stop in _blocks(T):
         k_SK, v_SK = k_TK[:stop], v_TK[:stop]
         score_NS = _product(q_RTK[:, start:stop].reshape(-1, K), 1, k_SK, 1)
-        # A finite floor keeps rows that see nothing (padding) free of NaN.
+        # A finite floor avoids NaN in rows that see no token (padding).
         score_NS = jnp.where(_visible(horizon_T, start, stop, R), score_NS, -1e30)
         top_N1 = score_NS.max(-1, keepdims=True)
         weight_NS = jnp.exp(score_NS - top_N1)
@@ -129,15 +129,15 @@ def _gradients(
 def _over_heads(
     work: Callable[..., Any], in_turn: bool, horizon_BT: jax.Array, heads: tuple[jax.Array, ...]
 ) -> Any:
-    """What `work` gives for every row and key/value head, the leading axes [B, G] of `heads`."""
+    """Maps `work` over rows and key/value heads, the leading axes [B, G] of `heads`."""
     if not in_turn:
         return jax.vmap(jax.vmap(work, (None, *[0] * len(heads))))(horizon_BT, *heads)
     B, G = heads[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(B * G, *x.shape[2:]), heads)
 
     def one(number: jax.Array) -> Any:
-        mine = jax.tree.map(lambda x: x[number], bits)
-        return to_bits(work(horizon_BT[number // G], *from_bits(mine)))
+        head = jax.tree.map(lambda x: x[number], bits)
+        return to_bits(work(horizon_BT[number // G], *from_bits(head)))
 
     bits = to_bits(flat)
     done = from_bits(jax.lax.map(one, jnp.arange(B * G)))
@@ -145,7 +145,7 @@ def _over_heads(
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
-    """The first and the last query of each block, the last not included."""
+    """The first query of each block and its end (exclusive)."""
     size = max(_SMALLEST_BLOCK, -(-length // _MOST_BLOCKS))
     for start in range(0, length, size):
         yield start, min(start + size, length)
@@ -171,7 +171,7 @@ def _heads(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array) -> tuple[jax
 
 
 def _by_head(x_BTHK: jax.Array, G: int) -> jax.Array:
-    """[B, T, H, K] → [B, G, R, T, K]: matrices of one head lie in one piece."""
+    """[B, T, H, K] → [B, G, R, T, K]: the matrix of a head is contiguous."""
     B, T, H, K = x_BTHK.shape
     return x_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
 

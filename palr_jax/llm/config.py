@@ -5,12 +5,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-# What the backward pass computes once more instead of keeping it.
+# What the backward pass recomputes instead of storing it.
 Remat = Literal["none", "dots", "full"]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-# No array has a longer axis; what is larger is damage.
+# No array has a longer axis; a larger number means a damaged file.
 Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -18,7 +18,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """RoPE with all positions divided by one number (Chen et al. 2023, position interpolation).
+    """RoPE with all positions divided by a constant (Chen et al. 2023, position interpolation).
 
     Attributes:
         factor: every position is divided by it.
@@ -29,15 +29,15 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """RoPE as LLaMA 3.1 stretches it: slow rotations by `factor`, fast ones not at all.
+    """RoPE scaled as in LLaMA 3.1: slow rotations by `factor`, fast ones not at all.
 
     Attributes:
-        factor: rotations with a wavelength over original_max_length / low_freq_factor become
-            slower by it.
+        factor: frequencies with a wavelength over original_max_length / low_freq_factor are
+            divided by it.
         low_freq_factor: see `factor`.
-        high_freq_factor: rotations with a wavelength under original_max_length /
-            high_freq_factor stay; those between the two bounds are blended.
-        original_max_length: longest sequence before the stretching, in tokens.
+        high_freq_factor: frequencies with a wavelength under original_max_length /
+            high_freq_factor are unchanged; those between the two bounds are interpolated.
+        original_max_length: maximum sequence length before the scaling, in tokens.
     """
 
     factor: PositiveFloat
@@ -63,11 +63,11 @@ class LlamaConfig:
         num_layers: L.
         num_heads: H, query heads.
         num_kv_heads: G, key and value heads; divides H.
-        head_dim: K, size of one head; independent of D / H.
+        head_dim: K, size of a head; need not be D / H.
         ffn_dim: F, width of the feed-forward layer.
-        max_length: longest sequence in tokens.
+        max_length: maximum sequence length in tokens.
         rope_theta: base of the rotary frequencies.
-        rope_scaling: how the frequencies are stretched for long sequences, if at all.
+        rope_scaling: how the frequencies are scaled for long sequences; None for no scaling.
         norm_eps: epsilon of RMSNorm.
         tie_embeddings: the LM head is the transposed token embedding.
     """

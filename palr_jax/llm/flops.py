@@ -1,12 +1,11 @@
 """Floating-point operations of a train step and of ranking, by formula.
 
-A multiplication and an addition are two operations. Only products of matrices count; norms,
-softmax, RoPE and the optimizer are a percent or less of a model of any size. Compilers count the
-body of a loop once, so what they report is of no use here.
+A multiplication and an addition are two operations. Only matrix products count; norms, softmax,
+RoPE and the optimizer are a percent or less. XLA counts the body of a loop once, so its cost
+analysis cannot be used.
 
-Model FLOPs are what the mathematics asks for (Chowdhery et al. 2022, appendix B), whatever is
-computed once more to save memory: MFU divides them by the chip's peak. Executed FLOPs include what
-rematerialisation repeats.
+Model FLOPs are those of the mathematical definition (Chowdhery et al. 2022, appendix B), without
+recomputation: MFU divides them by the chip's peak. Executed FLOPs include rematerialisation.
 
 Pairs are the (query, key) pairs of attention: a causal sequence of n tokens has n (n + 1) / 2.
 """
@@ -18,7 +17,7 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat, Target
 # Products of a linear in a train step: forward, gradient of the input, gradient of the weights.
 _FROZEN, _TRAINED = 4, 6
 # Attention is two products forward and four backward, none of them with a parameter. No T x T array
-# is kept: the backward pass computes the scores, the first of the two, once more.
+# is stored: the backward pass recomputes the scores, the first of the two.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD, _SCORES = 4, 8, 2
 
 
@@ -38,33 +37,33 @@ def linear_shapes(config: LlamaConfig) -> dict[Target, tuple[int, int]]:
 
 
 def linear_parameters(config: LlamaConfig) -> int:
-    """Parameters of the linears of all layers, without adapters, embedding and LM head."""
+    """Number of parameters of the linears of all layers, without adapters and LM head."""
     shapes = linear_shapes(config).values()
     return config.num_layers * sum(inputs * outputs for inputs, outputs in shapes)
 
 
 def adapter_parameters(config: LlamaConfig, lora: LoRAConfig) -> int:
-    """Parameters of the adapters of all layers."""
+    """Number of parameters of the adapters of all layers."""
     shapes = linear_shapes(config)
     return config.num_layers * lora.rank * sum(sum(shapes[target]) for target in lora.targets)
 
 
 def causal_pairs(lengths: Iterable[int]) -> int:
-    """(Query, key) pairs of causal sequences of these lengths."""
+    """Number of (query, key) pairs of causal sequences of these lengths."""
     return sum(length * (length + 1) // 2 for length in lengths)
 
 
 def train_flops(
     config: LlamaConfig, lora: LoRAConfig | None, tokens: float, label_tokens: float, pairs: float
 ) -> float:
-    """Model FLOPs of a train step: forward, and backward through what is frozen and trained.
+    """Model FLOPs of a train step: forward, and backward through frozen and trained weights.
 
     Args:
         config: the shape of the model.
         lora: adapters on frozen weights; None if all weights are trained.
-        tokens: tokens of the batch.
-        label_tokens: tokens of them that the LM head is computed for.
-        pairs: pairs of the batch: the sum over its tokens of the tokens that each of them sees.
+        tokens: number of tokens of the batch.
+        label_tokens: number of tokens that the LM head is computed for.
+        pairs: number of (query, key) pairs of the batch.
     """
     base = _TRAINED if lora is None else _FROZEN
     adapters = 0 if lora is None else _TRAINED * adapter_parameters(config, lora)
@@ -84,7 +83,7 @@ def executed_train_flops(
     label_tokens: float,
     pairs: float,
 ) -> float:
-    """FLOPs that the hardware does in a train step: `train_flops` and what it repeats."""
+    """FLOPs that the hardware executes in a train step: `train_flops` plus recomputation."""
     again = pairs * _SCORES * _attention_width(config)
     if remat == "full":
         again += pairs * _ATTENTION_FORWARD * _attention_width(config)
@@ -101,8 +100,8 @@ def rank_flops(
     Args:
         config: the shape of the model.
         lora: adapters that are not merged into the weights.
-        tokens: prompt tokens and fed trie nodes.
-        edges: children of trie nodes that branch: each costs one row of the LM head.
+        tokens: number of prompt tokens and fed trie nodes.
+        edges: number of children of trie nodes that branch; each costs one row of the LM head.
         pairs: as for `train_flops`.
     """
     adapters = 0 if lora is None else adapter_parameters(config, lora)

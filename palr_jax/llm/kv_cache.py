@@ -1,6 +1,6 @@
 """Keys and values of the tokens read so far, in static shapes.
 
-Shapes: L layers, B batch, S slots, T new tokens, U = T or 1, G key/value heads, K head size.
+Shapes: S slots, T new tokens, U = T or 1, G key/value heads, K head size.
 """
 
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ New = tuple[jax.Array, jax.Array]
 class KVCache:
     """The key-value cache of a batch of rows.
 
-    All rows write new tokens into the same slots, so a row has gaps where it read fewer than
-    others: writing is one copy of a block, wherever the rows stand.
+    All rows write new tokens into the same slots, so that a write copies one block. A row that
+    reads fewer tokens than others has gaps.
 
     Attributes:
         k_LBGSK: rotated keys.
         v_LBGSK: values.
-        visible_BS: bool, the slots whose tokens later ones see; the others hold rubbish.
-        length_B: int32, tokens of each row: the position of its next one.
+        visible_BS: bool, the slots that later tokens see; other slots are undefined.
+        length_B: int32, number of tokens of each row: the position of its next token.
         used: int32, the first slot that is free in every row.
     """
 
@@ -36,19 +36,19 @@ class KVCache:
 
     @property
     def slots(self) -> int:
-        """S, how many tokens a row can hold."""
+        """S, the capacity of a row in tokens."""
         return self.k_LBGSK.shape[3]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class View:
-    """Where T new tokens of each row stand and what they see.
+    """The positions of T new tokens of each row and what they see.
 
     Attributes:
-        position_BT: int32, the place that RoPE turns each to.
-        visible_BUS: bool, the slots of the cache that each sees; U is 1 if all see the same.
-        among_BTT: bool, which of the new tokens each sees, itself included.
+        position_BT: int32, RoPE position of each token.
+        visible_BUS: bool, the slots of the cache that each token sees; U is 1 if all see the same.
+        among_BTT: bool, which of the new tokens each sees, including itself.
     """
 
     position_BT: jax.Array
@@ -57,18 +57,18 @@ class View:
 
 
 def to_slots(new_BTGK: jax.Array, keep: int, slots: int) -> jax.Array:
-    """The keys or values of the first `keep` tokens of one layer in a cache: [B, G, S, K]."""
+    """The keys or values of the first `keep` tokens of one layer, as in a cache: [B, G, S, K]."""
     new_BGTK = jnp.swapaxes(new_BTGK[:, :keep], 1, 2)
     return jnp.pad(new_BGTK, ((0, 0), (0, 0), (0, slots - keep), (0, 0)))
 
 
-def view_behind(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -> View:
-    """T tokens behind those in the cache, all of which they see.
+def view_after(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -> View:
+    """The view of T new tokens that see all visible tokens of the cache.
 
     Args:
-        cache: what was read.
-        position_BT: int32, where the tokens stand.
-        horizon_BT: int32, the index of the last new token that sees each new token; -1 for none.
+        cache: keys and values so far.
+        position_BT: int32, RoPE position of each new token.
+        horizon_BT: int32, the index of the last new token that sees each new token; -1 at padding.
     """
     index_T = jnp.arange(horizon_BT.shape[1])
     among_BTT = (index_T <= index_T[:, None]) & (index_T[:, None] <= horizon_BT[:, None])
@@ -76,13 +76,13 @@ def view_behind(cache: KVCache, position_BT: jax.Array, horizon_BT: jax.Array) -
 
 
 def view_in_order(cache: KVCache, tokens: int) -> View:
-    """`tokens` tokens that follow those in the cache and one another."""
+    """The view of `tokens` new tokens that continue the sequence in the cache."""
     position_BT = cache.length_B[:, None] + jnp.arange(tokens)
-    return view_behind(cache, position_BT, jnp.full_like(position_BT, tokens - 1))
+    return view_after(cache, position_BT, jnp.full_like(position_BT, tokens - 1))
 
 
 def append(cache: KVCache, new: New, keep: int, count_B: jax.Array) -> KVCache:
-    """Writes the first `keep` new tokens into the free slots; `count_B` of a row become visible."""
+    """Writes the first `keep` new tokens into the free slots; `count_B` per row become visible."""
     k_LBGSK, v_LBGSK = (
         jax.lax.dynamic_update_slice_in_dim(old, x[:, :, :, :keep], cache.used, axis=3)
         for old, x in zip((cache.k_LBGSK, cache.v_LBGSK), new, strict=True)
@@ -99,11 +99,12 @@ def append(cache: KVCache, new: New, keep: int, count_B: jax.Array) -> KVCache:
 
 
 def scatter(cache: KVCache, new: New, slot_BT: jax.Array, count_B: jax.Array) -> KVCache:
-    """Writes new tokens into any slots, no two of a row into one; who sees them is left to views.
+    """Writes new tokens into the given slots; views define their visibility.
 
-    `count_B` of them make each row longer.
+    The slots of a row are distinct, which the caller guarantees. The length of each row grows by
+    `count_B`.
     """
-    # Naming the rows a batching axis lets the compiler divide them among devices.
+    # With rows as a batching axis the compiler can shard them.
     numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(0, 2, 4),
         inserted_window_dims=(3,),

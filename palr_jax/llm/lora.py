@@ -1,6 +1,6 @@
-"""A linear layer that may carry a low-rank adapter.
+"""A linear layer with an optional low-rank adapter.
 
-Shapes: N rows, I inputs, O outputs, R rank; a leading L where layers are stacked.
+Shapes: N rows, I inputs, O outputs, R rank; a leading L if layers are stacked.
 """
 
 import jax
@@ -15,8 +15,8 @@ from palr_jax.llm.product import product
 class Linear(nnx.Module):
     """y = x W, plus (alpha / rank) · x A B with an adapter (Hu et al. 2021, section 4.1).
 
-    A starts as a random projection and B at zero, so a fresh adapter changes nothing. The
-    adapter keeps its float32 whatever the type of W, and is rounded to that type for a product.
+    A is initialised at random and B to zero, so a new adapter changes nothing. Adapters are stored
+    in float32 and rounded to the dtype of W for a product.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class Linear(nnx.Module):
             self.lora_b_RO = nnx.LoRAParam(jnp.zeros((lora.rank, outputs)))
 
     def __call__(self, x_NI: jax.Array, dropped_NI: jax.Array | None = None) -> jax.Array:
-        """[N, I] → [N, O] in the same type.
+        """[N, I] → [N, O] in the same dtype.
 
-        Rows are flat: XLA:CPU copies the gradient of [B, T, I] otherwise. The adapter reads
-        `dropped_NI` if it is given: the same input after dropout.
+        Rows are flat because XLA:CPU would copy the gradient of [B, T, I]. The adapter reads
+        `dropped_NI`, the input after dropout, if it is given.
         """
         kernel_IO = self.kernel_IO[...]
         y_NO = product(x_NI, kernel_IO)
@@ -51,7 +51,7 @@ class Linear(nnx.Module):
         return y_NO + product(low_NR, b_RO)
 
     def merged_kernel(self, layer: int) -> jax.Array:
-        """W + (alpha / rank) · A B of one of the stacked layers, [I, O], in the type of W."""
+        """W + (alpha / rank) · A B of one of the stacked layers, [I, O], in the dtype of W."""
         kernel_IO = self.kernel_IO[...][layer]
         if not self.scale:
             return kernel_IO

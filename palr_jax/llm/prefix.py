@@ -1,9 +1,10 @@
-"""Tokens that all rows begin with: computed once, not once a row.
+"""A prefix that all rows share is computed once instead of once per row.
 
-Norms and products take tokens, whatever row they are of, so those of a common prefix need to be
-there only once. Attention takes rows, which get the prefix back before it.
+Norms and products act on single tokens, so the tokens of a shared prefix are needed only once.
+Attention acts on rows, so the prefix is added back to each row before it.
 
-Shapes: B rows, T tokens of a row, G groups of rows, N tokens, X what a token has.
+Shapes: P tokens of the prefix, G groups of rows, R rows of a group, N tokens of a group, X trailing
+axes.
 """
 
 from dataclasses import dataclass
@@ -14,19 +15,19 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Prefix:
-    """How many tokens all rows of a batch begin with; whoever says so has made sure of it.
+    """The number of leading tokens that all rows of a batch share; the caller guarantees it.
 
     Attributes:
-        length: P, tokens that are the same in all rows; 0 for none.
-        groups: G, parts of as many rows each, one behind the other, that each compute the prefix
-            for themselves: as many as rows are divided over, so that no device waits for another.
+        length: P, number of tokens; 0 disables sharing.
+        groups: G, number of equal, contiguous groups of rows that each compute the prefix: the
+            number of devices that rows are divided over, so that no device waits for another.
     """
 
     length: int = 0
     groups: int = 1
 
     def tokens(self, x_BTX: jax.Array) -> jax.Array:
-        """Of all rows, without the repeated prefixes: [G * (P + B / G * (T - P)), ...]."""
+        """The tokens of all rows, the prefix once per group: [G * (P + B / G * (T - P)), ...]."""
         B, T, *rest = x_BTX.shape
         if not self._saves(B):
             return x_BTX.reshape(B * T, *rest)
@@ -36,7 +37,7 @@ class Prefix:
         return jnp.concatenate([prefix_GPX, own_GNX], axis=1).reshape(-1, *rest)
 
     def rows(self, x_NX: jax.Array, B: int) -> jax.Array:
-        """The inverse of `tokens`: [B, T, ...], each row with the prefix."""
+        """The inverse of `tokens`: [B, T, ...], each row with its prefix."""
         rest = x_NX.shape[1:]
         if not self._saves(B):
             return x_NX.reshape(B, -1, *rest)

@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 
 
 def product(x_NI: jax.Array, weight_IO: jax.Array) -> jax.Array:
-    """x W, summed in float32 and returned in the type of x, [N, O].
+    """x W, accumulated in float32 and returned in the dtype of x, [N, O].
 
-    Inputs, and gradients on their way back, are rounded to the type of the weights. Products of
-    bfloat16 that are summed in float32 are what matrix units are made for; on CPUs with AVX-512
-    they are twice as fast as products of float32, and those that return bfloat16 are no faster
-    than those that return float32. JAX's own derivative would multiply float32 gradients with
-    bfloat16 weights, which no hardware does: the weights are widened first.
+    Inputs, and gradients in the backward pass, are rounded to the dtype of the weights. Matrix
+    units multiply bfloat16 and accumulate in float32; on CPUs with AVX-512 such products are twice
+    as fast as float32 products, and returning bfloat16 is no faster than returning float32. JAX's
+    derivative would multiply float32 gradients with bfloat16 weights, which no hardware supports:
+    the weights would be converted first.
     """
     return _product(x_NI, weight_IO, x_NI.dtype)
 
@@ -39,7 +39,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x_NI, weight_IO = kept
     grad_NO = grad_NO.astype(weight_IO.dtype)
-    # Sums over rows: XLA:CPU is up to five times as fast if the narrow matrix comes first.
+    # A sum over rows: XLA:CPU is up to five times as fast if the narrow matrix comes first.
     if x_NI.shape[1] <= grad_NO.shape[1]:
         grad_IO = _dot(x_NI, 0, grad_NO, 0)
     else:

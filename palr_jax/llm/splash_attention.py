@@ -1,11 +1,11 @@
 """Attention of causal or packed rows on TPUs: JAX's splash attention, a Pallas kernel.
 
-The kernel knows a causal mask and segments, and not every rule of horizons. Where rows hold whole
-sequences, the two say the same: all tokens of a sequence have one horizon, its last token, and no
-other sequence has it. So the horizon is the segment. Padding (-1) becomes a segment of its own.
-Tries behind a prompt are no such rows.
+The kernel supports a causal mask and segments, not general horizons. If rows hold whole sequences,
+the two are equivalent: all tokens of a sequence have the same horizon, its last token, which no
+other sequence has. So the horizon serves as the segment id, and padding (-1) is a separate segment.
+Rows with tries are not supported.
 
-Shapes: B batch, T tokens, H query heads, G key/value heads, K head size.
+Shapes: H query heads, G key/value heads, K head size.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-# The kernel works on tiles of whole lanes. Larger blocks keep the matrix unit busier.
+# The kernel works on tiles of whole lanes. Larger blocks use the matrix unit better.
 _LANES = 128
 _LARGEST_BLOCK = 512
 
@@ -32,15 +32,15 @@ def splash_attention(
     head_axis: str | None,
     interpret: bool,
 ) -> jax.Array:
-    """See `palr_jax.llm.attention.attend`, whose rule of horizons must be one of whole sequences.
+    """See `palr_jax.llm.attention.attend`; the caller guarantees rows of whole sequences.
 
-    With a mesh, every device takes its rows (split over `batch_axes`) and heads (`head_axis`).
+    With a mesh, every device computes its rows (divided over `batch_axes`) and heads (`head_axis`).
     """
     attend = partial(_local, interpret=interpret)
     if mesh is None:
         return attend(q_BTHK, k_BTGK, v_BTGK, horizon_BT)
     rows, heads = P(batch_axes or None), P(batch_axes or None, None, head_axis)
-    # XLA cannot split a Pallas kernel; its outputs do not say over which axes they vary.
+    # XLA cannot partition a Pallas kernel, whose outputs do not declare the axes they vary over.
     shared = jax.shard_map(
         attend, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )

@@ -1,1 +1,1 @@
-"""Devices in a mesh, processes that run one command together, and chips."""
+"""Meshes of devices, groups of processes that run one command, and figures of chips."""

@@ -1,8 +1,8 @@
-"""What accelerators can do, as their makers publish it, and the shapes they come in.
+"""Published figures of accelerator chips, and the topologies that connect them.
 
-A topology is named as XLA names it: the chip, a colon and the chips along each axis, `v5e:4x4` or
-`v5p:4x4x8`; of GPUs the number in a machine, `h100:8`. Several slices or machines that the
-data-centre network joins have their number in front: `2xv5e:16x16`, `8xh100:8`.
+A topology is named as in XLA: the chip, a colon and the chips along each axis, `v5e:4x4` or
+`v5p:4x4x8`; for GPUs the number in a machine, `h100:8`. The number of slices or machines that the
+data-centre network connects is a prefix: `2xv5e:16x16`, `8xh100:8`.
 """
 
 import math
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from palr_jax.errors import UserError, shown
 
 GB, GIB = 10**9, 2**30
-# The largest pod has 8,960 chips; GPUs are played by CPU devices, of which more take minutes.
+# The largest pod has 8,960 chips. CPU devices simulate GPUs, and more of them take minutes.
 _MOST_TPUS, _MOST_GPUS = 16_384, 4_096
 
-# Where a chip stands: its slice or machine, then its place along each axis.
-Place = tuple[int, ...]
+# Coordinate of a chip: its slice or machine, then its index along each axis.
+Coordinate = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Chip:
     """One accelerator chip.
 
     Attributes:
-        hbm_bytes: memory.
-        flops: peak of bfloat16 products, operations a second.
-        hbm_bandwidth: bytes a second.
-        link_bandwidth: bytes a second of one interconnect link in one direction; of all links of a
-            chip together where a switch joins the chips (NVLink).
-        wraps_at: an axis of so many chips, or of a multiple, is closed to a ring; 0 where a switch
-            joins the chips.
-        network_bandwidth: bytes a second of a chip's share of the data-centre network.
-        axes: of its topologies.
-        kinds: how JAX names it (`device_kind`).
+        hbm_bytes: memory in bytes.
+        flops: peak of bfloat16 products in operations per second.
+        hbm_bandwidth: memory bandwidth in bytes per second.
+        link_bandwidth: bytes per second of one interconnect link in one direction; of all links of
+            a chip if a switch connects the chips (NVLink).
+        wraps_at: an axis whose length is a multiple of this is a ring; 0 if a switch connects the
+            chips.
+        network_bandwidth: bytes per second of a chip's share of the data-centre network.
+        axes: number of axes of its topologies.
+        kinds: JAX's names of the chip (`device_kind`).
     """
 
     hbm_bytes: int
@@ -48,13 +48,13 @@ class Chip:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether a switch joins the chips, and CUDA programs them."""
+        """Whether the chip is a GPU: a switch connects the chips, and they run CUDA."""
         return self.wraps_at == 0
 
 
 # Google's pages on each TPU version and NVIDIA's data sheet of the H100 SXM (dense, not sparse).
-# A TPU page gives the bandwidth of all links in both directions: 400 GB/s of the v5e are four
-# links of 50 GB/s each way. The network's share is that of a host's cards or of a pod.
+# A TPU page states the bandwidth of all links in both directions: the v5e's 400 GB/s are four links
+# of 50 GB/s each way. The share of the network is that of a host's network cards or of a pod.
 CHIPS = {
     "v4": Chip(32 * GIB, 275e12, 1228 * GB, 50 * GB, 4, 3.1 * GB, 3, ("TPU v4",)),
     "v5e": Chip(16 * GIB, 197e12, 819 * GB, 50 * GB, 16, 3.1 * GB, 2, ("TPU v5 lite", "TPU v5e")),
@@ -68,12 +68,12 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Chips and how they are joined.
+    """Chips and how they are connected.
 
     Attributes:
-        name: as it was given.
-        chip: what they are.
-        slices: parts that the data-centre network joins.
+        name: the name that was parsed.
+        chip: the kind of chip.
+        slices: number of parts that the data-centre network connects.
         shape: chips along each axis of a slice.
     """
 
@@ -84,37 +84,37 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many chips."""
+        """The number of chips."""
         return self.slices * math.prod(self.shape)
 
-    def bandwidth(self, places: Sequence[Place]) -> float:
-        """Bytes a second that each chip of a group can take in from the others, at most.
+    def bandwidth(self, coordinates: Sequence[Coordinate]) -> float:
+        """Upper bound of the bytes per second that each chip of a group receives from the others.
 
-        Every axis that the group extends along brings one link, or two where it covers an axis
-        that is closed to a ring.
+        The group uses one link per axis that it extends along, or two if it covers an axis that is
+        a ring.
 
         Args:
-            places: of the chips of the group.
+            coordinates: the coordinates of the group's chips.
         """
         chip = self.chip
-        if len({slice_ for slice_, *_ in places}) > 1:
+        if len({slice_ for slice_, *_ in coordinates}) > 1:
             return chip.network_bandwidth
         if chip.is_gpu:
             return chip.link_bandwidth
         links = 0
         for axis, length in enumerate(self.shape, 1):
-            covered = len({place[axis] for place in places})
+            covered = len({coordinate[axis] for coordinate in coordinates})
             closed = covered == length and length % chip.wraps_at == 0
             links += (covered > 1) + closed
         return links * chip.link_bandwidth
 
 
 def parse_topology(name: str) -> Topology:
-    """Reads the name of a topology.
+    """Parses the name of a topology.
 
     Raises:
-        UserError: the chip is not known, its shape has another number of axes, or there are more
-            chips than anyone joins.
+        UserError: the chip is unknown, the shape has another number of axes, or the topology has
+            more chips than any real one.
     """
     match = re.fullmatch(r"(?:(\d{1,12})x)?([a-z]\w*):(\d{1,12}(?:x\d{1,12})*)", name)
     if not match:
@@ -131,12 +131,12 @@ def parse_topology(name: str) -> Topology:
         raise UserError(f"topology {name}: a {kind} has {chip.axes} axes, as in {kind}:{example}")
     topology, most = Topology(name, chip, slices, shape), _MOST_GPUS if chip.is_gpu else _MOST_TPUS
     if topology.chips > most:
-        raise UserError(f"topology {name}: {topology.chips:,} chips, of at most {most:,}")
+        raise UserError(f"topology {name}: {topology.chips:,} chips, but the limit is {most:,}")
     return topology
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind`; None for one that is not in the table (a CPU)."""
+    """The chip with this `device_kind`; None if it is not in the table, such as a CPU."""
     for chip in CHIPS.values():
         if device_kind in chip.kinds:
             return chip

@@ -33,7 +33,7 @@ class MeshConfig:
 
     @property
     def devices(self) -> int:
-        """How many devices the mesh takes."""
+        """The number of devices of the mesh."""
         return self.data * self.fsdp * self.tensor
 
     @property

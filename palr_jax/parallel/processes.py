@@ -1,44 +1,50 @@
-"""Several processes that run one command together, each with devices of its own.
+"""A group of processes that run one command together, each with its own devices.
 
-All run the same program on the same files, which lie where all of them can read. The first one, the
-leader, alone writes and speaks.
+All run the same program on the same files, which all must be able to read. Only the first process,
+the leader, writes files and prints.
 """
 
 import glob
 import json
 import os
 import signal
-import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from palr_jax.errors import UserError, reason
+from palr_jax.parallel.roll_call import Link, meet
+from palr_jax.parallel.watch import is_watched, leave, watched
 
 _Value = TypeVar("_Value")
 
-# A process that has not been heard of for so long is taken for dead, and the others stop.
+# A process without a heartbeat for this long counts as dead, and the others stop.
 _HEARTBEAT_SECONDS = 30
 # How long a process waits for the others, and how much later JAX would give up by itself.
 _WAIT_SECONDS = 300
 _GRACE_SECONDS = 60
+# How long it may take until the parent knows which process is lost.
+_KNOWN_SECONDS = 10
+# What JAX and the libraries below it say when another process is gone.
+_LOSS = ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")
 # Where the chips of a TPU VM show.
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Which process this is.
+    """The index of this process in its group.
 
     Attributes:
-        index: from 0, the leader.
-        count: how many there are.
+        index: index of this process; 0 is the leader.
+        count: number of processes.
     """
 
     index: int = 0
@@ -49,31 +55,32 @@ _group = Group()
 
 
 def is_leader() -> bool:
-    """Whether this process writes and speaks."""
+    """Whether this process is the leader, which writes and prints."""
     return _group.index == 0
 
 
 def are_many() -> bool:
-    """Whether there is more than one process."""
+    """Whether the group has more than one process."""
     return _group.count > 1
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the other processes, if there are any; to be called before JAX is used.
+    """Joins the group of processes, if any; must be called before JAX is used.
 
     They find each other by the arguments or, without them, by what Slurm, GKE, Open MPI or a Cloud
-    TPU says in the environment.
+    TPU says in the environment. The caller resumes in a child process (see `parallel/watch.py`).
 
     Args:
         coordinator: host and port of the leader, the same for all.
-        count: how many processes there are.
-        index: which one this is, from 0.
+        count: number of processes.
+        index: index of this process, from 0.
 
     Raises:
-        UserError: some of the arguments are missing, or the others cannot be found.
+        UserError: some of the arguments are missing, or the other processes cannot be found.
     """
     global _group
     given = (coordinator, count, index)
+    links: dict[int, Link] = {}
     if coordinator is None or count is None or index is None:
         if any(value is not None for value in given):
             raise UserError(
@@ -82,8 +89,11 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         if not is_shared(os.environ, any(glob.glob(pattern) for pattern in _TPU_FILES)):
             return
         awaited = "the other processes that the environment of this one names, if any"
+        print(f"waiting for {awaited}", file=sys.stderr, flush=True)
     else:
-        awaited = _awaited(coordinator, count, index)
+        awaited = "the other processes, which have come, to start JAX"
+        links = meet(*_checked(coordinator, count, index), index, count, _WAIT_SECONDS)
+    watched(links, index, _HEARTBEAT_SECONDS)
     import jax  # noqa: PLC0415
 
     with _waiting(awaited):
@@ -93,44 +103,33 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
                 count,
                 index,
                 initialization_timeout=_WAIT_SECONDS + _GRACE_SECONDS,
-                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                # Who is lost is better known from the links.
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS * (3 if links else 1),
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the other processes cannot be found ({reason(error)})") from error
     _group = Group(jax.process_index(), jax.process_count())
 
 
-def _awaited(coordinator: str, count: int, index: int) -> str:
-    """In words, whom a process waits for.
+def _checked(coordinator: str, count: int, index: int) -> tuple[str, int]:
+    """Host and port of the leader.
 
     Raises:
-        UserError: the arguments name no place in a group, or the leader's port is taken.
+        UserError: the arguments name no process of a group.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator {coordinator}: give HOST:PORT of process 0, as node0:8476")
     if not 0 <= index < count:
         raise UserError(f"--process {index}: with --processes {count} it is from 0 to {count - 1}")
-    if index:
-        return f"process 0 at {coordinator}"
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", int(port)))
-        except OSError as error:
-            raise UserError(
-                f"process 0 cannot listen at {coordinator} ({reason(error)}): name another port, "
-                "the same for all processes"
-            ) from None
-    others = "process 1" if count == 2 else f"processes 1 to {count - 1}"
-    return f"{others} to come to {coordinator}"
+    return host.strip("[]"), int(port)
 
 
 @contextmanager
 def _waiting(awaited: str) -> Iterator[None]:
-    """Says who is awaited, and ends this process in one line if they do not come.
+    """Ends this process in one line if the others do not come.
 
-    The library underneath would wait in silence, and then abort the process.
+    JAX's library would wait silently and then abort the process.
     """
 
     def end() -> None:
@@ -141,11 +140,10 @@ def _waiting(awaited: str) -> Iterator[None]:
         )
         leave(2)
 
-    print(f"waiting for {awaited}", file=sys.stderr, flush=True)
     timer = threading.Timer(_WAIT_SECONDS, end)
     timer.daemon = True
     timer.start()
-    # Python could not answer Ctrl-C before the wait is over.
+    # Python's handler would react to Ctrl-C only after the wait.
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
     try:
@@ -157,12 +155,12 @@ def _waiting(awaited: str) -> Iterator[None]:
 
 
 def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
-    """Whether whoever started this process started others with it, or may have.
+    """Whether this process may be one of several.
 
     Args:
-        environment: of the process.
-        has_tpu: chips of a TPU are there. Of those in a pod only their network knows, so JAX is
-            asked; a host alone is a group of one.
+        environment: the environment variables.
+        has_tpu: whether the host has TPU chips. Only the network tells whether they belong to a
+            pod, so JAX must look it up; a single host is a group of one.
     """
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     for name in sizes:
@@ -177,7 +175,7 @@ def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON values of all processes in their order, in all of them."""
+    """The JSON values of all processes, in order of their index; an all-gather."""
     if not are_many():
         return [value]
     from jax.experimental import multihost_utils  # noqa: PLC0415
@@ -191,10 +189,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def led(work: Callable[[], _Value]) -> _Value:
-    """What `work` gives in the leader, a JSON value, in all processes; they wait for it.
+    """Runs `work` in the leader and returns its JSON value in all processes, which wait for it.
 
     Raises:
-        UserError: the leader's, or what the system refuses it, in all of them.
+        UserError: `work` raised it, or an OSError, in the leader; raised in all processes.
     """
     if not are_many():
         return work()
@@ -204,7 +202,7 @@ def led(work: Callable[[], _Value]) -> _Value:
             answer = {"value": work()}
         except UserError as error:
             answer = {"error": str(error)}
-        except OSError as error:  # a full disk, for example: the others must not wait for ever
+        except OSError as error:  # such as a full disk: the others must not wait forever
             answer = {"error": f"{error.filename}: {reason(error)}: see to it and run again"}
     answer = gather(answer)[0]
     if "error" in answer:
@@ -213,21 +211,30 @@ def led(work: Callable[[], _Value]) -> _Value:
     return value
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process without waiting for the others, who may never come."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 class Terminated(Exception):  # noqa: N818 it is no error
     """The run was told to stop (SIGTERM), and is saved."""
 
 
-def failure(error: Exception) -> str:
-    """What to say of an error that is not a user's mistake, in a line."""
+def is_loss(error: Exception) -> bool:
+    """Whether an error comes from the loss of another process.
+
+    If a parent watches this process, it ends it here in most cases: it knows who is lost.
+    """
     text = str(error)
-    if any(sign in text for sign in ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")):
+    if not any(sign in text for sign in _LOSS):
+        return False
+    if is_watched():
+        time.sleep(_KNOWN_SECONDS)
+    return True
+
+
+def failure(lost: bool) -> str:
+    """What to say of an error that is not a user's mistake, in a line.
+
+    Args:
+        lost: it comes from the loss of another process.
+    """
+    if lost:
         return (
             "another process has stopped, and so this one stops: see what that one said; the same "
             "command on all machines goes on from the newest checkpoint"
@@ -236,10 +243,11 @@ def failure(error: Exception) -> str:
 
 
 class Stop:
-    """Notes SIGTERM, which a machine gets before it is taken away.
+    """Records SIGTERM, which is sent before a machine is preempted.
 
-    All processes must stop at the same step, and the signal reaches each at another moment. So
-    they ask each other with every step, and read the answer a step later: nobody waits for it.
+    All processes must stop at the same step, but the signal reaches them at different times. So
+    each step starts an all-reduce of the flags, whose result is read one step later without
+    waiting.
     """
 
     def __init__(self) -> None:
@@ -264,7 +272,7 @@ class Stop:
         self._asked = True
 
     def poll(self) -> Any:
-        """Starts to ask whether any process was told to stop; the answer is true or false."""
+        """Starts an all-reduce of whether any process received SIGTERM; a lazy boolean."""
         if not are_many():
             return self._asked
         import jax  # noqa: PLC0415

@@ -1,8 +1,8 @@
-"""Devices in a mesh, and the one table that says which of its axes divides which axis of an array.
+"""The mesh of devices, and the table that maps logical axes of arrays to its axes.
 
-The mesh has three axes: `data` divides rows and repeats the weights, `fsdp` divides rows and
-weights, `tensor` divides heads and the feed-forward. Models name the logical axes of their arrays;
-`Rules` alone maps them to the mesh.
+The mesh has three axes: `data` shards rows and replicates weights, `fsdp` shards rows and weights,
+`tensor` shards heads and the feed-forward network. Models name the logical axes of their arrays;
+only `Rules` maps them to the mesh.
 """
 
 from collections.abc import Sequence
@@ -18,26 +18,26 @@ from palr_jax.errors import UserError
 from palr_jax.parallel.config import MeshConfig
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
-# What divides an axis of an array, the coarsest first.
+# The mesh axes that shard an axis of an array, major to minor.
 MeshAxes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which axes of the mesh divide each logical axis of an array.
+    """The mesh axes that shard each logical axis of an array.
 
     Attributes:
-        batch: rows, and tokens of rows end to end.
+        batch: rows, or tokens of concatenated rows.
         length: tokens of a row.
-        layer: of stacked parameters.
+        layer: layers of stacked parameters.
         width: the residual stream of activations.
-        embed: the residual stream's side of a parameter; the width of a retriever's items.
+        embed: the residual-stream axis of a parameter; the width of a retriever's item vectors.
         vocab: rows of the embedding and of the LM head, and logits.
         heads: query heads.
         kv_heads: key and value heads.
-        mlp: the feed-forward.
-        adapter: the side of a low-rank adapter that lies along heads or the feed-forward.
-        lora_rank: the inner side of an adapter.
+        mlp: the feed-forward width.
+        adapter: the axis of a low-rank adapter along heads or the feed-forward width.
+        lora_rank: the rank axis of an adapter.
     """
 
     batch: MeshAxes = (DATA, FSDP)
@@ -53,20 +53,19 @@ class Rules:
     lora_rank: MeshAxes = ()
 
     def spec(self, *axes: str | None, whole_along: str | None = None) -> PartitionSpec:
-        """How an array with these logical axes is divided; None is an axis that never is.
+        """The partition of an array with these logical axes.
 
         Args:
-            axes: one for each axis of the array.
-            whole_along: an axis of the mesh that divides nothing this time.
+            axes: one per axis of the array; None for an axis that is never sharded.
+            whole_along: a mesh axis to leave out, along which the array is gathered.
 
         Raises:
-            ValueError: a logical axis is not in the table, or two of them are divided by one axis
-                of the mesh.
+            ValueError: a logical axis is not in the table, or one mesh axis would shard two axes.
         """
         known = {field.name for field in fields(self)}
         unknown = [axis for axis in axes if axis is not None and axis not in known]
         if unknown:
-            raise ValueError(f"no rule for the axis {unknown[0]}; there are {', '.join(known)}")
+            raise ValueError(f"no rule for the axis {unknown[0]}; known axes: {', '.join(known)}")
         parts: list[MeshAxes] = [() if axis is None else getattr(self, axis) for axis in axes]
         used = [part for axes_of in parts for part in axes_of]
         twice = [part for part in used if used.count(part) > 1]
@@ -78,10 +77,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Shards:
-    """A mesh and the rules that divide arrays over it.
+    """A mesh and the rules that shard arrays over it.
 
     Attributes:
-        mesh: of devices, with the axes data, fsdp and tensor.
+        mesh: devices along the axes data, fsdp and tensor.
         rules: the table.
     """
 
@@ -89,7 +88,7 @@ class Shards:
     rules: Rules = Rules()
 
     def of(self, *axes: str | None) -> NamedSharding:
-        """Which device holds which part of an array with these logical axes.
+        """The sharding of an array with these logical axes.
 
         Raises:
             ValueError: as `Rules.spec`.
@@ -97,18 +96,18 @@ class Shards:
         return NamedSharding(self.mesh, self.rules.spec(*axes))
 
     def gathered(self, *axes: str | None) -> NamedSharding:
-        """As `of`, with nothing divided along fsdp: how weights are when they are used."""
+        """The same, but gathered along fsdp: the sharding of weights in use."""
         return NamedSharding(self.mesh, self.rules.spec(*axes, whole_along=FSDP))
 
     def ways(self, axis: str) -> int:
-        """In how many parts a logical axis is divided."""
+        """The number of shards of a logical axis."""
         return int(np.prod([self.mesh.shape[name] for name in getattr(self.rules, axis)]))
 
     def spread(self, rows: Any) -> Any:
-        """Arrays whose first axis is rows, each device with its rows.
+        """Shards a tree of host arrays along their leading axis, the rows.
 
         Args:
-            rows: a tree of host arrays; every process has all of them.
+            rows: a tree of host arrays, complete in every process.
         """
         if self.is_one_device:
             return rows
@@ -121,12 +120,12 @@ class Shards:
 
     @property
     def is_one_device(self) -> bool:
-        """Whether nothing is divided at all."""
+        """Whether the mesh has a single device, so that arrays are not sharded."""
         return self.mesh.size == 1
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The whole of an array, in every process."""
+    """The whole array on the host, in every process; an all-gather."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -136,35 +135,35 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Arranges devices so that neighbours in the mesh are neighbours on the interconnect.
 
     Args:
-        config: the shape of the mesh. Without any division it takes the first device, of each
-            process its own, whatever else is there.
+        config: the shape of the mesh. A mesh of one device uses the first device of each process
+            and ignores the others.
         devices: by default all devices of all processes.
 
     Raises:
-        UserError: there are more or fewer devices than the mesh has places.
+        UserError: the number of devices is not that of the mesh.
     """
     if devices is None:
         devices = jax.local_devices() if config.devices == 1 else jax.devices()
-    there = list(devices)
-    if config.devices == 1 and len({device.process_index for device in there}) == 1:
-        there = there[:1]
-    if config.devices != len(there):
+    available = list(devices)
+    if config.devices == 1 and len({device.process_index for device in available}) == 1:
+        available = available[:1]
+    if config.devices != len(available):
         shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, config.shape, strict=True))
         raise UserError(
-            f"mesh: {shape} is {config.devices} devices, but {len(there)} are there: "
+            f"mesh: {shape} is {config.devices} devices, but {len(available)} are available: "
             "their product must be that number"
         )
     types = (AxisType.Auto,) * len(AXES)
-    return Mesh(_arranged(config, there), AXES, axis_types=types)
+    return Mesh(_arranged(config, available), AXES, axis_types=types)
 
 
 def _arranged(config: MeshConfig, devices: list[jax.Device]) -> np.ndarray:
-    if devices[0].platform == "cpu":  # they have no interconnect
+    if devices[0].platform == "cpu":  # CPU devices have no interconnect
         return np.array(devices, dtype=object).reshape(config.shape)
     if config.slices == 1:
         return mesh_utils.create_device_mesh(config.shape, devices, allow_split_physical_axes=True)
     within = (config.data // config.slices, config.fsdp, config.tensor)
-    # GPUs do not say which machine they are in, but each process belongs to one.
+    # GPUs have no slice_index, but each process runs on one machine.
     by_process = getattr(devices[0], "slice_index", None) is None
     return mesh_utils.create_hybrid_device_mesh(
         within,

@@ -1,1 +1,1 @@
-"""`palr plan`: compiles a config for chips that are absent, and says what it needs."""
+"""`palr plan`: compiles a config for chips that are absent, and reports what it needs."""

@@ -1,8 +1,9 @@
-"""Compiles a program for chips that are not here, and reads what it will take of them.
+"""Compiles a program for absent chips, and reads its memory and collectives.
 
-XLA's TPU compiler comes with `jax[tpu]` and runs on any machine; it gives the very program, with
-the very memory, that the chips would run. For GPUs there is no such compiler: the program is
-compiled for as many CPU devices, which is partitioned alike but computes some types in wider ones.
+XLA's TPU compiler comes with `jax[tpu]` and runs on any machine; it makes the same program, with
+the same memory, that the chips would run. XLA has no such compiler for GPUs: the program is
+compiled for the same number of CPU devices, which has the same partitioning but computes some types
+in wider ones.
 """
 
 import importlib.util
@@ -19,11 +20,11 @@ import numpy as np
 from jax.experimental import topologies
 
 from palr_jax.errors import UserError
-from palr_jax.parallel.chips import Place, Topology
+from palr_jax.parallel.chips import Coordinate, Topology
 from palr_jax.planning.hlo import Collective, collectives
 
-# Without these the TPU's library looks for chips, and waits.
-_NO_CHIPS_HERE = {
+# Without these, libtpu searches for local chips and waits.
+_NO_LOCAL_CHIPS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -40,10 +41,10 @@ class Memory:
     """Bytes on a chip while a program runs.
 
     Attributes:
-        parameters: trained and frozen.
-        optimizer: its state.
+        parameters: trained and frozen parameters.
+        optimizer: optimizer state.
         inputs: the batch.
-        temporaries: activations and everything else that lives within a step.
+        temporaries: activations and everything else allocated within a step.
         code: the program.
     """
 
@@ -55,18 +56,18 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """All together."""
+        """The sum of all parts."""
         return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a compiler says of a program.
+    """The compiler's results for a program.
 
     Attributes:
-        memory: of a chip.
-        collectives: what chips send each other; None if the program is too large to be made.
-        compile_seconds: that the compiler took.
+        memory: memory of one chip.
+        collectives: its collectives; None if the program does not fit and was not compiled.
+        compile_seconds: duration of the compilation.
     """
 
     memory: Memory
@@ -75,13 +76,13 @@ class Program:
 
 
 def prepare_environment(topology: Topology) -> None:
-    """Makes JAX ready to compile for a topology; to be called before JAX is used.
+    """Prepares JAX to compile for a topology; must be called before JAX is used.
 
     Raises:
-        UserError: the topology is of TPUs and their compiler is not installed.
+        UserError: the chips are TPUs and their compiler is not installed.
     """
-    # Over what a host of a pod finds in its environment, whose others would be waited for.
-    os.environ.update(_NO_CHIPS_HERE)
+    # Overrides the environment of a pod's host, where libtpu would wait for the other hosts.
+    os.environ.update(_NO_LOCAL_CHIPS)
     if topology.chip.is_gpu:
         jax.config.update("jax_num_cpu_devices", topology.chips)
     elif importlib.util.find_spec("libtpu") is None:
@@ -91,15 +92,15 @@ def prepare_environment(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """The devices of a topology, to compile for and not to run on.
+    """The devices of a topology: compile-only for TPUs, CPU devices in place of GPUs.
 
     Raises:
-        UserError: chips are not made in this shape.
+        UserError: the TPU compiler does not support this shape.
     """
     if topology.chip.is_gpu:
         return jax.devices("cpu")[: topology.chips]
     kind = topology.name.split(":")[0].lstrip("0123456789x")
-    # Two cores of a v4 and of a v5p work as one; a v4 must be told.
+    # The two cores of a v4 or v5p act as one device (megacore); for v4 this must be requested.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
     if topology.slices > 1:
         options["num_slices"] = topology.slices
@@ -108,12 +109,12 @@ def devices(topology: Topology) -> list[jax.Device]:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"topology {topology.name} cannot be had: {reason}") from None
+        raise UserError(f"topology {topology.name} is not supported: {reason}") from None
     return list(described.devices)
 
 
-def place(device: jax.Device, topology: Topology) -> Place:
-    """Where a device stands in its topology."""
+def coordinate(device: jax.Device, topology: Topology) -> Coordinate:
+    """The coordinate of a device in its topology."""
     if topology.chip.is_gpu:
         return divmod(device.id, topology.shape[0])
     axes = device.coords[: len(topology.shape)]
@@ -121,7 +122,7 @@ def place(device: jax.Device, topology: Topology) -> Place:
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Bytes on one chip of arrays, or of shapes with their shardings."""
+    """Bytes on one chip of a tree of arrays, or of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
@@ -134,11 +135,11 @@ def compile_program(
     """Compiles a program and reads its memory and its collectives.
 
     Args:
-        lowered: the program, of arguments that are all among the following.
-        chips: how many it is partitioned for.
+        lowered: the program; all its arguments are among the following.
+        chips: the number of chips that it is partitioned for.
         parameters: shapes with shardings.
-        optimizer: the same.
-        inputs: the same.
+        optimizer: shapes with shardings.
+        inputs: shapes with shardings.
     """
     held = (bytes_per_chip(parameters), bytes_per_chip(optimizer), bytes_per_chip(inputs))
     start = time.monotonic()
@@ -159,6 +160,6 @@ def compile_program(
     return Program(memory, collectives(compiled.as_text() or "", chips), took)
 
 
-def places(order: Sequence[jax.Device], topology: Topology) -> list[Place]:
-    """Where the devices of a mesh stand, in the order of the mesh."""
-    return [place(device, topology) for device in order]
+def coordinates(order: Sequence[jax.Device], topology: Topology) -> list[Coordinate]:
+    """The coordinates of devices, in the order given."""
+    return [coordinate(device, topology) for device in order]

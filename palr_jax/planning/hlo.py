@@ -1,25 +1,23 @@
-"""Reads what a compiled program sends between chips from its text.
+"""Reads the collectives of a compiled program from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once; here every collective is counted as often
-as the loops around it run. On TPUs one collective may appear several times, spread over fusions
-and even loops that work while it is under way; all of these share a channel and count once, as
-often as the outermost of them runs. A loop may be peeled: its first turn stands in front of it, on
-the channels of the loop, which counts from one; both together count as the loop from zero would.
-Between slices, what is sent goes through the hosts and is written as `send`.
+XLA's cost analysis counts the body of a loop once. Here, every collective is counted once per
+iteration of the loops around it. On TPUs one collective may appear several times, split over
+fusions and even loops that overlap with it; all of these share a channel and count as one, which
+runs as often as the outermost of them. XLA may peel a loop: its first iteration precedes it, on the
+same channels, and the loop counts from one; together they count as the loop from zero. Transfers
+between slices go through the hosts and appear as `send`.
 """
 
 import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-# Factors of the bytes that a chip takes in, times (group - 1) / group of the collective's array.
+# Bytes that a chip receives, as a multiple of (group - 1) / group of the collective's array.
 _ROUNDS = {
     "all-gather": 1,
     "all-reduce": 2,
@@ -49,11 +47,11 @@ class Collective:
 
     Attributes:
         kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
-        shapes: of the whole arrays: what a gather gives and a scatter is given.
-        bytes: that each chip takes in, once.
-        times: how often it runs in a step.
-        group: the chips that take part with chip 0, or with the first chip that takes part.
-        name: where it comes from in the program that was written.
+        shapes: shapes of the whole arrays: the result of a gather, the operand of a scatter.
+        bytes: bytes that each chip receives per run.
+        times: number of runs per step.
+        group: the chips of the first group, that of chip 0 if it takes part.
+        name: the operation in the source program.
     """
 
     kind: str
@@ -65,7 +63,7 @@ class Collective:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes that each chip takes in, in a step."""
+        """Bytes that each chip receives per step."""
         return self.bytes * self.times
 
 
@@ -73,8 +71,8 @@ def collectives(text: str, chips: int) -> list[Collective]:
     """The collectives of a compiled program (`compiled.as_text()`), largest traffic first.
 
     Args:
-        text: of a program that was partitioned for `chips`.
-        chips: how many chips run it.
+        text: the HLO text of the partitioned program.
+        chips: the number of chips that it is partitioned for.
     """
     program = _Program(text)
     found: dict[tuple[str, str], list[tuple[bool, int, Collective]]] = defaultdict(list)
@@ -83,7 +81,7 @@ def collectives(text: str, chips: int) -> list[Collective]:
         for line in lines:
             match = _COLLECTIVE.search(line)
             if match:
-                kind, one = match[1], _read(line, match, times, chips, computation)
+                kind, one = match[1], _parse(line, match, times, chips, computation)
             elif _SEND.search(line) and _TRANSFER.search(line):
                 kind, one = "send", _between_slices(line, times)
             else:
@@ -94,34 +92,6 @@ def collectives(text: str, chips: int) -> list[Collective]:
                 found[key].append((computation not in program.peeled, times, one))
     ones = [min(pieces, key=lambda piece: piece[:2])[2] for pieces in found.values()]
     return sorted(ones, key=lambda one: -one.total_bytes)
-
-
-def weight_moves(
-    found: Iterable[Collective], kernels: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int], int]:
-    """How often full, unsharded weights are put together on a chip in a step.
-
-    Compilers turn weights over, so a weight and its transpose are one shape here. An array of
-    several layers counts as many weights as it holds. Activations of the shape of a weight are
-    taken for one: compare programs whose batch has another size.
-
-    Args:
-        found: the collectives of a program.
-        kernels: the shapes of the weights of a layer.
-
-    Returns:
-        The moves of each shape, smaller axis first.
-    """
-    moves = {(min(kernel), max(kernel)): 0 for kernel in kernels}
-    for one in found:
-        for shape in one.shapes if one.kind != "collective-permute" else ():
-            for kernel in moves:
-                rest = list(shape)
-                with suppress(ValueError):
-                    rest.remove(kernel[0])
-                    rest.remove(kernel[1])
-                    moves[kernel] += math.prod(rest) * one.times
-    return moves
 
 
 class _Program:
@@ -158,7 +128,7 @@ class _Program:
 
     @cached_property
     def peeled(self) -> set[str]:
-        """The computations that run in loops whose first turn stands in front of them."""
+        """The computations that run in loops whose first iteration is peeled off."""
         loops = [loop for line in itertools.chain(*self.lines.values())
                  if (loop := _WHILE.search(line))]  # fmt: skip
         left = [loop[2] for loop in loops if "loop_peel" in "".join(self.lines[loop[1]])]
@@ -181,10 +151,10 @@ class _Program:
         return [(name, 1) for name in names]
 
     def _trips(self, line: str, condition: str) -> int:
-        """How often a loop runs: said by the compiler, or the constant its counter is held to.
+        """The iterations of a loop: from the compiler's annotation, or its counter's bound.
 
-        The loops of a train step are scans and products cut into windows: all count from zero, or
-        from one where the first turn is peeled off, which is counted here.
+        The loops of a train step are scans and windowed products. All count from zero, or from one
+        if the first iteration is peeled off; that iteration is included here.
         """
         known = _TRIPS.search(line)
         if known:
@@ -195,14 +165,15 @@ class _Program:
             for constant in re.findall(r"[su]\d+\[\]\S* constant\((\d+)\)", one)
         ]
         if len(bounds) != 1:
-            raise ValueError(f"the condition {condition} of a loop has no bound that can be read")
+            raise ValueError(f"the condition {condition} of a loop has no constant bound")
         return bounds[0]
 
 
-def _read(line: str, match: re.Match[str], times: int, chips: int, computation: str) -> Collective:
+def _parse(line: str, match: re.Match[str], times: int, chips: int, computation: str) -> Collective:
+    """The collective of one HLO instruction."""
     kind = match[1]
     arrays = _ARRAY.findall(line[: match.start()].split(" = ", 1)[1])
-    if match[2]:  # a pair of what goes in and what comes out, and flags
+    if match[2]:  # a tuple of operands, results and flags
         arrays = [array for array in arrays if array[1]]
         arrays = arrays if kind == "all-reduce" else arrays[len(arrays) // 2 :]
     shapes = [tuple(int(size) for size in sizes.split(",") if size) for _, sizes in arrays]
@@ -214,7 +185,7 @@ def _read(line: str, match: re.Match[str], times: int, chips: int, computation: 
     if kind == "collective-permute":
         received = size
     else:
-        # On TPUs a reduce-scatter is an all-reduce in a fusion that keeps a part of its result.
+        # On TPUs a reduce-scatter is an all-reduce in a fusion that slices its result.
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
         elif kind == "reduce-scatter":
@@ -226,7 +197,7 @@ def _read(line: str, match: re.Match[str], times: int, chips: int, computation: 
 
 
 def _between_slices(line: str, times: int) -> Collective:
-    """What chips of the same place in several slices sum up over the data-centre network."""
+    """The all-reduce among chips of equal coordinates in several slices, over the network."""
     target, transfer = _TARGET.search(line), _TRANSFER.search(line)
     if not target or not transfer or transfer[1] != "ALL_REDUCE":
         raise ValueError(f"an unknown transfer between slices: {line.strip()[:200]}")
@@ -248,14 +219,14 @@ def _width(name: str) -> int:
 
 
 def _scattered(line: str, shape: tuple[int, ...], group: int) -> tuple[int, ...]:
-    """The array that a reduce-scatter is given, of which `shape` is a part."""
-    axis = re.search(r"dimensions=\{(\d+)\}", line)
-    place = int(axis[1]) if axis else 0
-    return tuple(size * group if i == place else size for i, size in enumerate(shape))
+    """The shape of a reduce-scatter's operand; `shape` is that of its result."""
+    match = re.search(r"dimensions=\{(\d+)\}", line)
+    axis = int(match[1]) if match else 0
+    return tuple(size * group if i == axis else size for i, size in enumerate(shape))
 
 
 def _groups(line: str, chips: int) -> list[tuple[int, ...]]:
-    """The chips that talk to each other, in any of the forms that HLO writes them."""
+    """The groups of chips of a collective, from any of HLO's notations."""
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
     if pairs:
         return _linked(pairs[1])
@@ -265,7 +236,7 @@ def _groups(line: str, chips: int) -> list[tuple[int, ...]]:
         return [tuple(int(chip) for chip in part.split(",")) for part in parts]
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\S+?),? ", line)
     if iota:
-        return [tuple(group) for group in _turned(iota[2]).reshape(_numbers(iota[1])).tolist()]
+        return [tuple(group) for group in _permuted(iota[2]).reshape(_numbers(iota[1])).tolist()]
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?(\S+?)\)?)? \{([^}]*)\}", line
     )
@@ -275,7 +246,7 @@ def _groups(line: str, chips: int) -> list[tuple[int, ...]]:
 
 
 def _mesh_groups(axes: str, order: str | None, used: str) -> list[tuple[int, ...]]:
-    """Groups along some axes of a mesh, an axis as a whole or a part of it (`'a':(2)4`)."""
+    """Groups along some axes of a mesh, each a whole axis or a part of it (`'a':(2)4`)."""
     sizes, chosen = [], []
     parts = {name: (before, size) for name, before, size in
              re.findall(r"'([^']+)':\((\d+)\)(\d+)", used)}  # fmt: skip
@@ -289,7 +260,7 @@ def _mesh_groups(axes: str, order: str | None, used: str) -> list[tuple[int, ...
             pieces = [int(size)]
             chosen.append(name in whole)
         sizes += pieces
-    ids = np.arange(math.prod(sizes)) if order is None else _turned(order)
+    ids = np.arange(math.prod(sizes)) if order is None else _permuted(order)
     axes_first = [i for i, on in enumerate(chosen) if not on]
     axes_last = [i for i, on in enumerate(chosen) if on]
     count = math.prod(sizes[i] for i in axes_last)
@@ -297,18 +268,18 @@ def _mesh_groups(axes: str, order: str | None, used: str) -> list[tuple[int, ...
     return [tuple(group) for group in groups.tolist()]
 
 
-def _turned(text: str) -> np.ndarray:
-    """Chips in the order `[2,4]T(1,0)`: counted up in that shape, then its axes exchanged."""
+def _permuted(text: str) -> np.ndarray:
+    """Chips in the order `[2,4]T(1,0)`: an iota of that shape with its axes transposed."""
     shape, _, axes = text.partition("T")
     ids = np.arange(math.prod(_numbers(shape.strip("[]")))).reshape(_numbers(shape.strip("[]")))
     return ids.transpose(_numbers(axes.strip("()"))).ravel() if axes else ids.ravel()
 
 
 def _linked(pairs: str) -> list[tuple[int, ...]]:
-    """The chips of a permutation that hang together, those of the first chip first."""
-    towards = [tuple(_numbers(pair)) for pair in re.findall(r"(\d+,\d+)", pairs)]
+    """The connected chips of a permutation, the first chip's group first."""
+    links = [tuple(_numbers(pair)) for pair in re.findall(r"(\d+,\d+)", pairs)]
     groups: list[set[int]] = []
-    for pair in towards:
+    for pair in links:
         touched = [group for group in groups if group & set(pair)]
         groups = [group for group in groups if group not in touched]
         groups.append(set(itertools.chain(pair, *touched)))

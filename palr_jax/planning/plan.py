@@ -1,7 +1,7 @@
-"""`palr plan`: what a config takes of chips that are not here.
+"""`palr plan`: the memory, traffic and time of a config on absent chips.
 
-The train step and the ranking step of a config are compiled for a topology; nothing is run, and no
-weights are read: their shapes are enough.
+The train step and the ranking step of a config are compiled for a topology. Neither is run, and no
+weights are read, only their shapes.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ from palr_jax.config import Config
 from palr_jax.decoding.score import ScorePlan, score_step
 from palr_jax.errors import UserError
 from palr_jax.io.paths import path_of
-from palr_jax.llm.axes import check_divides, compute_over, shardings
+from palr_jax.llm.axes import check_divides, shardings
 from palr_jax.llm.checkpoints.loading import shape_of_weights
-from palr_jax.llm.checkpoints.shapes import SHAPES, shape_of
+from palr_jax.llm.checkpoints.shapes import SHAPES
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.flops import causal_pairs, rank_flops
 from palr_jax.llm.llama import Llama
@@ -29,9 +30,9 @@ from palr_jax.planning.compile import (
     Program,
     bytes_per_chip,
     compile_program,
+    coordinate,
+    coordinates,
     devices,
-    place,
-    places,
     prepare_environment,
 )
 from palr_jax.planning.roofline import Seconds, Work, collective_seconds, mfu_bound, seconds
@@ -42,7 +43,7 @@ from palr_jax.training.feed import check_rows
 from palr_jax.training.loop import trainable
 from palr_jax.training.step import Batch, abstract_state, train_step
 
-# Trie nodes that are fed and edges that are decided for 50 candidates, rounded up.
+# Trie nodes fed to the model, and edges scored, for 50 candidates, rounded up.
 _FED, _EDGES = 32, 128
 
 
@@ -51,10 +52,10 @@ class Ranking:
     """The ranking step of a plan.
 
     Attributes:
-        users: ranked at a time.
+        users: users of a batch.
         length: prompt tokens.
-        program: as it was compiled.
-        seconds: of a step, at least.
+        program: the compiled program.
+        seconds: lower bound of the duration of a step.
     """
 
     users: int
@@ -65,18 +66,18 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config takes of a topology.
+    """What a config needs on a topology.
 
     Attributes:
         topology: the chips.
-        ranker: the model, in a few words.
+        ranker: a short description of the model.
         mesh: chips along data, fsdp and tensor.
         work: the train step.
-        train: its program.
-        seconds: its roofline.
+        train: the compiled train step.
+        seconds: the roofline of the train step.
         ranking: the ranking step.
-        largest_batch: rows that fit, by formula.
-        fastest: the mesh that takes the least time, by formula; None if none fits.
+        largest_batch: number of rows that fit, by formula.
+        fastest: the fastest mesh that fits, by formula; None if no mesh fits.
     """
 
     topology: Topology
@@ -98,28 +99,28 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of training, at most."""
+        """Upper bound of the training tokens per second."""
         return self.work.tokens / self.seconds.step
 
     @property
     def mfu_bound(self) -> float:
-        """The model FLOPs utilisation of training, at most."""
+        """Upper bound of the model FLOPs utilisation (MFU) of training."""
         return mfu_bound(self.work, self.topology, self.seconds.step)
 
 
 def plan(config: Config, topology_name: str | None) -> Plan:
     """Compiles the train step and the ranking step of a config for a topology.
 
-    To be called before JAX is used for anything else in the process.
+    Must be called before JAX is used for anything else in the process.
 
     Args:
-        config: whose `ranker`, `finetune`, `evaluate` and `mesh` are planned.
+        config: its `ranker`, `finetune`, `evaluate` and `mesh` are used.
         topology_name: the chips; by default `mesh.topology`.
 
     Raises:
-        UserError: there is no such topology, its compiler is not installed, the shape of the
-            ranker is not known, or the mesh does not take all chips or does not divide the batch
-            or the model.
+        UserError: the topology does not exist, its compiler is not installed, the shape of the
+            ranker is unknown, or the mesh does not use all chips or does not divide the batch or
+            the model.
     """
     name = topology_name or config.mesh.topology
     if name is None:
@@ -131,25 +132,26 @@ def plan(config: Config, topology_name: str | None) -> Plan:
     shards = Shards(make_mesh(config.mesh, chips))
     check_divides(shape, shards)
     check_rows(config.finetune, shards)
-    order = places(list(shards.mesh.devices.flat), topology)
+    order = coordinates(list(shards.mesh.devices.flat), topology)
     mesh = dict(zip(AXES, config.mesh.shape, strict=True))
     tuning = config.finetune
     work = Work(
         shape, lora, tuning.remat, tuning.batch_size, tuning.length, tuning.label_length,
         flash=True, accumulate=tuning.accumulate,
     )  # fmt: skip
-    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora))
-    model.compute = compute_over(shards)
+    compute = compute_over(shards)
+    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora, compute))
     train = _compile_train(config, model, shards)
     if train.collectives is None:
-        traffic = traffic_seconds(work, mesh, topology, _places(shards.mesh.devices, topology))
+        grid = _coordinate_grid(shards.mesh.devices, topology)
+        traffic = traffic_seconds(work, mesh, topology, grid)
     else:
         traffic = collective_seconds(train.collectives, topology, order)
 
-    def places_of(shape_of_mesh: Mapping[str, int]) -> np.ndarray:
+    def coordinates_of(shape_of_mesh: Mapping[str, int]) -> np.ndarray:
         data, fsdp, tensor = (shape_of_mesh[axis] for axis in AXES)
         other = replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor)
-        return _places(make_mesh(other, chips).devices, topology)
+        return _coordinate_grid(make_mesh(other, chips).devices, topology)
 
     return Plan(
         topology=topology,
@@ -160,12 +162,12 @@ def plan(config: Config, topology_name: str | None) -> Plan:
         seconds=seconds(work, topology, mesh, traffic),
         ranking=_plan_ranking(config, model, shards, topology),
         largest_batch=largest_batch(work, mesh, train.memory, topology.chip.hbm_bytes),
-        fastest=fastest_mesh(work, mesh, train.memory, topology, places_of),
+        fastest=fastest_mesh(work, mesh, train.memory, topology, coordinates_of),
     )
 
 
 def _shape(config: Config) -> LlamaConfig:
-    """The shape of the ranker; weights that are not here are known by the name of their folder."""
+    """The shape of the ranker; absent weights are looked up by the name of their folder."""
     ranker = config.ranker
     if not ranker.weights:
         return scratch_shape(ranker, ranker.size.vocab_size, config.finetune.length)
@@ -174,15 +176,15 @@ def _shape(config: Config) -> LlamaConfig:
         return shape_of_weights(path)
     if path.name not in SHAPES:
         raise UserError(
-            f"{path} is not here, and {path.name} is not a known shape ({', '.join(SHAPES)}): "
-            "put its config.json there"
+            f"{path} does not exist, and {path.name} is not a known shape ({', '.join(SHAPES)}): "
+            "put the model's config.json into that folder"
         )
-    return shape_of(path.name)
+    return SHAPES[path.name]
 
 
 def _in_words(shape: LlamaConfig, config: Config) -> str:
     lora = config.ranker.lora
-    trained = "all of it trained" if lora is None else f"LoRA rank {lora.rank}"
+    trained = "all trained" if lora is None else f"LoRA rank {lora.rank}"
     count = sum(leaf.size for leaf in jax.tree.leaves(
         nnx.state(nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0))))
     ))  # fmt: skip
@@ -192,12 +194,12 @@ def _in_words(shape: LlamaConfig, config: Config) -> str:
 def _compile_train(config: Config, model: Llama, shards: Shards) -> Program:
     tuning = config.finetune
     graph, params, frozen = nnx.split(model, trainable(model), ...)
-    frozen = _placed(frozen, shards, config.ranker.dtype)
+    frozen = _sharded_shapes(frozen, shards, config.ranker.dtype)
     state = abstract_state(params, tuning, shards)
     tokens_BT = _rows(shards, tuning.batch_size, tuning.length)
     label_BM = _rows(shards, tuning.batch_size, tuning.label_length)
     batch = Batch(tokens_BT, tokens_BT, tokens_BT, label_BM, label_BM, label_BM)
-    lowered = train_step.lower(graph, tuning, state, frozen, batch, shards)
+    lowered = train_step.lower(graph, tuning, state, frozen, batch)
     held = (state.step, state.params, frozen)
     return compile_program(lowered, shards.mesh.size, held, state.optimizer, batch)
 
@@ -212,12 +214,13 @@ def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topolo
     length = prompt_width(config.instruct.length)
     _, adapters, base = nnx.split(model, trainable(model), ...)
     weights = nnx.merge_state(
-        _placed(adapters, shards, "float32"), _placed(base, shards, config.ranker.dtype)
+        _sharded_shapes(adapters, shards, "float32"),
+        _sharded_shapes(base, shards, config.ranker.dtype),
     )
     widths = (_FED,) * 3 + (_EDGES,) * 4 + (config.retriever.candidates,) * 2
     plan = ScorePlan(*(_rows(shards, users, width) for width in widths))
     tokens_BT, length_B = _rows(shards, users, length), _rows(shards, users)
-    lowered = score_step.lower(nnx.graphdef(model), weights, tokens_BT, length_B, plan, shards)
+    lowered = score_step.lower(nnx.graphdef(model), weights, tokens_BT, length_B, plan)
     held = (tokens_BT, length_B, plan)
     program = compile_program(lowered, shards.mesh.size, weights, (), held)
     return Ranking(
@@ -228,23 +231,23 @@ def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topolo
 def _ranking_seconds(
     config: Config, model: Llama, program: Program, shards: Shards, topology: Topology, length: int
 ) -> float:
-    """The least time of a ranking step: its products, its weights read once, its collectives."""
+    """Lower bound of a ranking step: its products, reading its weights once, its collectives."""
     users, chip = config.evaluate.batch_size, topology.chip
     pairs = users * causal_pairs([length + _FED])
     flops = rank_flops(
         model.config, config.ranker.lora, users * (length + _FED), users * _EDGES, pairs
     )
-    whole = bytes_per_chip(_placed(nnx.state(model), shards, config.ranker.dtype))
-    read = whole * config.mesh.fsdp  # each chip reads the weights as they are put together
-    order = places(list(shards.mesh.devices.flat), topology)
+    held = bytes_per_chip(_sharded_shapes(nnx.state(model), shards, config.ranker.dtype))
+    read = held * config.mesh.fsdp  # each chip reads the gathered weights
+    order = coordinates(list(shards.mesh.devices.flat), topology)
     traffic = collective_seconds(program.collectives or [], topology, order)
     return max(flops / topology.chips / chip.flops, read / chip.hbm_bandwidth, traffic)
 
 
-def _placed(params: nnx.State, shards: Shards, dtype: str) -> nnx.State:
-    """Shapes of parameters with their types and their places."""
+def _sharded_shapes(params: nnx.State, shards: Shards, dtype: str) -> nnx.State:
+    """The parameters as shapes with dtype and sharding."""
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place),
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=at),
         params,
         shardings(shards, params),
     )
@@ -255,9 +258,9 @@ def _rows(shards: Shards, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
 
 
-def _places(mesh: np.ndarray, topology: Topology) -> np.ndarray:
-    """Where the chips of a mesh stand, an object array of its shape."""
-    found = np.empty(mesh.shape, object)
+def _coordinate_grid(mesh: np.ndarray, topology: Topology) -> np.ndarray:
+    """The coordinates of a mesh's chips, an object array of its shape."""
+    grid = np.empty(mesh.shape, object)
     for index in np.ndindex(mesh.shape):
-        found[index] = place(mesh[index], topology)
-    return found
+        grid[index] = coordinate(mesh[index], topology)
+    return grid

@@ -1,4 +1,4 @@
-"""What `palr plan` says: a plan as text and as JSON."""
+"""The output of `palr plan`: a plan as text and as JSON."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ from palr_jax.planning.hlo import Collective
 from palr_jax.planning.plan import Plan
 
 _ESTIMATE = (
-    "An estimate: there is no GPU compiler here, so the program was compiled for CPU devices, "
-    "which is partitioned alike but keeps some bfloat16 arrays in float32."
+    "An estimate: without a GPU compiler the program was compiled for CPU devices, which has the "
+    "same partitioning but keeps some bfloat16 arrays in float32."
 )
 _LARGEST = 8
 
@@ -40,7 +40,7 @@ def describe(plan: Plan) -> str:
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data; bytes and seconds are of one chip and one step."""
+    """A plan as JSON-compatible data; bytes and seconds are per chip and step."""
     train, ranking = plan.train, plan.ranking
     return {
         "topology": plan.topology.name,
@@ -98,7 +98,7 @@ def _memory(plan: Plan) -> list[str]:
 
 def _traffic(collectives: Sequence[Collective] | None) -> list[str]:
     if collectives is None:
-        return ["a program that is too large is not made, so its collectives are not known"]
+        return ["the program does not fit, so it was not compiled and its collectives are unknown"]
     groups = list(_grouped(collectives).items())
     total = sum(one.total_bytes for one in collectives)
     lines = [
@@ -107,17 +107,16 @@ def _traffic(collectives: Sequence[Collective] | None) -> list[str]:
     ]
     rest = sum(received for _, (_, received) in groups[_LARGEST:])
     lines += [f"  {'others':44}{_gib(rest)}"] if rest else []
-    return [f"what a chip takes in from others in a train step: {_gib(total).strip()}", *lines]
+    return [f"received by a chip from others in a train step: {_gib(total).strip()}", *lines]
 
 
 def _time(plan: Plan) -> list[str]:
     parts, work = plan.seconds, plan.work
     source = "formula" if plan.train.collectives is None else "the collectives above"
     return [
-        "time of a train step, at least: everything at the chips' peaks and at the same time",
+        "lower bound of a train step: every part at the chips' peak, with perfect overlap",
         f"  {'compute':14}{parts.compute:8.3f} s  "
-        f"{work.flops() / 1e12:,.0f} TFLOP, {work.executed_flops() / 1e12:,.0f} with what is "
-        "computed again",
+        f"{work.flops() / 1e12:,.0f} TFLOP, {work.executed_flops() / 1e12:,.0f} with recomputation",
         f"  {'memory':14}{parts.hbm:8.3f} s  by formula",
         f"  {'interconnect':14}{parts.interconnect:8.3f} s  by {source}",
         f"  {'step':14}{parts.step:8.3f} s  bound by {parts.bound}: at most "
@@ -137,7 +136,7 @@ def _ranking(plan: Plan) -> list[str]:
 def _suggestions(plan: Plan) -> list[str]:
     lines = [f"largest batch that fits, by formula: {plan.largest_batch} rows"]
     if plan.fastest is None:
-        lines.append("no mesh of these chips fits, by formula: take more chips or fewer rows")
+        lines.append("no mesh of these chips fits, by formula: use more chips or fewer rows")
     elif dict(plan.fastest.mesh) == dict(plan.mesh):
         lines.append("no other mesh of these chips is faster, by formula")
     else:
@@ -154,7 +153,7 @@ def _suggestions(plan: Plan) -> list[str]:
 
 
 def _grouped(collectives: Sequence[Collective]) -> dict[tuple[str, int], tuple[int, int]]:
-    """How often and how many bytes, by kind and size of the group; most bytes first."""
+    """(kind, group size) → (number of runs, bytes received), most bytes first."""
     sums: dict[tuple[str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for one in collectives:
         key = (one.kind, len(one.group))

@@ -1,8 +1,8 @@
-"""How long a train step must take at least: products, memory and interconnect, by formula.
+"""Lower bound of the time of a train step: products, memory and interconnect, by formula.
 
-Everything is per chip. The three are taken to overlap perfectly and to run at their peaks, so that
-a step takes as long as the slowest of them: real steps take longer. A row counts as one example;
-packed rows have fewer pairs of attention.
+Everything is per chip. The formulas assume that the three overlap perfectly and run at their peaks,
+so a step takes as long as the slowest of them; real steps take longer. A row counts as one example;
+packed rows have fewer attention pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from palr_jax.llm.flops import (
     linear_shapes,
     train_flops,
 )
-from palr_jax.parallel.chips import Place, Topology
+from palr_jax.parallel.chips import Coordinate, Topology
 from palr_jax.planning.hlo import Collective
 
 _BF16, _FLOAT = 2, 4
@@ -30,12 +30,12 @@ class Work:
     Attributes:
         config: the shape of the model.
         lora: adapters on frozen weights; None if all weights are trained.
-        remat: what the backward pass computes once more.
-        rows: of the batch.
+        remat: what the backward pass recomputes.
+        rows: rows of the batch.
         length: tokens of a row.
         label_length: label tokens of a row.
-        flash: attention keeps its scores on the chip.
-        accumulate: parts that the batch is run in, one after the other.
+        flash: whether attention is fused and does not write its scores to memory.
+        accumulate: number of parts that the batch is computed in, one after the other.
     """
 
     config: LlamaConfig
@@ -49,7 +49,7 @@ class Work:
 
     @property
     def rows_at_a_time(self) -> int:
-        """Rows of a part."""
+        """Rows of one of the `accumulate` parts."""
         return self.rows // self.accumulate
 
     @property
@@ -59,34 +59,34 @@ class Work:
 
     @property
     def pairs(self) -> int:
-        """(Query, key) pairs of the batch, with one example a row."""
+        """(Query, key) pairs of the batch, with one example per row."""
         return self.rows * causal_pairs([self.length])
 
     def flops(self) -> float:
-        """Model FLOPs, those that MFU counts."""
+        """Model FLOPs, the numerator of MFU."""
         labels = self.rows * self.label_length
         return train_flops(self.config, self.lora, self.tokens, labels, self.pairs)
 
     def executed_flops(self) -> float:
-        """FLOPs that the chips do."""
+        """FLOPs that the chips execute, including recomputation."""
         labels = self.rows * self.label_length
         return executed_train_flops(
             self.config, self.lora, self.remat, self.tokens, labels, self.pairs
         )
 
     def passes(self) -> int:
-        """How often the layers' inputs and outputs stream by: forward, backward, and again."""
+        """Passes over the layers: forward, backward, and the recomputed forward."""
         return 3 if self.remat == "full" else 2
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """The least time that each part of the hardware needs for a step.
+    """Lower bound of the time that each part of the hardware needs for a step.
 
     Attributes:
-        compute: the products.
+        compute: matrix products.
         hbm: reads and writes of memory.
-        interconnect: what other chips send.
+        interconnect: data received from other chips.
     """
 
     compute: float
@@ -95,12 +95,12 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """Of the whole step."""
+        """Lower bound of the whole step."""
         return max(self.compute, self.hbm, self.interconnect)
 
     @property
     def bound(self) -> str:
-        """The part that the others wait for."""
+        """The part that takes longest."""
         return max(vars(self), key=lambda name: vars(self)[name])
 
 
@@ -122,22 +122,22 @@ def seconds(work: Work, topology: Topology, mesh: Mapping[str, int], traffic: fl
 
 
 def mfu_bound(work: Work, topology: Topology, step_seconds: float) -> float:
-    """The share of the chips' peak that model FLOPs can reach."""
+    """Upper bound of model FLOPs as a share of the chips' peak."""
     return work.flops() / (topology.chips * topology.chip.flops * step_seconds)
 
 
 def collective_seconds(
-    collectives: Sequence[Collective], topology: Topology, places: Sequence[Place]
+    collectives: Sequence[Collective], topology: Topology, coordinates: Sequence[Coordinate]
 ) -> float:
     """The time of a program's collectives, one after the other.
 
     Args:
-        collectives: of the program.
-        topology: how its chips are joined.
-        places: of the chips, in the order of the program's numbers.
+        collectives: the collectives.
+        topology: the chips.
+        coordinates: the chips' coordinates, in the order of the program's device ids.
     """
     return sum(
-        one.total_bytes / topology.bandwidth([places[chip] for chip in one.group])
+        one.total_bytes / topology.bandwidth([coordinates[chip] for chip in one.group])
         for one in collectives
         if one.total_bytes
     )
@@ -146,9 +146,9 @@ def collective_seconds(
 def hbm_bytes(work: Work, mesh: Mapping[str, int]) -> float:
     """Bytes that a chip reads and writes in a step.
 
-    Weights are written as they are gathered and read by each product; every linear reads its
-    input and writes its output; attention without a fused kernel writes and reads its scores in
-    float32 and its weights in bfloat16.
+    Gathered weights are written once and read by each product. Every linear reads its input and
+    writes its output. Attention without a fused kernel writes and reads its scores in float32 and
+    its weights in bfloat16.
     """
     config, tensor = work.config, mesh["tensor"]
     share = mesh["data"] * mesh["fsdp"]
@@ -162,11 +162,11 @@ def hbm_bytes(work: Work, mesh: Mapping[str, int]) -> float:
 
 
 def traffic_bytes(work: Work, mesh: Mapping[str, int]) -> dict[str, float]:
-    """Bytes that a chip takes in along each axis of a mesh in a step.
+    """Bytes that a chip receives along each axis of a mesh in a step.
 
-    fsdp gathers the weights of every layer forward and backward (and scatters their gradients if
-    they are trained); tensor adds up what leaves attention and the feed-forward, in every pass;
-    data adds up the gradients of what is trained.
+    fsdp all-gathers the weights of every layer forward and backward, and reduce-scatters their
+    gradients if they are trained. tensor all-reduces the outputs of attention and of the
+    feed-forward network in every pass. data all-reduces the gradients of the trained parameters.
     """
     config, tensor, fsdp = work.config, mesh["tensor"], mesh["fsdp"]
     weights = linear_parameters(config)
@@ -184,11 +184,11 @@ def traffic_bytes(work: Work, mesh: Mapping[str, int]) -> dict[str, float]:
 
 
 def temporary_bytes(work: Work, mesh: Mapping[str, int]) -> tuple[float, float]:
-    """Memory beside parameters, optimizer and batch: what it takes with no row, and a row's.
+    """Memory besides parameters, optimizer and batch: the fixed part, and the part per row.
 
-    With no row: the gathered weights of a layer, twice, since the next ones arrive while these
-    are used, and the embedding or the LM head. A row: what is kept of each layer, the working
-    set of one layer, and the logits.
+    The fixed part is the gathered weights of two layers, because the next ones are gathered while
+    these are used, and the embedding or the LM head. The part per row is the stored activations of
+    each layer, the working set of one layer, and the logits.
     """
     config, tensor = work.config, mesh["tensor"]
     layer = linear_parameters(config) / config.num_layers / tensor

@@ -1,7 +1,7 @@
-"""The largest batch and the fastest mesh, by formula from one compiled program.
+"""The largest batch and the fastest mesh, extrapolated from one compiled program.
 
-Compiling a program for every mesh would take an hour; the formulas of `roofline` are scaled to the
-memory of the one that was compiled.
+Compiling a program for every mesh would take too long, so the formulas of `roofline` are scaled to
+the memory of the compiled one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax.parallel.chips import Place, Topology
+from palr_jax.parallel.chips import Coordinate, Topology
 from palr_jax.planning.compile import Memory
 from palr_jax.planning.roofline import Seconds, Work, seconds, temporary_bytes, traffic_bytes
 
-# Compilers leave some memory unused, and formulas are formulas.
+# Compilers leave some memory unused, and the formulas are approximate.
 _USABLE = 0.95
 _MOST_TENSOR = 8
 
@@ -22,12 +22,12 @@ Mesh = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Choice:
-    """A mesh and what it would give.
+    """A mesh and its estimated cost.
 
     Attributes:
         mesh: chips along data, fsdp and tensor.
-        peak_bytes: of a chip.
-        seconds: of a step.
+        peak_bytes: peak memory of a chip.
+        seconds: roofline of a step.
     """
 
     mesh: Mesh
@@ -36,7 +36,7 @@ class Choice:
 
 
 def largest_batch(work: Work, mesh: Mesh, memory: Memory, hbm_bytes: int) -> int:
-    """Rows of the largest batch that fits; 0 if not even one row a chip does."""
+    """Rows of the largest batch that fits; 0 if one row per chip does not fit."""
     chips = mesh["data"] * mesh["fsdp"]
     fixed, row = (part * _scale(work, mesh, memory) for part in temporary_bytes(work, mesh))
     held = memory.parameters + memory.optimizer + memory.code
@@ -50,18 +50,18 @@ def fastest_mesh(
     compiled: Mesh,
     memory: Memory,
     topology: Topology,
-    places_of: Callable[[Mesh], np.ndarray],
+    coordinates_of: Callable[[Mesh], np.ndarray],
 ) -> Choice | None:
-    """The mesh that takes the least time for the batch, of those that fit; None if none does.
+    """The fastest mesh that fits; None if no mesh fits.
 
-    Of two that are as fast the one with less tensor, then less fsdp, is taken: it sends less.
+    Ties go to the mesh with less tensor, then less fsdp, which sends less.
 
     Args:
         work: the step.
         compiled: the mesh that was compiled.
-        memory: what it takes.
+        memory: the memory of the compiled program.
         topology: the chips.
-        places_of: the places of the chips of a mesh, as an object array [data, fsdp, tensor].
+        coordinates_of: mesh → its chips' coordinates, an object array [data, fsdp, tensor].
     """
     scale = _scale(work, compiled, memory)
     sharded = (memory.parameters + memory.optimizer) * compiled["fsdp"] * compiled["tensor"]
@@ -73,7 +73,7 @@ def fastest_mesh(
         peak = held + scale * (fixed + row * rows)
         if peak > topology.chip.hbm_bytes * _USABLE:
             continue
-        traffic = traffic_seconds(work, mesh, topology, places_of(mesh))
+        traffic = traffic_seconds(work, mesh, topology, coordinates_of(mesh))
         choice = Choice(mesh, peak, seconds(work, topology, mesh, traffic))
         if best is None or choice.seconds.step < best.seconds.step:
             best = choice
@@ -81,7 +81,7 @@ def fastest_mesh(
 
 
 def meshes(work: Work, topology: Topology) -> Iterator[Mesh]:
-    """The meshes that a batch and a model divide over."""
+    """The meshes that divide the batch and the model."""
     chips = topology.chips
     for tensor in range(1, min(chips, _MOST_TENSOR) + 1):
         if chips % tensor or work.config.num_kv_heads % tensor or work.config.ffn_dim % tensor:
@@ -90,25 +90,25 @@ def meshes(work: Work, topology: Topology) -> Iterator[Mesh]:
         if work.rows_at_a_time % share:
             continue
         for fsdp in range(1, share + 1):
-            # A slice holds the weights as a whole: only gradients go by the network.
+            # Each slice holds all weights, so that only gradients use the network.
             within = share % fsdp == 0 and (share // fsdp) % topology.slices == 0
             if within and work.config.dim % fsdp == 0:
                 yield {"data": share // fsdp, "fsdp": fsdp, "tensor": tensor}
 
 
 def _scale(work: Work, mesh: Mesh, memory: Memory) -> float:
-    """What the compiled program takes beside its arguments, over what the formula says."""
+    """The compiled program's temporaries, divided by the formula's."""
     fixed, row = temporary_bytes(work, mesh)
     rows = work.rows_at_a_time / (mesh["data"] * mesh["fsdp"])
     return memory.temporaries / (fixed + row * rows)
 
 
-def traffic_seconds(work: Work, mesh: Mesh, topology: Topology, places: np.ndarray) -> float:
-    """Seconds of the collectives, by formula."""
-    first: dict[str, list[Place]] = {
-        "data": list(places[:, 0, 0]),
-        "fsdp": list(places[0, :, 0]),
-        "tensor": list(places[0, 0, :]),
+def traffic_seconds(work: Work, mesh: Mesh, topology: Topology, coordinates: np.ndarray) -> float:
+    """Seconds of the collectives, by formula; `coordinates` as from `coordinates_of`."""
+    first: dict[str, list[Coordinate]] = {
+        "data": list(coordinates[:, 0, 0]),
+        "fsdp": list(coordinates[0, :, 0]),
+        "tensor": list(coordinates[0, 0, :]),
     }
     return sum(
         received / topology.bandwidth(first[axis])

@@ -60,7 +60,7 @@ def make_tokenizer(config: RankerConfig, instruct: InstructConfig, catalog: Cata
 
 
 def scratch_shape(config: RankerConfig, vocab_size: int, max_length: int) -> LlamaConfig:
-    """The shape of a ranker that is trained from nothing."""
+    """The shape of a ranker that is trained from random weights."""
     size = config.size
     return LlamaConfig(
         vocab_size=vocab_size,
@@ -79,7 +79,7 @@ def make_model(
 ) -> Llama:
     """The LLaMA before fine-tuning: imported weights, or a small one drawn from `seed`.
 
-    Every parameter goes straight to its place on the mesh; none is ever whole on a host.
+    Every parameter is made in its shards; no host ever holds a whole one.
 
     Raises:
         UserError: the weights cannot be read, do not fit the tokenizer or the prompts, or do not

@@ -22,7 +22,7 @@ class Explanation:
 
     Attributes:
         profile: the sentence about the user.
-        profile_lift: what it adds; 0 if there is none.
+        profile_lift: what it adds; 0 without a profile.
         items: the history items that add most, with what each adds, largest first.
     """
 
@@ -38,7 +38,7 @@ class Lifts:
     Attributes:
         item_H: int32, the history items in the prompt, oldest first.
         lift_HC: log P with the whole prompt less log P without the item.
-        profile_C: the same for the profile sentence; 0 if there is none.
+        profile_C: the same for the profile sentence; 0 without one.
     """
 
     item_H: np.ndarray
@@ -62,7 +62,7 @@ def explanations(
         titles: of all items.
         histories: items per user, oldest first.
         profiles: a sentence per user.
-        candidates_UC: item indices, -1 where there is none.
+        candidates_UC: item indices, padded with -1.
         sizes: as of `Ranker.score`.
         retriever_UC: the retriever's scores of the candidates, for a ranker with a prior.
     """
@@ -113,7 +113,7 @@ def lifts(
     logp_XC = ranker.score(
         Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", sizes, scores_XC
     )
-    logp_XC = np.where(np.isfinite(logp_XC), logp_XC, 0)  # where there is no candidate
+    logp_XC = np.where(np.isfinite(logp_XC), logp_XC, 0)  # padding
     result, start = [], 0
     for kept_H in parts:
         whole_C, plain_C, *without = logp_XC[start : start + len(kept_H) + 2]

@@ -22,7 +22,7 @@ def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path)
         path: the run directory.
         variant: which of its rankers; by default the last one of its config.
         adapter: the adapter alone, without the weights beneath it.
-        folder: gets the files; must not be there yet.
+        folder: gets the files; must not exist yet.
 
     Returns:
         What was written, in a line.
@@ -44,7 +44,7 @@ def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path)
     if variant == "PALR_v2":
         model = with_head(model, config, run.read_vectors(config), shards)
     load_trained(model, run.ranker / variant)
-    left = "; its prior and item vectors stay behind" if head_of(model) is not None else ""
+    left = "; its prior and item vectors are not exported" if head_of(model) is not None else ""
     if adapter:
         export_adapter(model, config.ranker.lora, config.ranker.weights, tokenizer, folder)
         return f"{folder}: the adapter of {variant}, for the weights {config.ranker.weights}{left}"

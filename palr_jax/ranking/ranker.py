@@ -16,12 +16,13 @@ from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.generate import Mode, Slate, generate
 from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
 from palr_jax.decoding.search import search
-from palr_jax.decoding.trie import build, round_up
+from palr_jax.decoding.trie import build
 from palr_jax.errors import UserError
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.progress import Advance, progress, say
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import Prefix
+from palr_jax.padding import to_multiple, to_power_of_two
 from palr_jax.parallel.sharding import Shards, fetch, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_model, with_head
@@ -36,8 +37,8 @@ _TRIES_AT_ONCE = 512
 class Ranker:
     """Ranks candidates of users, or writes slates from the whole catalog.
 
-    Whoever calls it says how finished users are shown: by the label of a progress bar, or with the
-    `Advance` of one that is there already.
+    The argument `shown` of its methods is the label of a new progress bar, or the `Advance` of an
+    existing one.
 
     Attributes:
         model: the LLaMA.
@@ -67,11 +68,11 @@ class Ranker:
         Args:
             histories: items per user, oldest first.
             profiles: a sentence per user.
-            candidates_UC: item indices, -1 where there is none (its result is -inf).
+            candidates_UC: item indices, padded with -1 (the result is -inf there).
             shown: where progress is shown.
             sizes: with room for the candidates' tries, so that calls share programs.
             retriever_UC: the retriever's scores of the candidates, which a ranker with a prior
-                starts from; without them, or where one is not finite, the prior says nothing.
+                starts from; without them, or where one is not finite, the prior is uniform.
 
         Raises:
             UserError: the model returned NaN.
@@ -87,9 +88,7 @@ class Ranker:
             tokens_BT, length_B, plan, known = self.shards.spread(
                 (tokens_BT, length_B, plan, known)
             )
-            logp_BC = fetch(
-                score(self.model, tokens_BT, length_B, plan, self.shards, prefix, known)
-            )
+            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, prefix, known))
             _check(logp_BC)
             logp_UC[rows_B] = logp_BC
         return logp_UC
@@ -107,8 +106,8 @@ class Ranker:
     ) -> np.ndarray:
         """As `score`, with the mean probability over random orders of the candidates in prompts.
 
-        A model prefers some places of the list to others; the mean forgets the places. It costs
-        as much as `orders` times `score`; 0 is the given order alone.
+        A model prefers some positions of the list; the mean removes that preference. It costs
+        `orders` times `score`; 0 orders means the given order.
         """
         if not orders:
             return self.score(histories, profiles, candidates_UC, shown, sizes, retriever_UC)
@@ -141,12 +140,12 @@ class Ranker:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """Slates written item by item from the candidates, int32 [U, K]; -1 behind the last item.
+        """Slates written item by item from the candidates, int32 [U, K]; padded with -1.
 
         Args:
             histories: items per user, oldest first; none of them is written.
             profiles: a sentence per user.
-            candidates_UC: item indices, -1 where there is none.
+            candidates_UC: item indices, padded with -1.
             k: items of a slate.
             shown: where progress is shown.
             mode: how the next item is chosen.
@@ -225,7 +224,7 @@ class Ranker:
     def prompts(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
     ) -> Ragged:
-        """The prompt of every user; says how many histories were cut further than the config asks.
+        """The prompt of every user; logs how many histories were cut below the configured length.
 
         Raises:
             UserError: a prompt does not fit even without history.
@@ -296,7 +295,7 @@ class Ranker:
         The last batch repeats users, so that every batch has the same number of rows. Few users
         make a small batch.
         """
-        size = min(self.batch_size, max(round_up(len(prompts), 1), self.shards.ways("batch")))
+        size = min(self.batch_size, max(to_power_of_two(len(prompts)), self.shards.ways("batch")))
         order_U = np.argsort(prompts.lengths_R, kind="stable")
         bar = (
             progress(shown, len(order_U), "users") if isinstance(shown, str) else nullcontext(shown)
@@ -328,7 +327,7 @@ def log_prior(candidates_UC: np.ndarray, retriever_UC: np.ndarray | None) -> np.
 
 
 def _ignore(amount: int = 1, note: str = "") -> None:
-    """Shows nothing."""
+    """An `Advance` without a progress bar."""
 
 
 def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
@@ -338,7 +337,7 @@ def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
 
 
 def _items_of(slate: Slate, items_BC: np.ndarray) -> np.ndarray:
-    """The items in the slots that were written, [B, K]; -1 behind the last."""
+    """The items in the slots that were written, [B, K]; padded with -1."""
     slot_BK = np.asarray(slate.slot_BK)
     item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)
     return np.where(slot_BK < 0, -1, item_BK)
@@ -353,9 +352,8 @@ def _check(logp: np.ndarray) -> None:
 
 
 def prompt_width(length: int) -> int:
-    """What prompts of so many tokens are padded to, so that few programs serve all lengths."""
-    step = 32 if length <= 256 else 128
-    return -(-length // step) * step
+    """The padded length of prompts of `length` tokens; few lengths mean few compiled programs."""
+    return to_multiple(length, 32 if length <= 256 else 128)
 
 
 def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
@@ -377,7 +375,7 @@ def load_ranker(
     """The tuned ranker of a run, from its newest checkpoint or that of a step.
 
     Args:
-        config: of the run; its mesh says how the devices are arranged.
+        config: of the run; its mesh arranges the devices.
         run: where the checkpoints are.
         variant: which ranker.
         step: of its training.

@@ -23,10 +23,11 @@ from palr_jax.errors import UserError
 from palr_jax.io.progress import progress
 from palr_jax.llm.checkpoints.loading import load
 from palr_jax.llm.llama import Llama, causal_layout
+from palr_jax.padding import to_multiple
 
 WIDTH = 128
 _BATCH = 64
-# Titles are read up to here; what stands behind it hardly tells two items apart.
+# Tokens of a title that are read; later ones rarely distinguish two items.
 _TOKENS = 32
 
 
@@ -94,7 +95,7 @@ def _mean_states(model: Llama, rows_I: list[np.ndarray]) -> np.ndarray:
         for start in range(0, len(rows_I), _BATCH):
             items_B = order_I[start : start + _BATCH]
             length_B = np.resize(length_I[items_B], _BATCH)
-            width = -(-max(int(length_B.max()), 1) // 8) * 8
+            width = to_multiple(max(int(length_B.max()), 1), 8)
             tokens_BT = np.zeros((_BATCH, width), np.int32)
             for number, item in enumerate(items_B):
                 tokens_BT[number, : length_I[item]] = rows_I[item]

@@ -1,40 +1,39 @@
-"""BERT4Rec: attention in both directions, trained to fill in hidden items (Sun et al. 2019).
-
-Letters: B rows, T places of a row, D width, I items.
-"""
+"""BERT4Rec: bidirectional attention, trained to predict masked items (Sun et al. 2019)."""
 
 import jax
 from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.rows import Rows
-from palr_jax.retrieval.transformer import Block, split
+from palr_jax.retrieval.rows import HistoryRows
+from palr_jax.retrieval.transformer import TransformerBlock, split
 
 
 class BERT4Rec(nnx.Module):
-    """Embeddings and blocks; the item embeddings are the output layer as well."""
+    """Embeddings and blocks; the output layer shares the item embeddings."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
         self.dropout = config.dropout
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
-        self.blocks = nnx.List([Block(config, False, rngs) for _ in range(config.num_blocks)])
+        self.blocks = nnx.List(
+            [TransformerBlock(config, False, rngs) for _ in range(config.num_blocks)]
+        )
         self.head = nnx.Linear(config.dim, config.dim, rngs=rngs)
         self.norm = nnx.LayerNorm(config.dim, rngs=rngs)
 
-    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
-        """What stands at each place, as a vector to compare with items: [B, T, D]."""
+    def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """The item at each position, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
         x_BTD = self.item_ID[...][rows.item_RT] + self.position_TD[...][rows.position_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
-        for place, block in enumerate(self.blocks):
-            wanted = newest if place == len(self.blocks) - 1 else 0
-            x_BTD = block(x_BTD, rows.position_RT, keys[1 + place], wanted)
+        for index, block in enumerate(self.blocks):
+            wanted = newest if index == len(self.blocks) - 1 else 0
+            x_BTD = block(x_BTD, rows.position_RT, keys[1 + index], wanted)
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         return self.norm(jax.nn.gelu(self.head(x_ND))).reshape(x_BTD.shape)
 
     def output_items(self) -> jax.Array:
-        """The vectors that scores are inner products with: [I, D]."""
+        """The item vectors; scores are inner products with them: [I, D]."""
         return self.item_ID[...][:-1]

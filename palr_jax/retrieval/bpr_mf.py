@@ -1,6 +1,6 @@
 """BPR-MF: matrix factorisation trained to rank (Rendle et al. 2009).
 
-Letters: U users, I items, D width, X = D + 1.
+Shapes: X = D + 1, a vector and the item's bias.
 """
 
 import jax
@@ -18,7 +18,7 @@ from palr_jax.retrieval.pairwise import (
 
 
 class BPRMF(nnx.Module):
-    """An item scores the inner product of its vector and the user's, and a bias of its own."""
+    """A score is the inner product of the user's and the item's vector, plus the item's bias."""
 
     loss: PairLoss = "bpr"
     match = staticmethod(inner_products)
@@ -33,11 +33,11 @@ class BPRMF(nnx.Module):
         self.bias_I = nnx.Param(jnp.zeros(num_items))
 
     def vectors(self) -> Vectors:
-        """The bias of an item is the last of its numbers; that of a user is one."""
+        """The last coordinate is the bias for items and 1 for users."""
         user_UX = jnp.pad(self.user_UD[...], [(0, 0), (0, 1)], constant_values=1)
         item_IX = jnp.concatenate([self.item_ID[...], self.bias_I[...][:, None]], axis=1)
         return Vectors(user_UX, user_UX, item_IX, jnp.zeros_like(item_IX))
 
     def weights(self) -> dict[str, jax.Array]:
-        """None."""
+        """Empty: a match needs no other parameters."""
         return {}

@@ -1,9 +1,9 @@
 """Caser: convolutions over the last few items, as over an image (Tang and Wang 2018).
 
-The published model adds an embedding of the user; this one knows users by their histories alone.
+The published model adds a user embedding. This one represents users by their histories only.
 
-Letters: B rows, T places of a row, N = B * T tokens, D width, L items of a window, H items under a
-filter, F filters of a height, O places of a filter in the window, I items.
+Shapes: N = B * T tokens, L items of a window, H items under a filter (its height), F filters of a
+height, O offsets of filters in the window.
 """
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.rows import Rows
+from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import split
 
 _WINDOW = 5  # the paper's Markov order L
@@ -22,7 +22,7 @@ _FILTER = nnx.initializers.normal(0.1)
 
 
 class Caser(nnx.Module):
-    """Horizontal and vertical filters over a window, and a layer that joins what they find."""
+    """Horizontal and vertical filters over a window, and a linear layer over their outputs."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
@@ -37,8 +37,8 @@ class Caser(nnx.Module):
         self.down_LF = nnx.Param(_FILTER(rngs.params(), (_WINDOW, _DOWN)))
         self.join = nnx.Linear(_WINDOW * _ACROSS + _DOWN * dim, dim, rngs=rngs)
 
-    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
-        """What follows each token, as a vector to compare with items: [B, T, D]."""
+    def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 2)
         x_BTD = self.item_ID[...][rows.item_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
@@ -53,34 +53,35 @@ class Caser(nnx.Module):
         return jax.nn.relu(self.join(found_NF)).reshape(B, T, D)
 
     def output_items(self) -> jax.Array:
-        """The vectors that scores are inner products with: [I, D]."""
+        """The item vectors; scores are inner products with them: [I, D]."""
         return self.item_ID[...][:-1]
 
 
 def _windows(x_BTD: jax.Array, position_BT: jax.Array) -> jax.Array:
-    """The last L tokens of each token's piece, itself last, zeros before: [B, T, L, D]."""
+    """The last L tokens of a piece up to each token, left-padded with zeros: [B, T, L, D]."""
     shifted = []
     for back in range(_WINDOW - 1, -1, -1):
-        there_BTD = jnp.roll(x_BTD, back, axis=1)
-        shifted.append(jnp.where((position_BT >= back)[..., None], there_BTD, 0))
+        earlier_BTD = jnp.roll(x_BTD, back, axis=1)
+        shifted.append(jnp.where((position_BT >= back)[..., None], earlier_BTD, 0))
     return jnp.stack(shifted, axis=2)
 
 
 def _strongest(filters: list[jax.Array], window_NLD: jax.Array) -> jax.Array:
-    """The highest response of every filter over its places in the window: [N, sum of F].
+    """The highest response of every filter over its offsets in the window: [N, sum of F].
 
-    All filters at all places are one product of matrices, each a kernel among zeros: more
-    arithmetic than a product for each, and far fewer operations to compile and run.
+    All filters at all offsets form one matrix product, each kernel padded with zeros to the window.
+    This does more arithmetic than one product per filter, but compiles and runs far fewer
+    operations.
     """
     N, L, _ = window_NLD.shape
-    placed = [
-        jnp.pad(kernel_HDF, [(place, L - len(kernel_HDF) - place), (0, 0), (0, 0)])
+    padded = [
+        jnp.pad(kernel_HDF, [(offset, L - len(kernel_HDF) - offset), (0, 0), (0, 0)])
         for kernel_HDF in filters
-        for place in range(L - len(kernel_HDF) + 1)
+        for offset in range(L - len(kernel_HDF) + 1)
     ]
-    kernels_LDOF = jnp.stack(placed, axis=2)
+    kernels_LDOF = jnp.stack(padded, axis=2)
     response_NOF = jnp.einsum("nld,ldof->nof", window_NLD, kernels_LDOF)
-    places = [L - len(kernel_HDF) + 1 for kernel_HDF in filters]
-    stops = [sum(places[: index + 1]) for index in range(len(places) - 1)]
+    offsets = [L - len(kernel_HDF) + 1 for kernel_HDF in filters]
+    stops = [sum(offsets[: index + 1]) for index in range(len(offsets) - 1)]
     highest = [part.max(axis=1) for part in jnp.split(response_NOF, stops, axis=1)]
     return jnp.concatenate(highest, axis=1).reshape(N, -1)

@@ -78,11 +78,11 @@ class RetrieverConfig:
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim})")
         if self.input_scale != 1 and self.model != "sasrec":
-            raise ValueError(f"input_scale ({self.input_scale}): {self.model} has none")
+            raise ValueError(f"input_scale ({self.input_scale}) is not an option of {self.model}")
         if self.block != "sasrec" and self.model != "sasrec":
-            raise ValueError(f"block ({self.block}): {self.model} has one kind alone")
+            raise ValueError(f"block ({self.block}) is not an option of {self.model}")
         if self.devices > 1 and self.model not in SEQUENTIAL:
-            raise ValueError(f"devices: {self.model} is trained on one ({self.devices} are named)")
+            raise ValueError(f"devices ({self.devices}) must be 1 for {self.model}")
         for name, size in (("batch_size", self.batch_size), ("dim", self.dim)):
             if size % self.devices:
                 raise ValueError(f"devices ({self.devices}) must divide {name} ({size})")

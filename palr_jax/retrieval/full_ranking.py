@@ -1,12 +1,10 @@
-"""Ranking of the whole catalog, without sampled negatives: ranks of targets, and the best items.
+"""Ranking of the whole catalog, without sampled negatives: ranks of targets, and the top items.
 
-Users go in chunks of one size, items in chunks of one size, and the items are spread over the
-devices of this process. No more than one chunk of scores exists on a device at a time, so memory
-does not grow with the number of users, and with the number of items only by what the model keeps
-per item.
+Users and items are processed in chunks of fixed size, and the items are sharded over the devices of
+this process. A device holds one chunk of scores at a time, so memory does not grow with the number
+of users, and grows with the number of items only by the model's arrays per item.
 
-Letters: U all users, B users of a chunk, I items, C items of a chunk, S places for seen items, K
-items kept.
+Shapes: C items of a chunk, S seen items of a user, padded.
 """
 
 import functools
@@ -21,23 +19,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from palr_jax.errors import UserError
+from palr_jax.padding import to_power_of_two
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.interface import TopK
 
-_USERS = 256  # users scored at once
-_ITEMS = 16_384  # items scored at once on a device
+_USERS = 256  # users of a chunk
+_ITEMS = 16_384  # items of a chunk on one device
 _AXIS = "items"
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a retriever comes to its scores.
+    """How a retriever computes its scores.
 
     Attributes:
-        queries: histories of B users → arrays that stand for them, a pytree of [B, ...].
-        items: arrays that stand for the items, a pytree of [I, ...].
-        score: queries of B users and C items → scores, float32 [B, C]. A pure function of module
-            level: the compiled program is kept by it.
+        queries: histories of B users → arrays that represent them, a pytree of [B, ...].
+        items: arrays that represent the items, a pytree of [I, ...].
+        score: queries of B users and C items → scores, float32 [B, C]. A pure module-level
+            function, because the cache of compiled programs is keyed by it.
     """
 
     queries: Callable[[Ragged], Any]
@@ -46,16 +45,16 @@ class Scorer:
 
 
 def inner_product(query_BD: jax.Array, item_CD: jax.Array) -> jax.Array:
-    """The score of most models: [B, C]."""
+    """The score function of most models: [B, C]."""
     return query_BD @ item_CD.T
 
 
 def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: int) -> np.ndarray:
     """Rank of each target among the items its user has not seen: float32 [U], from 1.
 
-    One, plus the unseen items scored strictly higher, plus half of the others scored equally. The
-    target takes part even if it was seen. A score that is not a number counts as higher, so a
-    broken model cannot look good.
+    The rank is 1, plus the number of unseen items with a strictly higher score, plus half the
+    number of other items with an equal score. The target is ranked even if it was seen. NaN counts
+    as higher, so that a broken model gets bad ranks.
 
     Raises:
         UserError: a history holds an item the catalog lacks.
@@ -70,7 +69,7 @@ def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: in
         rank_B, _, _ = _rank(
             scorer.score, mesh, 0, num_items, queries, items, target_B, _seen(part, num_items)
         )
-        # Fetched at the end, so that the next chunk is prepared while this one is ranked.
+        # Fetch at the end, so that the next chunk is prepared while this one is ranked.
         found.append((users_B, rank_B))
     for users_B, rank_B in found:
         rank_U[users_B] = np.asarray(rank_B)[: len(users_B)]
@@ -78,9 +77,9 @@ def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: in
 
 
 def recommend(scorer: Scorer, histories: Ragged, k: int, num_items: int) -> TopK:
-    """The `k` unseen items scored highest, best first; of equal items the lower comes first.
+    """The `k` unseen items with the highest scores, best first; ties are ordered by item id.
 
-    A user with fewer unseen items gets all of them; behind the last, items are -1 and scores -inf.
+    A user with fewer unseen items gets all of them, padded with items -1 and scores -inf.
 
     Raises:
         UserError: a history holds an item the catalog lacks.
@@ -91,14 +90,15 @@ def recommend(scorer: Scorer, histories: Ragged, k: int, num_items: int) -> TopK
     mesh, items = _spread(scorer.items, num_items)
     for users_B, part in chunks(histories, num_items):
         queries = jax.device_put(scorer.queries(part), NamedSharding(mesh, P()))
-        nobody_B = np.zeros(len(part), np.int32)
+        unused_B = np.zeros(len(part), np.int32)  # targets, whose ranks are ignored
         seen_BS = _seen(part, num_items)
         _, item_BK, score_BK = _rank(
-            scorer.score, mesh, K, num_items, queries, items, nobody_B, seen_BS
+            scorer.score, mesh, K, num_items, queries, items, unused_B, seen_BS
         )
         item_UK[users_B, :K] = np.asarray(item_BK)[: len(users_B)]
         score_UK[users_B, :K] = np.asarray(score_BK)[: len(users_B)]
-        # Seen items are scored -inf, and so is nothing else but by a model that says it.
+        # Seen items are masked with -inf, which a model may also return for unseen ones. So cut by
+        # the number of unseen items, not by score.
         unseen_B = num_items - (seen_BS < num_items).sum(axis=1)[: len(users_B)]
         beyond_BK = np.arange(k) >= unseen_B[:, None]
         item_UK[users_B] = np.where(beyond_BK, -1, item_UK[users_B])
@@ -122,17 +122,18 @@ def scores(scorer: Scorer, histories: Ragged, num_items: int) -> jax.Array:
 def chunks(histories: Ragged, num_items: int) -> Iterator[tuple[np.ndarray, Ragged]]:
     """Cuts users into chunks of one size, short histories first.
 
-    Users with histories of like length come together, so that short ones need few places.
+    Users with histories of similar length share a chunk, which reduces padding.
 
     Yields:
-        The users of the chunk, and their histories followed by empty ones up to the size. The size
-        is a power of two, so that calls with few users compile few programs and score few rows.
+        The users of the chunk, and their histories padded to the chunk size with empty ones. The
+        size is a power of two, so that calls with few users compile few programs and score few
+        rows.
 
     Raises:
         UserError: a history holds an item the catalog lacks.
     """
     _check_items(histories, num_items)
-    size = min(_USERS, 1 << (max(len(histories), 1) - 1).bit_length())
+    size = min(_USERS, to_power_of_two(max(len(histories), 1)))
     order_U = np.argsort(histories.lengths_R, kind="stable")
     for start in range(0, len(histories), size):
         users_B = order_U[start : start + size]
@@ -143,7 +144,7 @@ def chunks(histories: Ragged, num_items: int) -> Iterator[tuple[np.ndarray, Ragg
 
 
 def bucket(length: int) -> int:
-    """The least power of four that holds `length`: few widths, few compiled programs."""
+    """The smallest of 16, 64, 256, … that is at least `length`: few widths, few compilations."""
     width = 16
     while width < length:
         width *= 4
@@ -151,14 +152,14 @@ def bucket(length: int) -> int:
 
 
 def _seen(part: Ragged, num_items: int) -> np.ndarray:
-    """The items of each history, each once, filled up with I: int32 [B, S]."""
+    """The distinct items of each history, padded with `num_items`: int32 [B, S]."""
     seen_BS = np.sort(part.last(bucket(int(part.lengths_R.max(initial=1))), fill=num_items))
     seen_BS[:, 1:][seen_BS[:, 1:] == seen_BS[:, :-1]] = num_items
     return seen_BS
 
 
 def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
-    """The items over all devices of this process, padded so that all have equally many chunks."""
+    """Shards the items over the devices of this process, padded to equally many chunks each."""
     devices = np.array(_devices())
     mesh = Mesh(devices, (_AXIS,))
     shard = -(-num_items // len(devices))
@@ -166,15 +167,15 @@ def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
     padding = len(devices) * number * (-(-shard // number)) - num_items
     sharding = NamedSharding(mesh, P(_AXIS))
 
-    def place(array: jax.Array) -> jax.Array:
+    def spread(array: jax.Array) -> jax.Array:
         padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) if padding else array
         return jax.device_put(padded, sharding)
 
-    return mesh, jax.tree.map(place, items)
+    return mesh, jax.tree.map(spread, items)
 
 
 def _devices() -> list[jax.Device]:
-    """Every process ranks for itself, over the devices that it holds."""
+    """The devices of this process: every process ranks on its own."""
     return jax.local_devices()
 
 
@@ -189,14 +190,14 @@ def _rank(
     target_B: jax.Array,
     seen_BS: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rank of the target float32 [B], the best items int32 [B, K] and their scores [B, K]."""
+    """Rank of the target float32 [B], the top items int32 [B, K] and their scores [B, K]."""
     local = functools.partial(_rank_on_device, score, k)
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(P(), P(), P(_AXIS), P(), P()),
         out_specs=P(),
-        check_vma=False,  # all_gather and psum leave equal values, which is not inferred
+        check_vma=False,  # JAX does not infer that all_gather and psum give replicated values
     )(jnp.int32(num_items), queries, items, target_B, seen_BS)
 
 
@@ -209,7 +210,7 @@ def _rank_on_device(
     target_B: jax.Array,
     seen_BS: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The part of one device: its items, chunk by chunk; then what all devices found is joined."""
+    """Ranks one device's items chunk by chunk, then combines the results of all devices."""
     shard = len(jax.tree.leaves(items)[0])
     number = -(-shard // _ITEMS)
     size = shard // number
@@ -217,14 +218,14 @@ def _rank_on_device(
     row_B1 = jnp.arange(len(target_B))[:, None]
 
     def chunk(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Scores [B, C] and the first item of a chunk."""
+        """Scores of a chunk [B, C], and its first item."""
         part = jax.tree.map(
             lambda array: jax.lax.dynamic_slice_in_dim(array, index * size, size), items
         )
         return score(queries, part), first + index * size
 
     def within(item: jax.Array, start: jax.Array) -> jax.Array:
-        """Columns of items in a chunk; `size`, which is none, for items elsewhere."""
+        """Columns of items in a chunk; `size`, out of bounds, for items of other chunks."""
         column = item - start
         return jnp.where((column >= 0) & (column < size), column, size)
 
@@ -234,8 +235,8 @@ def _rank_on_device(
         found_B1 = jnp.take_along_axis(score_BC, jnp.minimum(column_B1, size - 1), axis=1)
         return jnp.where(column_B1 < size, found_B1, target_score_B1), None
 
-    # A chunk is scored here and once more below. A single chunk is scored once: the compiler sees
-    # through a loop that is unrolled.
+    # Each chunk is scored here and again below. A single chunk is scored once, because the compiler
+    # shares the result when the loop is unrolled.
     loop = functools.partial(jax.lax.scan, xs=jnp.arange(number), unroll=number == 1)
     found_B1, _ = loop(find, jnp.full((len(target_B), 1), -jnp.inf))
     here_B1 = ((target_B >= first) & (target_B < first + shard))[:, None]
@@ -246,8 +247,8 @@ def _rank_on_device(
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         twice_B, best_BK, item_BK = carry
         score_BC, start = chunk(index)
-        # All items are counted in one pass over the scores, then the seen ones are taken off:
-        # masking them among the scores takes several passes.
+        # Count all items in one pass over the scores, then subtract the seen ones: masking them in
+        # the scores would take several passes.
         exists_C = start + jnp.arange(size) < num_items
         twice_B += jnp.sum(jnp.where(exists_C, _ahead(score_BC, target_score_B1), 0), 1)
         column_BS = within(seen_BS, start)
@@ -266,8 +267,9 @@ def _rank_on_device(
             )
         return (twice_B, best_BK, item_BK), None
 
-    none_BK = jnp.full((len(target_B), k), -jnp.inf)
-    start = (jnp.zeros(len(target_B), jnp.int32), none_BK, jnp.zeros((len(target_B), k), jnp.int32))
+    lowest_BK = jnp.full((len(target_B), k), -jnp.inf)
+    first_BK = jnp.zeros((len(target_B), k), jnp.int32)
+    start = (jnp.zeros(len(target_B), jnp.int32), lowest_BK, first_BK)
     (twice_B, best_BK, item_BK), _ = loop(count, start)
     if k:
         gather = functools.partial(jax.lax.all_gather, axis_name=_AXIS, axis=1, tiled=True)
@@ -278,15 +280,15 @@ def _rank_on_device(
 
 
 def _ahead(score_BX: jax.Array, target_score_B1: jax.Array) -> jax.Array:
-    """2 for scores above the target's, and for those that are no numbers; 1 for equal ones."""
+    """2 for scores above the target's and for NaN, 1 for equal scores, 0 for lower ones."""
     higher_BX = ~(score_BX <= target_score_B1)
     return 2 * higher_BX.astype(jnp.int32) + (score_BX == target_score_B1)
 
 
 def _best(k: int, score_BX: jax.Array, item_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The `k` highest scores and their items; of equal ones the earlier."""
-    score_BK, place_BK = jax.lax.top_k(score_BX, k)
-    return score_BK, jnp.take_along_axis(item_BX, place_BK, axis=1)
+    """The `k` highest scores and their items; ties go to the lower column."""
+    score_BK, column_BK = jax.lax.top_k(score_BX, k)
+    return score_BK, jnp.take_along_axis(item_BX, column_BK, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="score")
@@ -297,9 +299,9 @@ def _all_scores(score: Callable[[Any, Any], jax.Array], queries: Any, items: Any
 def _check_items(histories: Ragged, num_items: int) -> None:
     wrong_N = (histories.values_N < 0) | (histories.values_N >= num_items)
     if wrong_N.any():
-        place = int(wrong_N.argmax())
-        user = int(np.searchsorted(histories.offsets_R1, place, side="right")) - 1
+        index = int(wrong_N.argmax())
+        user = int(np.searchsorted(histories.offsets_R1, index, side="right")) - 1
         raise UserError(
-            f"history {user} holds item {histories.values_N[place]}, but the catalog has "
-            f"{num_items} items counted from 0: give items of the catalog that was trained on"
+            f"history {user} holds item {histories.values_N[index]}, but the catalog has "
+            f"{num_items} items counted from 0: use items of the catalog that was trained on"
         )

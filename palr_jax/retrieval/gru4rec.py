@@ -1,6 +1,6 @@
 """GRU4Rec: a recurrent network over the history (Hidasi et al. 2016).
 
-Letters: B rows, T places of a row, D width, G = 3 D gates, I items.
+Shapes: G = 3 D gates.
 """
 
 import jax
@@ -9,12 +9,12 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.rows import Rows
+from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import split
 
 
 class GRU4Rec(nnx.Module):
-    """Item embeddings, GRU layers and a linear layer; the embeddings are the output as well."""
+    """Item embeddings, GRU layers and a linear layer; the output layer shares the embeddings."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
@@ -23,8 +23,8 @@ class GRU4Rec(nnx.Module):
         self.layers = nnx.List([_GRU(config.dim, rngs) for _ in range(config.num_blocks)])
         self.out = nnx.Linear(config.dim, config.dim, rngs=rngs)
 
-    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
-        """What follows each token, as a vector to compare with items: [B, T, D]."""
+    def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.layers))
         x_BTD = self.item_ID[...][rows.item_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
@@ -35,12 +35,12 @@ class GRU4Rec(nnx.Module):
         return self.out(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
 
     def output_items(self) -> jax.Array:
-        """The vectors that scores are inner products with: [I, D]."""
+        """The item vectors; scores are inner products with them: [I, D]."""
         return self.item_ID[...][:-1]
 
 
 class _GRU(nnx.Module):
-    """Gated recurrent units (Cho et al. 2014) that forget at the start of a piece."""
+    """Gated recurrent units (Cho et al. 2014) whose state is reset at the start of a piece."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
         self.input = nnx.Linear(dim, 3 * dim, rngs=rngs)
@@ -50,7 +50,7 @@ class _GRU(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, position_BT: jax.Array) -> jax.Array:
         B, T, D = x_BTD.shape
-        # The input's part of all gates at once; only the state's part has to wait for its turn.
+        # The input projections of all tokens are one product; only the state's are sequential.
         gates_BTG = self.input(x_BTD.reshape(B * T, D)).reshape(B, T, 3 * D)
 
         def advance(
@@ -65,6 +65,6 @@ class _GRU(nnx.Module):
             state_BD = keep_BD * state_BD + (1 - keep_BD) * new_BD
             return state_BD, state_BD
 
-        turns = (gates_BTG.swapaxes(0, 1), position_BT.T)
-        _, state_TBD = jax.lax.scan(advance, jnp.zeros((B, D)), turns)
+        inputs = (gates_BTG.swapaxes(0, 1), position_BT.T)
+        _, state_TBD = jax.lax.scan(advance, jnp.zeros((B, D)), inputs)
         return state_TBD.swapaxes(0, 1)

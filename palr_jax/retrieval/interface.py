@@ -1,7 +1,4 @@
-"""What every retriever does.
-
-Letters: U users, I items, K candidates.
-"""
+"""The interface that every retriever implements."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +13,12 @@ from palr_jax.ragged import Ragged
 
 @dataclass(frozen=True)
 class TopK:
-    """The best items of each user, best first.
+    """The top items of each user, best first.
 
     Attributes:
-        item_UK: int32; -1 behind the last item of a user with fewer than K.
-        score_UK: float32, the scores of these items; comparable within a user only, -inf behind
-            the last.
+        item_UK: int32, padded with -1 for a user with fewer than K items.
+        score_UK: float32, the scores of these items, padded with -inf; comparable only within a
+            user.
     """
 
     item_UK: np.ndarray
@@ -29,35 +26,36 @@ class TopK:
 
 
 class Retriever(Protocol):
-    """Scores the catalog for users it knows by their histories alone.
+    """Scores the catalog for users, given only their histories.
 
-    A retriever is made as `MODELS[name](config, num_items, seed)`; `fit` or `load` makes it ready
-    for the rest. Histories are items, oldest first, and may be empty.
+    A retriever is made as `MODELS[name](config, num_items, seed)`. Call `fit` or `load` before the
+    other methods. Histories are items, oldest first, and may be empty.
     """
 
     def fit(self, split: Split, directory: Path) -> None:
-        """Trains on `split.train` and leaves in `directory` all that `load` needs.
+        """Trains on `split.train` and writes to `directory` all that `load` needs.
 
-        Training that was stopped goes on from `directory`, to the result it would have had.
+        Resumes an interrupted training from `directory`; the result is that of an uninterrupted
+        one.
 
         Raises:
-            UserError: training failed, or `directory` belongs to other settings or data.
+            UserError: training failed, or `directory` was made with other settings or data.
         """
 
     def load(self, directory: Path) -> None:
-        """Takes over what `fit` left in `directory`.
+        """Loads what `fit` wrote to `directory`.
 
         Raises:
-            UserError: there is no finished training, or it cannot be read.
+            UserError: training is not finished, or its files cannot be read.
         """
 
     def scores(self, histories: Ragged) -> jax.Array:
         """Scores of all items, seen or not: float32 [U, I], higher is better."""
 
     def recommend(self, histories: Ragged, k: int) -> TopK:
-        """The `k` best items outside each history; of equal items the lower comes first.
+        """The `k` best items outside each history; ties are ordered by item id.
 
-        A user with fewer gets all of them.
+        A user with fewer than `k` gets all of them.
 
         Raises:
             UserError: a history holds an item the catalog lacks.
@@ -66,7 +64,8 @@ class Retriever(Protocol):
     def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
         """Rank of each target among all items outside the history: float32 [U], from 1.
 
-        It is one, plus the unseen items scored strictly higher, plus half of the ties.
+        The rank is 1, plus the number of unseen items with a strictly higher score, plus half the
+        number of ties.
 
         Raises:
             UserError: a history holds an item the catalog lacks.

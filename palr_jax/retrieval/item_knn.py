@@ -1,6 +1,6 @@
-"""Item-kNN: items that the same users have (Sarwar et al. 2001; Deshpande and Karypis 2004).
+"""Item-kNN: items that share users (Sarwar et al. 2001; Deshpande and Karypis 2004).
 
-Letters: U users, B users of a chunk, I items, C items of a chunk.
+Shapes: C items of a chunk.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ from palr_jax.retrieval.interface import TopK
 
 _FILE = "item_knn.npz"
 _NEIGHBOURS = 100
-_SHRINK = 10.0  # added to the denominator: few common users prove little
-_ROWS = 1024  # items whose neighbours are looked for at once
+_SHRINK = 10.0  # added to the denominator: few common users are weak evidence
+_ROWS = 1024  # items per chunk of the neighbour search
 
 
 class ItemKNN:
-    """An item scores the cosines between it and the items of the history, if it is near them."""
+    """A score is the sum of cosines of an item with those history items it is a neighbour of."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, seed: int) -> None:
         self._num_items = num_items
@@ -52,7 +52,7 @@ class ItemKNN:
         found = len(arrays["offsets_I1"]) - 1
         if found != self._num_items:
             raise UserError(
-                f"{directory / _FILE} knows {found} items, but the catalog has "
+                f"{directory / _FILE} holds {found} items, but the catalog has "
                 f"{self._num_items}: delete that folder and run again"
             )
         self._near_II = sp.csr_array(
@@ -68,7 +68,7 @@ class ItemKNN:
         return full_ranking.recommend(self._scorer(), histories, k, self._num_items)
 
     def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
-        """Items near nothing tie at zero."""
+        """Ranks by score; items that neighbour no history item tie at zero."""
         return full_ranking.ranks(self._scorer(), histories, target_U, self._num_items)
 
     def _scorer(self) -> Scorer:
@@ -82,7 +82,7 @@ class ItemKNN:
 
 
 def _nearest(matrix_UI: sp.csr_array) -> sp.csr_array:
-    """Shrunken cosines of each item with its nearest others, [I, I]."""
+    """Shrunken cosines of each item with its nearest neighbours, sparse [I, I]."""
     count_I = np.asarray(matrix_UI.sum(axis=0)).ravel()
     transposed_IU = matrix_UI.T.tocsr()
     blocks = []
@@ -93,13 +93,13 @@ def _nearest(matrix_UI: sp.csr_array) -> sp.csr_array:
         keep_N = column_N != start + row_N
         row_N, column_N, cosine_N = row_N[keep_N], column_N[keep_N], cosine_N[keep_N]
         order_N = np.lexsort((column_N, -cosine_N, row_N))
-        place_N = np.arange(len(order_N)) - np.searchsorted(row_N[order_N], row_N[order_N])
-        best_N = order_N[place_N < _NEIGHBOURS]
+        rank_N = np.arange(len(order_N)) - np.searchsorted(row_N[order_N], row_N[order_N])
+        best_N = order_N[rank_N < _NEIGHBOURS]
         entries = (cosine_N[best_N].astype(np.float32), (row_N[best_N], column_N[best_N]))
         blocks.append(sp.coo_array(entries, shape=common_RI.shape))
     return sp.csr_array(sp.vstack(blocks, format="csr"))
 
 
 def _columns(score_BI: jax.Array, item_C: jax.Array) -> jax.Array:
-    """The scores are there already; padding behind the catalog repeats item 0."""
+    """Selects from scores computed per user; padding after the catalog repeats item 0."""
     return jnp.take(score_BI, item_C, axis=1)

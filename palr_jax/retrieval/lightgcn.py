@@ -1,6 +1,6 @@
 """LightGCN: embeddings smoothed over the graph of users and items (He et al. 2020).
 
-Letters: U users, I items, N interactions, D width, X = D.
+Shapes: X = D.
 """
 
 import jax
@@ -19,11 +19,11 @@ from palr_jax.retrieval.pairwise import (
 
 
 class _Constant(nnx.Variable):
-    """The graph, which no training changes."""
+    """The graph, which training does not change."""
 
 
 class LightGCN(nnx.Module):
-    """A score is the inner product of the means of all layers, of which there are `num_blocks`."""
+    """A score is the inner product of layer means; `num_blocks` is the number of layers."""
 
     loss: PairLoss = "bpr"
     match = staticmethod(inner_products)
@@ -47,8 +47,8 @@ class LightGCN(nnx.Module):
     def vectors(self) -> Vectors:
         """Means of the layers (equations 3 and 4).
 
-        All layers of a user but the first are sums over the user's items, so that what they come
-        to is known for a user who was not there in training.
+        All of a user's layers but the first are sums over the user's items, so they can be computed
+        for a user who was not in the training data.
         """
         user_UD, item_ID = self.user_UD[...], self.item_ID[...]
         share = 1 / (self.num_layers + 1)
@@ -62,7 +62,7 @@ class LightGCN(nnx.Module):
         return Vectors(self.user_UD[...] * share, users_UD * share, items_ID * share, context_IX)
 
     def weights(self) -> dict[str, jax.Array]:
-        """None."""
+        """Empty: a match needs no other parameters."""
         return {}
 
     def _to_users(self, item_ID: jax.Array) -> jax.Array:

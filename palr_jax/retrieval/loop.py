@@ -1,7 +1,4 @@
-"""The training loop of the retrievers, whatever their network.
-
-Letters: U users.
-"""
+"""The training loop of all trained retrievers."""
 
 import dataclasses
 import hashlib
@@ -24,9 +21,9 @@ from palr_jax.io.checkpoint import Checkpoints, SavedSteps
 from palr_jax.io.files import read_json, reading, write_json, write_text
 from palr_jax.io.progress import Advance, progress
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.step import Params, TrainState, copy
+from palr_jax.retrieval.step import Params, RetrieverState, copy
 
-Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, jax.Array]]
+Step = Callable[[RetrieverState, Any, jax.Array], tuple[RetrieverState, jax.Array]]
 """(state, batch, key) → (the state one update later, the loss before it)."""
 
 _CHECKPOINTS = "checkpoints"
@@ -35,14 +32,14 @@ _FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
-class Course:
-    """Where training stands; saved with every checkpoint.
+class EpochLog:
+    """The state of training, saved with every checkpoint.
 
     Attributes:
-        curve: one dict an epoch: epoch from 1, mean loss, validation NDCG@10, seconds.
+        curve: one dict per epoch: epoch from 1, mean loss, validation NDCG@10, seconds.
         best: the best validation NDCG@10.
-        stale: epochs since then.
-        finished: whether nothing is left to train.
+        stale: epochs since the best one.
+        finished: whether training is complete.
     """
 
     curve: tuple[dict[str, float], ...] = ()
@@ -61,54 +58,55 @@ def train(
     directory: Path,
     validation_ranks: Callable[[Params], np.ndarray],
 ) -> Params:
-    """Trains from `params`, or from where an earlier call stopped, to the same result.
+    """Trains from `params`, or resumes an interrupted call; the result is the same.
 
     Training ends after `max_epochs`, or `patience` epochs without a better validation NDCG@10.
 
     Args:
         params: the initial parameters.
         step: one update.
-        batches: epoch, from 0 → its batches, equally many every epoch.
+        batches: epoch, from 0 → its batches, the same number every epoch.
         config: the settings.
         split: the data.
-        seed: of what a step draws, together with epoch and step.
-        directory: of settings.json, curve.jsonl and the checkpoints, one an epoch.
-        validation_ranks: parameters → rank of each user's validation item.
+        seed: seeds each step's random draws, together with the epoch and the step.
+        directory: where settings.json, curve.jsonl and one checkpoint per epoch are written.
+        validation_ranks: parameters → rank of each user's validation item [U].
 
     Returns:
         The parameters of the epoch with the best validation NDCG@10.
 
     Raises:
-        UserError: the loss is no longer a number, or `directory` has other settings or data.
+        UserError: the loss or the parameters are not finite, or `directory` was made with other
+            settings or data.
     """
     _claim(directory, binding(config, split, seed))
     steps = len(batches(0))
-    best, state, course = params, TrainState.initial(params), Course()
+    best, state, log = params, RetrieverState.initial(params), EpochLog()
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         saved = checkpoints.load_latest({"best": best, "state": state})
         if saved is not None:
-            best, state, course = saved[1]["best"], saved[1]["state"], Course(**saved[2])
-        done = len(course.curve) * steps
+            best, state, log = saved[1]["best"], saved[1]["state"], EpochLog(**saved[2])
+        done = len(log.curve) * steps
         with progress(config.model, config.max_epochs * steps, "steps", done) as advance:
-            while not course.finished:
-                start, epoch = time.monotonic(), len(course.curve)
+            while not log.finished:
+                start, epoch = time.monotonic(), len(log.curve)
                 key = jax.random.fold_in(jax.random.key(seed), epoch)
                 state, loss = _epoch(step, state, batches(epoch), key, epoch, advance)
                 quality = float(ndcg(validation_ranks(state.average), 10).mean())
-                if quality > course.best:
-                    best = copy(state.average)  # a step takes over the memory of its state
-                course = _after(course, config, loss, quality, time.monotonic() - start)
+                if quality > log.best:
+                    best = copy(state.average)  # the next step donates the state's memory
+                log = _after(log, config, loss, quality, time.monotonic() - start)
                 trees = {"best": best, "state": state}
-                checkpoints.save(epoch + 1, trees, dataclasses.asdict(course))
-                lines = [json.dumps(line) + "\n" for line in course.curve]
+                checkpoints.save(epoch + 1, trees, dataclasses.asdict(log))
+                lines = [json.dumps(line) + "\n" for line in log.curve]
                 write_text(directory / "curve.jsonl", "".join(lines))
-    # Only now is the last checkpoint whole.
-    write_json(directory / _FINISHED, {"best validation NDCG@10": course.best})
+    # Closing the checkpoints has completed the last save.
+    write_json(directory / _FINISHED, {"best validation NDCG@10": log.best})
     return best
 
 
 def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Params:
-    """The parameters that `train` returned, for parameters shaped as `like`.
+    """The parameters that `train` returned, with the tree, shapes and dtypes of `like`.
 
     Raises:
         UserError: training is not finished, had other settings, or cannot be read.
@@ -122,10 +120,10 @@ def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Param
 
 
 def check_finished(directory: Path, made_with: dict[str, Any]) -> None:
-    """Checks that training in `directory` has come to its end with these settings.
+    """Checks that training in `directory` finished with these settings.
 
     Raises:
-        UserError: it has not.
+        UserError: it did not.
     """
     if not (directory / _SETTINGS).exists():
         raise UserError(f"{directory} holds no trained retriever: run the stage `retrieve`")
@@ -135,25 +133,25 @@ def check_finished(directory: Path, made_with: dict[str, Any]) -> None:
 
 
 def found_settings(directory: Path) -> dict[str, Any] | None:
-    """The settings that the training in `directory` was begun with, None if there is none."""
+    """The settings of the training in `directory`, or None if it was never started."""
     file = directory / _SETTINGS
     return _read_settings(file) if file.exists() else None
 
 
 def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, Any]:
-    """All that decides the result of training, but for the data."""
+    """Everything but the data that determines the result of training."""
     decisive = dataclasses.asdict(config)
     del decisive["candidates"]  # taken from the scores, after training
     return decisive | {"num_items": num_items, "seed": seed}
 
 
 def binding(config: RetrieverConfig, split: Split, seed: int) -> dict[str, Any]:
-    """All that decides the result of training, with a hash of the data."""
+    """Everything that determines the result of training, the data as a hash."""
     return settings(config, split.num_items, seed) | {"data": digest(split)}
 
 
 def cut(arrays: Any, size: int) -> list[Any]:
-    """Cuts a pytree of arrays along their first axis; a rest smaller than `size` is left out."""
+    """Cuts a pytree of arrays along the leading axis; a remainder below `size` is dropped."""
     count = len(jax.tree.leaves(arrays)[0]) // size
 
     def part(index: int) -> Any:
@@ -164,26 +162,26 @@ def cut(arrays: Any, size: int) -> list[Any]:
 
 def _epoch(
     step: Step,
-    state: TrainState,
+    state: RetrieverState,
     batches: list[Any],
     key: jax.Array,
     epoch: int,
     advance: Advance,
-) -> tuple[TrainState, float]:
-    """Trains on all batches; returns the mean loss as well."""
+) -> tuple[RetrieverState, float]:
+    """Trains on all batches; returns the new state and the mean loss."""
     losses: list[float] = []
     running: jax.Array | None = None
     for index, batch in enumerate(batches):
         state, loss = step(state, batch, jax.random.fold_in(key, index))
-        # The loss of a step is fetched while the next one runs, so the device never waits.
+        # Fetch a step's loss while the next one runs, so that the device never waits.
         if running is not None:
             losses.append(_finite("loss", running, epoch, index))
         running = loss
         advance(note=f"epoch {epoch + 1}" + (f", loss {losses[-1]:.3f}" if losses else ""))
     if running is not None:
         losses.append(_finite("loss", running, epoch, len(batches)))
-    # The last update has no loss after it that would tell.
-    _finite("size of parameters", optax.tree.norm(state.params), epoch, len(batches))
+    # No later loss reveals divergence in the last update, so check the parameter norm.
+    _finite("parameter norm", optax.tree.norm(state.params), epoch, len(batches))
     return state, float(np.mean(losses))
 
 
@@ -192,35 +190,35 @@ def _finite(name: str, number: jax.Array, epoch: int, step: int) -> float:
     if not math.isfinite(value):
         raise UserError(
             f"the retriever's {name} is {value} in epoch {epoch + 1}, step {step}: lower "
-            "retriever.learning_rate and delete its folder (the epochs before are kept there)"
+            "retriever.learning_rate and delete its folder, which holds the earlier epochs"
         )
     return value
 
 
 def _after(
-    course: Course, config: RetrieverConfig, loss: float, quality: float, seconds: float
-) -> Course:
-    """The course after one more epoch."""
+    log: EpochLog, config: RetrieverConfig, loss: float, quality: float, seconds: float
+) -> EpochLog:
+    """The log with one more epoch."""
     line = {
-        "epoch": len(course.curve) + 1,
+        "epoch": len(log.curve) + 1,
         "loss": loss,
         "validation NDCG@10": quality,
         "seconds": seconds,
     }
-    curve = (*course.curve, line)
-    stale = 0 if quality > course.best else course.stale + 1
+    curve = (*log.curve, line)
+    stale = 0 if quality > log.best else log.stale + 1
     finished = len(curve) >= config.max_epochs or stale >= config.patience
-    return Course(curve, max(quality, course.best), stale, finished)
+    return EpochLog(curve, max(quality, log.best), stale, finished)
 
 
 def digest(split: Split) -> str:
-    """A hash of the data that training sees."""
+    """A hash of the training and validation data."""
     parts = (split.train.values_N, split.train.offsets_R1, split.validation_U)
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def _claim(directory: Path, made_with: dict[str, Any]) -> None:
-    """Binds a fresh directory to these settings; checks one that is bound."""
+    """Writes the settings to a new directory; checks those of an existing one."""
     if (directory / _SETTINGS).exists():
         _check_settings(directory, made_with)
     else:

@@ -1,6 +1,6 @@
 """Losses of the retrievers.
 
-Letters: N positions, C positions of a chunk, D width, I items, K negatives.
+Shapes: N positions, C positions of a chunk, K negatives.
 """
 
 import functools
@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from palr_jax.retrieval.config import LossKind
 
 NO_TARGET = -1
-"""Target of a position that predicts nothing."""
+"""Target of a position without a prediction."""
 
-_CHUNK = 400  # positions at most whose scores exist at once; measured fastest on CPU
+_CHUNK = 400  # maximum number of positions scored together; measured fastest on CPU
 
 
 class Loss(NamedTuple):
-    """Which loss; see `RetrieverConfig`."""
+    """The loss and its number of negatives; see `RetrieverConfig`."""
 
     kind: LossKind
     negatives: int
@@ -27,10 +27,10 @@ class Loss(NamedTuple):
 def loss_of(
     loss: Loss, hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """The chosen loss, averaged over the positions that have a target; `key` draws negatives.
+    """The chosen loss, averaged over the positions that have a target; `key` samples negatives.
 
-    Negatives are drawn evenly from the catalog. A loss that compares with few of them draws them
-    anew for every position; sampled_softmax needs many and shares them in the batch.
+    Negatives are sampled uniformly from the catalog. sampled_softmax needs many, so the whole batch
+    shares them; the other losses sample per position.
     """
     if loss.kind == "cross_entropy":
         return cross_entropy(hidden_ND, item_ID, target_N)
@@ -49,11 +49,11 @@ def compare(
 ) -> jax.Array:
     """The loss of each position from the scores of its target and its negatives: [N].
 
-    A negative with the score -inf does not count.
+    A negative with the score -inf adds nothing to the loss.
 
     Args:
         kind: bce is binary cross-entropy; gbce raises the probability of the target to a power
-            that makes up for the few negatives (Petrov and Macdonald 2023, gSASRec, equation 6,
+            that corrects for the few negatives (Petrov and Macdonald 2023, gSASRec, equation 6,
             with their t = 0.75); bpr is the mean log-sigmoid of differences (Rendle et al. 2009).
         wanted_N: scores of the targets.
         other_NK: scores of the negatives.
@@ -71,9 +71,9 @@ def compare(
 def _sampled_softmax(
     hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array, key: jax.Array, count: int
 ) -> jax.Array:
-    """Cross-entropy against `count` items that stand for the whole catalog (Jean et al. 2015)."""
+    """Cross-entropy against `count` sampled items (Jean et al. 2015)."""
     negative_K = jax.random.randint(key, (count,), 0, len(item_ID))
-    # Each drawn item stands for I / K items.
+    # Each sampled item represents I / K items of the catalog.
     share = jnp.log(len(item_ID) / count)
     other_NK = hidden_ND @ item_ID[negative_K].T + share
     other_NK = jnp.where(negative_K == target_N[:, None], -jnp.inf, other_NK)
@@ -92,9 +92,9 @@ def _mean(loss_N: jax.Array, target_N: jax.Array) -> jax.Array:
 def cross_entropy(hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array) -> jax.Array:
     """Mean over positions with a target of -log softmax(hidden · items)[target], a scalar.
 
-    The softmax is over the whole catalog, yet only the scores of one chunk of positions exist at a
-    time, and positions without a target cost nothing. The gradients are made in the same pass as
-    the loss, because a scalar loss only scales them: no score is computed twice.
+    The softmax is over the whole catalog, but only one chunk of positions is scored at a time, and
+    positions without a target are skipped. The gradients are computed in the same pass as the loss,
+    because the gradient upstream of a scalar loss only scales them: no score is computed twice.
     """
     return _forward(hidden_ND, item_ID, target_N)[0]
 
@@ -102,8 +102,8 @@ def cross_entropy(hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array)
 def _forward(
     hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The loss and its gradients by `hidden_ND` and `item_ID`."""
-    # Chunks of one size that waste the fewest places: 500 positions are 2 x 250, not 2 x 400.
+    """The loss and its gradients with respect to `hidden_ND` and `item_ID`."""
+    # Chunks of one size with the least padding: 500 positions are 2 x 250, not 2 x 400.
     chunk = -(-len(target_N) // -(-len(target_N) // _CHUNK))
     padding = -len(target_N) % chunk
     # Positions with a target come first, so that the loop can stop after them.
@@ -133,8 +133,8 @@ def _forward(
         # Dividing [C, D] by the softmax's denominator instead of [C, I] saves a pass over scores.
         share_C1 = weight_C[:, None] / sum_C1
         hidden_grad_CD = (exp_CI @ item_ID) * share_C1 - weight_C[:, None] * wanted_CD
-        # XLA:CPU multiplies a matrix that was transposed before faster than it transposes it within
-        # the product; the barrier keeps the two apart.
+        # On CPU, transposing first and then multiplying is faster than a product that transposes;
+        # the barrier stops XLA from fusing the two.
         exp_IC = jax.lax.optimization_barrier(exp_CI.T)
         item_grad_ID += exp_IC @ (hidden_CD * share_C1)
         return (

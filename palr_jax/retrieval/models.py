@@ -29,7 +29,7 @@ MODELS: dict[Model, Callable[[RetrieverConfig, int, int], Retriever]] = {
     "bert4rec": functools.partial(Sequential, BERT4Rec, CLOZE),
     "sasrec": functools.partial(Sequential, SASRec, NEXT_ITEM),
 }
-"""Each is called with the settings, the number of items and the seed."""
+"""Model name → callable of (config, number of items, seed)."""
 
 ROW_NAMES: dict[Model, str] = {
     "popularity": "Popularity",
@@ -42,4 +42,4 @@ ROW_NAMES: dict[Model, str] = {
     "bert4rec": "BERT4Rec",
     "sasrec": "SASRec",
 }
-"""How they are called in tables."""
+"""The models' names in tables."""

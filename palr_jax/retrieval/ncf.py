@@ -1,7 +1,7 @@
-"""NCF, as NeuMF: a product and a small network judge a user and an item (He et al. 2017).
+"""NCF, as NeuMF: a product and a small network score a user and an item (He et al. 2017).
 
-Letters: U users, B users of a batch, I items, C items of a chunk, K items to match, D width, X =
-2 D: the first half goes into the product, the second into the network.
+Shapes: C items of a chunk, E = D // 2, K items to match, X = 2 D: the first half is the input of
+the product, the second that of the network.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _LAST = nnx.initializers.normal(0.1)
 
 
 class NCF(nnx.Module):
-    """Two embeddings each of users and items, and three layers for the second."""
+    """Two embeddings per user and item, one of them followed by three layers."""
 
     loss: PairLoss = "bce"
 
@@ -36,12 +36,12 @@ class NCF(nnx.Module):
         self.last = nnx.Param(_LAST(rngs.params(), (dim + dim // 2,)))
 
     def vectors(self) -> Vectors:
-        """The parameters as they are."""
+        """The embedding tables, unchanged."""
         user_UX, item_IX = self.user_UX[...], self.item_IX[...]
         return Vectors(user_UX, user_UX, item_IX, jnp.zeros_like(item_IX))
 
     def weights(self) -> dict[str, jax.Array]:
-        """The layers."""
+        """The parameters of the layers."""
         return {
             "first": self.first[...],
             "first_bias": self.first_bias[...],
@@ -56,7 +56,7 @@ class NCF(nnx.Module):
         user_B1X = user_BX[:, None]
         dim = user_BX.shape[1] // 2
         product_BKD = user_B1X[..., :dim] * item_BKX[..., :dim]
-        # The first layer of the two side by side is the sum of one layer each.
+        # The first layer of the concatenated vectors is the sum of one layer per vector.
         of_user_B1D = user_B1X[..., dim:] @ weights["first"][:dim]
         of_item_BKD = item_BKX[..., dim:] @ weights["first"][dim:]
         inner_BKD = jax.nn.relu(of_user_B1D + of_item_BKD + weights["first_bias"])
@@ -65,7 +65,7 @@ class NCF(nnx.Module):
 
     @staticmethod
     def match_all(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
-        """The scores of the same C items for all users, one user after the other: [B, C]."""
+        """The scores of the same C items for all users, one user at a time: [B, C]."""
 
         def one(user_X: jax.Array) -> jax.Array:
             return NCF.match(queries["weights"], user_X[None], item_CX[None])[0]

@@ -1,10 +1,10 @@
-"""The retrievers that see a history as a set: a vector a user, a vector an item, and a match.
+"""The retrievers that see a history as a set: a vector per user, a vector per item, and a match.
 
-A user who is to get recommendations need not have been there in training: the user's vector is
-*folded in*, fitted to the history by the loss of training while all else stays as it is.
+Users need not be in the training data: a user's vector is *folded in*, that is, fitted to the
+history by the training loss while all other parameters are fixed.
 
-Letters: U users, B users or interactions of a batch, I items, S places of a history, K items to
-match, X numbers that stand for a user or an item.
+Shapes: B users or interactions of a batch, S items of a history, padded, K items to match, X width
+of a user's or an item's vector.
 """
 
 import functools
@@ -27,32 +27,32 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.losses import compare
-from palr_jax.retrieval.step import Params, Rates, TrainState
+from palr_jax.retrieval.step import Params, Rates, RetrieverState
 
 _FILE = "vectors.npz"
-# Short steps, by the size of the items' numbers: a fit to few items that goes far goes wrong.
+# Few small steps, because a long fit to few items overfits.
 _FOLD_STEPS = 24
-_FOLD_RATE = 0.1
-_FOLD_LENGTH = 1024  # newest items of a history that are fitted to
+_FOLD_RATE = 0.1  # times the standard deviation of the item vectors
+_FOLD_LENGTH = 1024  # the fit uses this many newest items of a history
 
 PairLoss = Literal["bce", "gbce", "bpr"]
 
 
 class Edges(NamedTuple):
-    """The training interactions: interaction n joins user_N[n] and item_N[n]; int32 both."""
+    """The training interactions: user_N[n] with item_N[n]; both int32."""
 
     user_N: np.ndarray
     item_N: np.ndarray
 
 
 class Vectors(NamedTuple):
-    """What a network makes of its parameters.
+    """The vectors that a network computes from its parameters.
 
     Attributes:
-        own_UX: the users' own vectors.
-        user_UX: users, the sum of their own vectors and of what their items add.
-        item_IX: items.
-        context_IX: what an item adds to the users whose history it is in, before division by the
+        own_UX: the learned part of the user vectors.
+        user_UX: the user vectors: the learned part plus the context of the user's items.
+        item_IX: the item vectors.
+        context_IX: what an item adds to the users whose history holds it, before division by the
             square root of the history's length.
     """
 
@@ -63,20 +63,20 @@ class Vectors(NamedTuple):
 
 
 class PairNetwork(Protocol):
-    """What a Flax NNX module that matches users with items has to do to be trained here.
+    """The interface of a Flax NNX module that matches users with items.
 
-    It is made as `network(config, edges, num_users, num_items, rngs)`. A user is the sum of an own
-    vector and of what the items of the history add.
+    It is made as `network(config, edges, num_users, num_items, rngs)`. A user vector is the sum of
+    a learned vector and the context of the history's items.
     """
 
     loss: PairLoss
-    """The loss that it is trained with by default."""
+    """The default training loss."""
 
     def vectors(self) -> Vectors:
         """The vectors of all users and items."""
 
     def weights(self) -> dict[str, jax.Array]:
-        """What else a match needs."""
+        """Other parameters that a match needs."""
 
     @staticmethod
     def match(weights: dict[str, jax.Array], user_BX: jax.Array, item_BKX: jax.Array) -> jax.Array:
@@ -88,13 +88,13 @@ class PairNetwork(Protocol):
 
 
 class Fitted(NamedTuple):
-    """What is left of a training to recommend with.
+    """The results of training that recommending needs.
 
     Attributes:
-        item_IX: items.
-        context_IX: what an item adds to the users whose history it is in.
-        prior_X: the own vector of a user of whom nothing is known, the mean of all users.
-        weights: what else a match needs.
+        item_IX: the item vectors.
+        context_IX: what an item adds to the users whose history holds it.
+        prior_X: the learned part of a user without history: the mean over all users.
+        weights: other parameters that a match needs.
     """
 
     item_IX: jax.Array
@@ -104,7 +104,7 @@ class Fitted(NamedTuple):
 
 
 class Pairwise:
-    """A retriever around a network."""
+    """A retriever that trains and uses a `PairNetwork`."""
 
     def __init__(
         self, network: type[Any], config: RetrieverConfig, num_items: int, seed: int
@@ -114,11 +114,11 @@ class Pairwise:
         self._num_items = num_items
         self._seed = seed
         self._loss: PairLoss = _pair_loss(config, network)
-        nothing = jnp.zeros((num_items, 1))
-        self._fitted = Fitted(nothing, nothing, nothing[0], {})
+        zero_I1 = jnp.zeros((num_items, 1))
+        self._fitted = Fitted(zero_I1, zero_I1, zero_I1[0], {})
 
     def fit(self, split: Split, directory: Path) -> None:
-        """Trains until the validation NDCG@10 has not risen for `patience` epochs."""
+        """Trains until the validation NDCG@10 has not improved for `patience` epochs."""
         config, num_items = self._config, self._num_items
         histories, target_U = split.histories("validation"), split.targets("validation")
         user_N = np.repeat(np.arange(split.num_users, dtype=np.int32), split.train.lengths_R)
@@ -135,7 +135,7 @@ class Pairwise:
 
         def batches(epoch: int) -> list[Edges]:
             rng = np.random.default_rng([self._seed, epoch])
-            # Filled up with interactions of the same epoch, so that every batch is full.
+            # Repeats interactions of the same epoch, so that every batch is full.
             order_N = np.resize(rng.permutation(len(user_N)), -(-len(user_N) // size) * size)
             return loop.cut(Edges(edges.user_N[order_N], edges.item_N[order_N]), size)
 
@@ -152,7 +152,7 @@ class Pairwise:
         self.load(directory)
 
     def load(self, directory: Path) -> None:
-        """Takes over the vectors with the best validation NDCG@10."""
+        """Loads the vectors with the best validation NDCG@10."""
         loop.check_finished(directory, loop.settings(self._config, self._num_items, self._seed))
         arrays = read_arrays(directory / _FILE)
         item_IX, context_IX, prior_X = (
@@ -187,12 +187,12 @@ class Pairwise:
 def inner_products(
     weights: dict[str, jax.Array], user_BX: jax.Array, item_BKX: jax.Array
 ) -> jax.Array:
-    """The match of most networks: [B, K]."""
+    """The `match` of most networks: [B, K]."""
     return jnp.einsum("bx,bkx->bk", user_BX, item_BKX)
 
 
 def all_inner_products(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
-    """The same with the same items for all users: [B, C]."""
+    """The `match_all` of most networks: [B, C]."""
     return queries["user_BX"] @ item_CX.T
 
 
@@ -203,26 +203,26 @@ def fold_in(
     fitted: Fitted,
     history_BS: jax.Array,
 ) -> jax.Array:
-    """Users for histories: [B, X]. A user alone gets the vector that the user gets among others.
+    """Vectors of users with these histories: [B, X]. A user's vector does not depend on the batch.
 
     Args:
-        match: of the network.
-        loss: what a vector is fitted by.
-        fitted: the items.
-        history_BS: items; I fills up short histories.
+        match: the network's `match`.
+        loss: the loss that the vectors are fitted with.
+        fitted: the trained parameters.
+        history_BS: items; short histories are padded with I.
     """
     num_items, width = fitted.item_IX.shape
     seen_BS = history_BS < num_items
     length_B1 = jnp.maximum(seen_BS.sum(1, keepdims=True), 1)
     take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
-    mine_BSX = take(fitted.item_IX, history_BS)
+    seen_BSX = take(fitted.item_IX, history_BS)
     context_BX = take(fitted.context_IX, history_BS).sum(1) * length_B1**-0.5
 
     def objective(own_BX: jax.Array, key: jax.Array) -> jax.Array:
         negative_S = jax.random.randint(key, history_BS.shape[1:], 0, num_items)
-        other_BSX = jnp.broadcast_to(fitted.item_IX[negative_S], mine_BSX.shape)
+        other_BSX = jnp.broadcast_to(fitted.item_IX[negative_S], seen_BSX.shape)
         user_BX = own_BX + context_BX
-        wanted_N = match(fitted.weights, user_BX, mine_BSX).reshape(-1)
+        wanted_N = match(fitted.weights, user_BX, seen_BSX).reshape(-1)
         other_N1 = match(fitted.weights, user_BX, other_BSX).reshape(-1, 1)
         loss_BS = compare(loss, wanted_N, other_N1, num_items).reshape(seen_BS.shape)
         return jnp.sum(jnp.where(seen_BS, loss_BS, 0) / length_B1)
@@ -247,11 +247,11 @@ def _train_step(
     negatives: int,
     rates: Rates,
     constants: nnx.State,
-    state: TrainState,
+    state: RetrieverState,
     batch: Edges,
     key: jax.Array,
-) -> tuple[TrainState, jax.Array]:
-    """One update, and the loss before it. The memory of `state` is taken over."""
+) -> tuple[RetrieverState, jax.Array]:
+    """The state after one update, and the loss before it. `state` is donated."""
 
     def loss_at(params: Params) -> jax.Array:
         network: Any = nnx.merge(graph, params, constants)
@@ -282,6 +282,6 @@ def _pair_loss(config: RetrieverConfig, network: type[Any]) -> PairLoss:
     kind = config.loss or network.loss
     if kind not in get_args(PairLoss):
         raise UserError(
-            f"retriever.loss: {config.model} is trained with bce, gbce or bpr, not with {kind}"
+            f"retriever.loss: {config.model} is trained with bce, gbce or bpr, not {kind}"
         )
     return cast(PairLoss, kind)

@@ -1,6 +1,6 @@
 """Popularity: every user gets the items with the most interactions.
 
-Letters: U users, I items.
+Shapes: C items of a chunk.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ _FILE = "popularity.npz"
 
 
 class Popularity:
-    """The retriever that any other has to beat; scores are numbers of training interactions."""
+    """The baseline of all other retrievers; scores are counts of training interactions."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, seed: int) -> None:
         self._num_items = num_items
         self._count_I = np.zeros(num_items, np.float32)
 
     def fit(self, split: Split, directory: Path) -> None:
-        """Counts."""
+        """Counts the training interactions of each item."""
         count_I = np.bincount(split.train.values_N, minlength=self._num_items)
         write_arrays(directory / _FILE, count_I=count_I.astype(np.float32))
         self.load(directory)
@@ -45,7 +45,7 @@ class Popularity:
         self._count_I = count_I
 
     def scores(self, histories: Ragged) -> jax.Array:
-        """The same for every user."""
+        """The counts, the same for every user."""
         return full_ranking.scores(self._scorer(), histories, self._num_items)
 
     def recommend(self, histories: Ragged, k: int) -> TopK:
@@ -53,7 +53,7 @@ class Popularity:
         return full_ranking.recommend(self._scorer(), histories, k, self._num_items)
 
     def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
-        """Ties are common here and count half."""
+        """Ranks by count; ties are common and count half."""
         return full_ranking.ranks(self._scorer(), histories, target_U, self._num_items)
 
     def _scorer(self) -> Scorer:

@@ -1,19 +1,16 @@
-"""SASRec: causal self-attention over the history (Kang and McAuley 2018).
-
-Letters: B rows, T places of a row, Q places that are asked for, D width, I items.
-"""
+"""SASRec: causal self-attention over the history (Kang and McAuley 2018)."""
 
 import jax
 from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.rows import Rows
-from palr_jax.retrieval.transformer import Block, split
+from palr_jax.retrieval.rows import HistoryRows
+from palr_jax.retrieval.transformer import TransformerBlock, split
 
 
 class SASRec(nnx.Module):
-    """Embeddings and blocks; the item embeddings are the output layer as well."""
+    """Embeddings and blocks; the output layer shares the item embeddings."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         embedding = nnx.initializers.normal(config.init_std)
@@ -22,22 +19,24 @@ class SASRec(nnx.Module):
         self.norm_first = config.block == "sasrec"
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
-        self.blocks = nnx.List([Block(config, True, rngs) for _ in range(config.num_blocks)])
+        self.blocks = nnx.List(
+            [TransformerBlock(config, True, rngs) for _ in range(config.num_blocks)]
+        )
         self.norm = nnx.LayerNorm(config.dim, rngs=rngs)
 
-    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
-        """What follows each token, as a vector to compare with items: [B, T, D]."""
+    def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
         item_BTD = self.input_scale * self.item_ID[...][rows.item_RT]
         x_BTD = item_BTD + self.position_TD[...][rows.position_RT]
         if not self.norm_first:
             x_BTD = self.norm(x_BTD)
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
-        for place, block in enumerate(self.blocks):
-            wanted = newest if place == len(self.blocks) - 1 else 0
-            x_BTD = block(x_BTD, rows.position_RT, keys[1 + place], wanted)
+        for index, block in enumerate(self.blocks):
+            wanted = newest if index == len(self.blocks) - 1 else 0
+            x_BTD = block(x_BTD, rows.position_RT, keys[1 + index], wanted)
         return self.norm(x_BTD) if self.norm_first else x_BTD
 
     def output_items(self) -> jax.Array:
-        """The vectors that scores are inner products with: [I, D]."""
+        """The item vectors; scores are inner products with them: [I, D]."""
         return self.item_ID[...][:-1]

@@ -1,7 +1,4 @@
-"""The sequential retrievers: predict the next item of a history with some network.
-
-Letters: B users of a chunk, T places of a row, D width, U users, I items.
-"""
+"""The sequential retrievers: a network predicts the next item of a history."""
 
 import functools
 from collections.abc import Callable
@@ -12,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.data.split import Split
+from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
@@ -20,32 +18,38 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.losses import Loss
-from palr_jax.retrieval.rows import Layout, Rows
-from palr_jax.retrieval.step import Params, Rates, TrainState, places, train_step
+from palr_jax.retrieval.rows import HistoryRows, Objective
+from palr_jax.retrieval.step import (
+    Params,
+    Rates,
+    RetrieverState,
+    retriever_shardings,
+    retriever_step,
+)
 
 
 class Sequential:
-    """A retriever around a network, made as `network(config, num_items, rngs)`."""
+    """A retriever that trains and uses a network, made as `network(config, num_items, rngs)`."""
 
     def __init__(
         self,
         network: Callable[[RetrieverConfig, int, nnx.Rngs], nnx.Module],
-        layout: Layout,
+        objective: Objective,
         config: RetrieverConfig,
         num_items: int,
         seed: int,
     ) -> None:
         self._config = config
-        self._layout = layout
+        self._objective = objective
         self._num_items = num_items
         self._seed = seed
         self._graph, params = nnx.split(network(config, num_items, nnx.Rngs(seed)), nnx.Param)
         self._params: Params = nnx.to_pure_dict(params)
 
     def fit(self, split: Split, directory: Path) -> None:
-        """Trains until the validation NDCG@10 has not risen for `patience` epochs.
+        """Trains until the validation NDCG@10 has not improved for `patience` epochs.
 
-        Besides the checkpoints, `directory` gets settings.json and curve.jsonl, one line an epoch.
+        Writes checkpoints, settings.json and curve.jsonl (one line per epoch) to `directory`.
         """
         config = self._config
         histories, target_U = split.histories("validation"), split.targets("validation")
@@ -53,34 +57,34 @@ class Sequential:
         def validation_ranks(params: Params) -> np.ndarray:
             return full_ranking.ranks(self._scorer(params), histories, target_U, self._num_items)
 
-        def batches(epoch: int) -> list[Rows]:
-            rows = self._layout.training(
+        def batches(epoch: int) -> list[HistoryRows]:
+            rows = self._objective.training(
                 split.train, split.num_items, config.length, config.batch_size, self._seed, epoch
             )
             return loop.cut(rows, config.batch_size)
 
         loss = Loss(config.loss or "cross_entropy", config.negatives)
         rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
-        step: loop.Step = functools.partial(train_step, self._graph, loss, rates)
+        step: loop.Step = functools.partial(retriever_step, self._graph, loss, rates)
         if config.devices > 1:
             mesh = make_mesh(MeshConfig(fsdp=config.devices), jax.local_devices()[: config.devices])
-            step = _divided(step, Shards(mesh))
+            step = _sharded(step, Shards(mesh))
         self._params = loop.train(
             self._params, step, batches, config, split, self._seed, directory, validation_ranks
         )
-        # As `load` gives them, so that what is recommended is the same to the bit.
+        # On one device as after `load`, so that recommendations are bitwise the same.
         self._params = jax.device_put(self._params, jax.local_devices()[0])
 
     def load(self, directory: Path) -> None:
-        """Takes over the parameters with the best validation NDCG@10."""
+        """Loads the parameters with the best validation NDCG@10."""
         settings = loop.settings(self._config, self._num_items, self._seed)
         self._params = loop.load_best(self._params, settings, directory)
 
     def scores(self, histories: Ragged) -> jax.Array:
-        """Inner products of all items with the state after the newest item.
+        """Inner products of all items with the prediction after the newest item.
 
-        A history longer than `length` counts by its newest items. An empty history is scored from
-        what the model has learned that users begin with.
+        Only the newest `length` items of a history count. An empty history gets the prediction of
+        users' first items.
         """
         return full_ranking.scores(self._scorer(self._params), histories, self._num_items)
 
@@ -94,14 +98,14 @@ class Sequential:
         return full_ranking.ranks(scorer, histories, target_U, self._num_items)
 
     def item_vectors(self) -> np.ndarray:
-        """What items are scored with: float32 [I, D]."""
+        """The item vectors of the output layer: float32 [I, D]."""
         return np.asarray(_items(self._graph, self._params), np.float32)
 
     def _scorer(self, params: Params) -> Scorer:
         def queries(part: Ragged) -> jax.Array:
             length = min(self._config.length, _width(int(part.lengths_R.max()) + 1))
             return _newest(
-                self._graph, params, self._layout.inference(part, self._num_items, length)
+                self._graph, params, self._objective.inference(part, self._num_items, length)
             )
 
         items_ID = _items(self._graph, params)
@@ -109,32 +113,34 @@ class Sequential:
 
 
 def _width(length: int) -> int:
-    """The least of 8, 12, 16, 24, 32, 48, 64, 96, … that holds `length`.
+    """The smallest of 8, 12, 16, 24, 32, 48, 64, 96, … that is at least `length`.
 
-    Beyond 8, a third of the places at most is empty; few widths leave few programs to compile.
+    Beyond 8, at most a third of the columns is padding; few widths mean few compilations.
     """
-    power = max(8, 1 << (length - 1).bit_length())
+    power = to_power_of_two(max(length, 1), 8)
     return power * 3 // 4 if 8 < length <= power * 3 // 4 else power
 
 
-def _divided(step: Callable[..., tuple[TrainState, jax.Array]], shards: Shards) -> loop.Step:
+def _sharded(step: Callable[..., tuple[RetrieverState, jax.Array]], shards: Shards) -> loop.Step:
     """The same step over the devices of a mesh."""
 
-    def divided(state: TrainState, rows: Rows, key: jax.Array) -> tuple[TrainState, jax.Array]:
-        # At first, and when training goes on, all of the state is on one device.
-        state = jax.device_put(state, places(state, shards))
+    def sharded(
+        state: RetrieverState, rows: HistoryRows, key: jax.Array
+    ) -> tuple[RetrieverState, jax.Array]:
+        # The initial state, and one loaded from a checkpoint, are on a single device.
+        state = jax.device_put(state, retriever_shardings(state, shards))
         return step(state, shards.spread(rows), key, shards=shards)
 
-    return divided
+    return sharded
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _newest(graph: nnx.GraphDef, params: Params, rows: Rows) -> jax.Array:
-    """The vector at the right end of each row: [B, D]."""
+def _newest(graph: nnx.GraphDef, params: Params, rows: HistoryRows) -> jax.Array:
+    """The vector of the last column of each row: [B, D]."""
     return nnx.merge(graph, params)(rows, None, newest=1)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _items(graph: nnx.GraphDef, params: Params) -> jax.Array:
-    """[I, D]."""
+    """The item vectors: [I, D]."""
     return nnx.merge(graph, params).output_items()

@@ -1,9 +1,7 @@
-"""One training step of the retrievers.
+"""One training step of the sequential retrievers.
 
-Over several devices, each takes some rows of the batch and keeps a part of every item's vector, of
-its average and of its moments; the vectors are put together for the step.
-
-Letters: B rows of a batch, T places of a row, D width, N positions, I items.
+On several devices, each computes some rows of the batch and stores a slice of every item vector,
+its average and its moments; a step all-gathers the vectors.
 """
 
 import functools
@@ -19,30 +17,30 @@ from jax.sharding import PartitionSpec as P
 
 from palr_jax.parallel.sharding import Shards
 from palr_jax.retrieval.losses import NO_TARGET, Loss, loss_of
-from palr_jax.retrieval.rows import Rows
+from palr_jax.retrieval.rows import HistoryRows
 
 Params = Any
 """Nested dicts of arrays."""
 
 
 class Network(Protocol):
-    """What a Flax NNX module that reads histories in order has to do to be trained here."""
+    """The interface of a Flax NNX module that reads histories in order."""
 
-    def __call__(self, rows: Rows, key: jax.Array | None, newest: int = 0) -> jax.Array:
-        """What belongs to each token, as a vector to compare with items: [B, T, D].
+    def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
+        """The prediction of each token, as a vector to compare with items: [B, T, D].
 
         Args:
             rows: the tokens.
-            key: of dropout; None for none.
-            newest: if not 0, only that many columns at the right end are wanted.
+            key: dropout key; None disables dropout.
+            newest: return only this many last columns; 0 for all.
         """
 
     def output_items(self) -> jax.Array:
-        """The vectors of the items, whose inner products with the former are scores: [I, D]."""
+        """The item vectors; scores are their inner products with predictions: [I, D]."""
 
 
 class Rates(NamedTuple):
-    """How far a step goes; see `RetrieverConfig`. Arguments, so that no value is compiled in."""
+    """Rates of an update; see `RetrieverConfig`. Traced, so that a value causes no compilation."""
 
     learning_rate: jax.typing.ArrayLike
     weight_decay: jax.typing.ArrayLike
@@ -51,13 +49,13 @@ class Rates(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TrainState:
-    """What a training step changes.
+class RetrieverState:
+    """The state that a training step updates.
 
     Attributes:
         params: the parameters.
-        average: their running average, which is what recommends: it is better than they are, and
-            less noisy from epoch to epoch.
+        average: their exponential moving average (EMA), which is used for validation and
+            recommendations: it is better, and less noisy from epoch to epoch.
         moments: the state of AdamW.
     """
 
@@ -66,42 +64,42 @@ class TrainState:
     moments: optax.OptState
 
     @classmethod
-    def initial(cls, params: Params) -> "TrainState":
-        """The state before the first step; it shares no memory with `params`."""
+    def initial(cls, params: Params) -> "RetrieverState":
+        """The state before the first step; it does not alias `params`."""
         return cls(copy(params), copy(params), optax.adamw(0.0).init(params))
 
-    def after(self, gradient: Params, rates: Rates) -> "TrainState":
-        """The state one update later."""
+    def after(self, gradient: Params, rates: Rates) -> "RetrieverState":
+        """The state after one update."""
         optimizer = optax.adamw(rates.learning_rate, weight_decay=rates.weight_decay)
         update, moments = optimizer.update(gradient, self.moments, self.params)
         params = optax.apply_updates(self.params, update)
         average = optax.incremental_update(params, self.average, 1 - rates.averaging)
-        return TrainState(params, average, moments)
+        return RetrieverState(params, average, moments)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "loss", "shards"), donate_argnames="state")
-def train_step(
+def retriever_step(
     graph: nnx.GraphDef,
     loss: Loss,
     rates: Rates,
-    state: TrainState,
-    rows: Rows,
+    state: RetrieverState,
+    rows: HistoryRows,
     key: jax.Array,
     shards: Shards | None = None,
-) -> tuple[TrainState, jax.Array]:
-    """One update of a `Network`, and the loss before it. The memory of `state` is taken over.
+) -> tuple[RetrieverState, jax.Array]:
+    """The state after one update of a `Network`, and the loss before it. `state` is donated.
 
     Args:
-        graph: of the network.
-        loss: what to minimise.
-        rates: how far to go.
-        state: what to change.
+        graph: the network's graph definition.
+        loss: the loss to minimise.
+        rates: learning rate, weight decay and EMA decay.
+        state: the state to update.
         rows: a batch.
-        key: of dropout and of drawn items.
-        shards: the mesh that `state` is divided over as `places` says, if it is divided.
+        key: key of dropout and of sampled negatives.
+        shards: the mesh, if `state` is sharded as `retriever_shardings` says; None on one device.
     """
 
-    def loss_at(params: Params, rows: Rows, key: jax.Array) -> jax.Array:
+    def loss_at(params: Params, rows: HistoryRows, key: jax.Array) -> jax.Array:
         dropout_key, negatives_key = jax.random.split(key)
         network: Network = nnx.merge(graph, params)
         hidden_BTD = network(rows, dropout_key)
@@ -115,42 +113,42 @@ def train_step(
         return state.after(gradient, rates), value
     value, gradient = _over_devices(slope, shards)(state.params, rows, key)
     after = state.after(gradient, rates)
-    return jax.lax.with_sharding_constraint(after, places(after, shards)), value
+    return jax.lax.with_sharding_constraint(after, retriever_shardings(after, shards)), value
 
 
-def places(tree: Any, shards: Shards) -> Any:
-    """Which devices hold which part of parameters, or of a state: the items' vectors are divided.
+def retriever_shardings(tree: Any, shards: Shards) -> Any:
+    """The sharding of each array: item vectors are split by width, all else is replicated.
 
     Args:
-        tree: parameters or a `TrainState`.
+        tree: parameters or a `RetrieverState`.
         shards: the mesh.
     """
 
-    def place(keys: Any, leaf: jax.Array) -> jax.sharding.NamedSharding:
+    def sharding(keys: Any, leaf: jax.Array) -> jax.sharding.NamedSharding:
         is_table = getattr(keys[-1], "key", None) == "item_ID"
         return shards.of(None, "embed") if is_table else shards.of()
 
-    return jax.tree.map_with_path(place, tree)
+    return jax.tree.map_with_path(sharding, tree)
 
 
 def _over_devices(slope: Callable[..., Any], shards: Shards) -> Callable[..., Any]:
-    """The loss of a batch and its gradient, from what each device makes of its rows."""
+    """The loss of a batch and its gradient, summed over the devices' rows."""
     rows = shards.rules.spec("batch")
 
-    def on_device(params: Params, rows: Rows, key: jax.Array) -> Any:
+    def on_device(params: Params, rows: HistoryRows, key: jax.Array) -> Any:
         key = jax.random.fold_in(key, jax.lax.axis_index(shards.rules.batch))
         count = jnp.sum(rows.target_RT != NO_TARGET)
-        # Each device has the mean over its positions, of which some have more than others.
+        # A device has the mean over its own positions, so weight it by their number.
         share = count / jnp.maximum(jax.lax.psum(count, shards.rules.batch), 1)
         parts = jax.tree.map(lambda x: x * share, slope(params, rows, key))
         return jax.lax.psum(parts, shards.rules.batch)
 
-    # Sums over all devices leave equal values, which is not inferred.
+    # JAX does not infer that psum gives replicated values, so check_vma is off.
     return jax.shard_map(
         on_device, mesh=shards.mesh, in_specs=(P(), rows, P()), out_specs=P(), check_vma=False
     )
 
 
 def copy(tree: Params) -> Params:
-    """The same values in memory of their own."""
+    """A deep copy of the arrays."""
     return jax.tree.map(jnp.copy, tree)

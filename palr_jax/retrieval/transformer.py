@@ -1,7 +1,6 @@
 """Transformer blocks of the retrievers that attend over a history.
 
-Letters: B rows, T places of a row, Q places that ask, N = B * T tokens, D width, H heads, W width
-of a head.
+Shapes: Q newest tokens of a row, which are the queries, S keys, W head size.
 """
 
 import jax
@@ -11,16 +10,16 @@ from flax import nnx
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 
-# Scores of a block of queries against the keys it may see fit the caches of a CPU better than all
-# scores at once, and a causal block stops at the diagonal. Measured fastest at T = 200.
+# The scores of one block of queries fit a CPU's caches better than all scores, and a causal block
+# stops at the diagonal. Measured fastest at T = 200.
 _QUERY_BLOCK = 100
 
 
-class Block(nnx.Module):
-    """Attention and a two-layer network, each added to what it reads.
+class TransformerBlock(nnx.Module):
+    """Attention and a two-layer network, each with a residual connection.
 
-    With `config.block` "sasrec" both read a normalised input; with "bert" it is the sum that is
-    normalised, and the network is wider and smoother.
+    `config.block` "sasrec" is pre-norm with ReLU; "bert" is post-norm with GELU and a network of
+    four times the width.
     """
 
     def __init__(self, config: RetrieverConfig, causal: bool, rngs: nnx.Rngs) -> None:
@@ -44,14 +43,14 @@ class Block(nnx.Module):
 
         Args:
             x_BTD: tokens.
-            position_BT: place of each token in its piece, from 0.
-            key: of dropout; None for none.
-            newest: how many of the last tokens are wanted; 0 for all.
+            position_BT: position of each token in its piece, from 0.
+            key: dropout key; None disables dropout.
+            newest: return only this many last tokens; 0 for all.
         """
         keys = split(key, 3)
         B, T, D = x_BTD.shape
         Q = newest or T
-        # Linears on [B * T, D]: on [B, T, D] the backward pass on CPU copies the whole gradient.
+        # Linears read [B * T, D]: on [B, T, D] the backward pass on CPU copies the whole gradient.
         all_ND = x_BTD.reshape(B * T, D)
         x_ND = x_BTD[:, T - Q :].reshape(B * Q, D)
         if self.norm_first:
@@ -69,16 +68,16 @@ class Block(nnx.Module):
     def _mix(
         self, inner_ND: jax.Array, position_BT: jax.Array, queries: int, key: jax.Array | None
     ) -> jax.Array:
-        """What the last `queries` tokens of each row find by attention: [B * Q, D]."""
+        """Attention of the last `queries` tokens of each row: [B * Q, D]."""
         B, T = position_BT.shape
-        asking_ND = inner_ND
+        newest_ND = inner_ND
         if queries < T:
-            # Only the wanted tokens ask, all of them answer.
+            # Only the newest tokens are queries; all tokens are keys.
             D = inner_ND.shape[1]
-            asking_ND = inner_ND.reshape(B, T, D)[:, T - queries :].reshape(B * queries, D)
-        # Three products: cutting the result of one apart would copy it.
+            newest_ND = inner_ND.reshape(B, T, D)[:, T - queries :].reshape(B * queries, D)
+        # Three products: splitting the result of a single one would copy it.
         query_DD, key_DD, value_DD = jnp.split(self.qkv.kernel[...], 3, axis=1)
-        q_BHQW = self._heads(B, asking_ND @ query_DD)
+        q_BHQW = self._heads(B, newest_ND @ query_DD)
         k_BHTW = self._heads(B, inner_ND @ key_DD)
         v_BHTW = self._heads(B, inner_ND @ value_DD)
         mixed_BHQW = attend(
@@ -87,7 +86,7 @@ class Block(nnx.Module):
         return self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * queries, -1))
 
     def _heads(self, rows: int, x_ND: jax.Array) -> jax.Array:
-        """[B, H, T, W]."""
+        """Splits the width into heads: [B, H, T, W]."""
         x_BTHW = x_ND.reshape(rows, len(x_ND) // rows, self.num_heads, -1)
         return x_BTHW.transpose(0, 2, 1, 3)
 
@@ -109,10 +108,10 @@ def attend(
         q_BHQW: queries.
         k_BHTW: keys.
         v_BHTW: values.
-        position_BT: place of each token in its piece, from 0.
-        causal: whether a token sees itself and what comes before it alone.
-        dropout: chance of a key to go unseen by a query; the others weigh as much more.
-        key: of dropout; None for none.
+        position_BT: position of each token in its piece, from 0.
+        causal: whether a token sees only itself and earlier tokens.
+        dropout: dropout rate of the attention weights.
+        key: dropout key; None disables dropout.
     """
     T, W = k_BHTW.shape[2:]
     queries = q_BHQW.shape[2]
@@ -140,17 +139,17 @@ def attend(
 
 
 def _piece(position_BT: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
-    """The first and the last column that each token sees: int32 [B, T] both."""
+    """The first and the last column that each token sees: both int32 [B, T]."""
     T = position_BT.shape[1]
     column_T = jnp.arange(T)
     first_BT = column_T - position_BT
     if causal:
         return first_BT, jnp.broadcast_to(column_T, first_BT.shape)
     start_BT = jnp.where(position_BT == 0, column_T, T)
-    next_BT = jax.lax.cummin(start_BT, axis=1, reverse=True)  # the first piece from here on
+    next_BT = jax.lax.cummin(start_BT, axis=1, reverse=True)  # first piece start at or after t
     return first_BT, jnp.concatenate([next_BT[:, 1:], jnp.full_like(next_BT[:, :1], T)], 1) - 1
 
 
 def split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """Keys for several dropouts; None stays None."""
+    """Splits a dropout key into `count`; None gives a list of None."""
     return [None] * count if key is None else list(jax.random.split(key, count))

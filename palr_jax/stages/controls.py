@@ -30,7 +30,7 @@ def measure_controls(
         config: of the run.
         ranker: PALR_v2.
         task: what is to be ranked.
-        ranker_UC: its log-probabilities with nothing disturbed.
+        ranker_UC: its log-probabilities on the undisturbed task.
     """
     rng = np.random.default_rng([config.seed, 1])
     random_UC = rng.random(task.candidates_UC.shape)

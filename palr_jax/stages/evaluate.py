@@ -87,7 +87,7 @@ def evaluate(config: Config, run: RunDirectory) -> None:
 def _with_popularity(config: Config, run: RunDirectory, split: Split, task: Task) -> Row:
     """The retriever's candidates by its scores and their popularity, without a ranker."""
     validation = read_task(config, run, split, "validation")
-    weights = tune(validation.scores(), validation.target_U, ranker_weights=(0.0,))
+    weights = tune(validation.scores(), validation.target_U, with_ranker=False)
     name = f"{ROW_NAMES[config.retriever.model]} + popularity"
     return _row_of(task, name, task.scores().slates(weights))
 
@@ -134,8 +134,8 @@ def _slates(config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray) -
 
 
 def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker) -> Weights:
-    """The weights of ranker and popularity beside the retriever, from validation items alone."""
-    if run.fusion.exists():  # an evaluation that was stopped after this goes on from here
+    """The fusion weights, tuned on validation items only."""
+    if run.fusion.exists():  # an evaluation that was stopped after this point resumes here
         return run.read_weights()
     task = read_task(config, run, split, "validation")
     with_prior = config.ranker.prior == "retriever"
@@ -148,7 +148,7 @@ def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker
 def _check_slates(model: str, slate_UK: np.ndarray, task: Task, num_items: int) -> None:
     """Every slate is distinct unseen items: a wrong one is a bug, never a result.
 
-    Of a user with fewer than ten unseen items it is all of them; behind the last it holds -1.
+    A user with fewer than ten unseen items gets all of them, padded with -1.
     """
     for number, slate_K in enumerate(slate_UK):
         user, seen = task.users[number], np.unique(task.histories[number])
@@ -219,13 +219,21 @@ def _protocol(config: Config, run: RunDirectory, prepared: Prepared) -> dict[str
     if config.profile.kind == "llm":
         protocol["profiles"] = run.profile_sources()
     if run.fusion.exists():
-        weights = run.read_weights()
-        protocol["fusion"] = (
-            f"log-softmax of {retriever}'s scores + {weights.ranker} x log P(candidate | prompt) + "
-            f"{weights.popularity} x log(1 + training interactions), the weights tuned on "
-            "validation NDCG@10"
-        )
+        protocol["fusion"] = f"{retriever} and {_in_words(run.read_weights())}"
     return protocol
+
+
+def _in_words(weights: Weights) -> str:
+    """The fused score, for readers of results.json."""
+    ranker = "log P(candidate | prompt)"
+    if weights.per_user:
+        ranker = f"the {ranker} standardised by user"
+    if weights.gate:
+        ranker = f"max(0, 1 + {weights.gate} x standardised log popularity) x {ranker}"
+    return (
+        f"the ranker: log-softmax of scores + {weights.ranker} x {ranker} + {weights.popularity} x "
+        "log(1 + training interactions), the weights tuned on validation NDCG@10"
+    )
 
 
 def _charts(config: Config, run: RunDirectory) -> list[Chart]:
@@ -252,7 +260,7 @@ def _examples(
     task: Task,
     slates: dict[str, np.ndarray],
 ) -> list[SlateExample]:
-    """The first of the evaluated users, whoever they are."""
+    """The first few of the evaluated users, not selected by their results."""
     split, titles = prepared.split, prepared.catalog.titles
     tokenizer, items = run.read_tokens()
     writer = PromptWriter(tokenizer, items, config.instruct)

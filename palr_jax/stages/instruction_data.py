@@ -67,7 +67,7 @@ def tokenize(config: Config, catalog: Catalog) -> tuple[Tokenizer, ItemTokens]:
 
     Raises:
         UserError: the tokenizer cannot be read, an item does not fit, or a label could be longer
-            than a row has room for (packing would meet an example that it cannot place).
+            than fits into a row (packing could not use such an example).
     """
     tokenizer = make_tokenizer(config.ranker, config.instruct, catalog)
     items = tokenize_items(catalog, tokenizer, config.instruct)
@@ -163,7 +163,7 @@ def _item_vectors(
 
 
 def _kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The vectors in a file, made first if there is none.
+    """Reads the vectors from a file, and makes the file first if it is missing.
 
     They are made once a run: a language model takes its time, and singular vectors of equal values
     come out in another basis each time, which a resumed training would not know.

@@ -1,38 +1,19 @@
-"""The profile stage: a sentence about every user, from training items alone.
-
-Shapes: B users at a time, T prompt tokens, N new tokens.
-"""
+"""The profile stage: a sentence about every user, from training items alone."""
 
 import io
 import json
 
-import numpy as np
-
 from palr_jax.config import Config
 from palr_jax.data import prepare as preparing
-from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
-from palr_jax.decoding.write import write_text
 from palr_jax.errors import UserError
-from palr_jax.instruct.llm_profiles import (
-    instruction,
-    item_list,
-    prompt_tokens,
-    read_keywords,
-    stop_ids,
-)
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.templates import profile_text
 from palr_jax.io.files import append_text, replacing
 from palr_jax.io.progress import progress, say
 from palr_jax.llm.checkpoints.loading import load
-from palr_jax.llm.llama import Llama
-from palr_jax.llm.tokenizers.tokenizer import Tokenizer
-from palr_jax.ragged import Ragged
+from palr_jax.ranking.profile_speaker import Speaker
 from palr_jax.run_directory import RunDirectory
-
-# Prompts are padded to a multiple of this, so that few programs serve all lengths.
-_PROMPT_BUCKET = 128
 
 
 def profile(config: Config, run: RunDirectory) -> None:
@@ -56,25 +37,21 @@ def _ask(config: Config, run: RunDirectory, prepared: Prepared, sentences: list[
     model, tokenizer = load(str(settings.weights))
     if tokenizer is None:
         raise UserError(f"{settings.weights} has no tokenizer: profiles need one")
-    room = model.config.max_length - settings.new_tokens
-    asked = instruction(settings, config.instruct.item_kind)
+    if settings.answer == "categories" and not any(prepared.catalog.categories):
+        raise UserError(
+            "profile.answer is categories, but no item has any: set profile.answer to free"
+        )
+    speaker = Speaker(model, tokenizer, prepared.catalog, config)
     lines = _kept_lines(run, prepared)
     with progress("profiles", split.num_users, "users", done=len(lines)) as advance:
         for start in range(len(lines), split.num_users, settings.batch_size):
             users = range(start, min(start + settings.batch_size, split.num_users))
-            prompts = Ragged.from_rows(
-                _prompt(tokenizer, prepared.catalog, split.train[user], config, room)
-                for user in users
-            )
-            answers = _answers(model, tokenizer, prompts, config)
+            histories = split.train.take(users)
             fresh = []
-            for user, answer in zip(users, answers, strict=True):
-                titles = [prepared.catalog.titles[item] for item in split.train[user]]
-                words = read_keywords(answer, asked, titles, settings.keywords)
-                sentence = profile_text(config.instruct, words) or sentences[user]
+            for user, (answer, words) in zip(users, speaker.answers(histories), strict=True):
                 line = {
                     "user": str(split.user_ids[user]),
-                    "profile": sentence,
+                    "profile": profile_text(config.instruct, words) or sentences[user],
                     "from": "llm" if words else "keywords",
                     "answer": answer,
                 }
@@ -90,7 +67,7 @@ def _kept_lines(run: RunDirectory, prepared: Prepared) -> list[str]:
         return []
     text = run.profiles.read_bytes().decode("utf-8", errors="replace")
     lines = []
-    # Behind the first that is damaged, all are written once more.
+    # All lines from the first damaged one on are written again.
     lines_there = io.StringIO(text, newline="\n")
     for line, user in zip(lines_there, prepared.split.user_ids, strict=False):
         if not _is_profile(line, str(user)):
@@ -109,32 +86,3 @@ def _is_profile(line: str, user: str) -> bool:
     except (ValueError, TypeError, KeyError):
         return False
     return line.endswith("\n") and is_whole
-
-
-def _prompt(
-    tokenizer: Tokenizer, catalog: Catalog, history: np.ndarray, config: Config, room: int
-) -> np.ndarray:
-    """The request about the newest items, as many as `instruct.history` and the model allow."""
-    asked = instruction(config.profile, config.instruct.item_kind)
-    for kept in range(min(len(history), config.instruct.history), 0, -1):
-        items = item_list(catalog, history[len(history) - kept :])
-        tokens_T = prompt_tokens(tokenizer, asked + items)
-        if len(tokens_T) <= room:
-            return tokens_T
-    raise UserError(
-        f"{config.profile.weights} reads {room + config.profile.new_tokens} tokens at most, too "
-        "few for a request about one item: lower profile.new_tokens or name another"
-    )
-
-
-def _answers(model: Llama, tokenizer: Tokenizer, prompts: Ragged, config: Config) -> list[str]:
-    """What the LLM answers to each prompt; a smaller last batch is filled up."""
-    length_B = np.resize(prompts.lengths_R, config.profile.batch_size).astype(np.int32)
-    width = -(-int(length_B.max()) // _PROMPT_BUCKET) * _PROMPT_BUCKET
-    tokens_BT = np.zeros((len(length_B), width), np.int32)
-    for row in range(len(length_B)):
-        tokens_BT[row, : length_B[row]] = prompts[row % len(prompts)]
-    written_BN = write_text(
-        model, tokens_BT, length_B, config.profile.new_tokens, stop_ids(tokenizer)
-    )
-    return [tokenizer.decode(row[row >= 0]) for row in written_BN[: len(prompts)]]

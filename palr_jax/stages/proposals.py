@@ -33,7 +33,7 @@ class Proposals:
     Attributes:
         retrieved: the moments and their candidates.
         vectors_IR: float32, the item vectors of the retriever that proposed them; None if it has
-            none, or if there were several, whose vectors do not compare.
+            none, or if several retrievers proposed, since their vectors are not comparable.
     """
 
     retrieved: Retrieved
@@ -56,18 +56,19 @@ class _Part:
 def propose_moments(
     config: Config, run: RunDirectory, split: Split, users: np.ndarray
 ) -> Proposals:
-    """Trains the retrievers, or takes what they proposed before.
+    """Trains the retrievers, or reads what they proposed before.
 
     They have the settings of the run's retriever, and no held-out item has a part in them.
 
     Args:
-        config: `instruct.held_out` says what they are not trained on.
+        config: `instruct.held_out` selects what is held out of their training.
         run: keeps them and what they proposed.
         split: of the run.
         users: that the ranker is tuned on.
 
     Raises:
-        UserError: nothing remains to train on, or several processes meet a missing file.
+        UserError: no interactions remain to train on, or the file is missing and several processes
+            run.
     """
     directory = run.negatives / _mark(config, split)
     file = directory / "negatives.npz"
@@ -115,8 +116,8 @@ def _train(config: Config, split: Split, users: np.ndarray, directory: Path, fil
             f"{len(part.train_on.train.values_N):,} interactions"
         )
         retriever = MODELS[config.retriever.model](config.retriever, split.num_items, config.seed)
-        place = directory / "retriever" if len(parts) == 1 else directory / f"retriever-{number}"
-        retriever.fit(part.train_on, place)
+        folder = directory / "retriever" if len(parts) == 1 else directory / f"retriever-{number}"
+        retriever.fit(part.train_on, folder)
         user_P = np.repeat(np.arange(split.num_users), part.moments.lengths_R)
         prefixes = Ragged.from_rows(
             split.train[user][:length]
@@ -140,7 +141,7 @@ def _by_users(config: Config, split: Split, users: np.ndarray) -> list[_Part]:
         others = np.setdiff1d(np.flatnonzero(split.train.lengths_R >= 2), fold)
         if not len(others):
             raise UserError(
-                "no users remain beside the held-out ones to train their retriever on: raise "
+                "all users are held out, so none remain to train their retriever on: raise "
                 f"instruct.folds or lower instruct.user_share ({config.instruct.user_share})"
             )
         mine = set(fold.tolist())
@@ -179,9 +180,9 @@ def _without_newest(split: Split, users: np.ndarray, held_U: np.ndarray) -> Spli
     """
     train = split.train.take(users)
     kept_U = train.lengths_R - held_U
-    place_N = np.arange(len(train.values_N)) - np.repeat(train.offsets_R1[:-1], train.lengths_R)
+    index_N = np.arange(len(train.values_N)) - np.repeat(train.offsets_R1[:-1], train.lengths_R)
     shorter = Ragged.from_lengths(
-        train.values_N[place_N < np.repeat(kept_U, train.lengths_R)], kept_U
+        train.values_N[index_N < np.repeat(kept_U, train.lengths_R)], kept_U
     )
     next_U = train.values_N[train.offsets_R1[:-1] + kept_U]
     return replace(

@@ -24,7 +24,7 @@ class Task:
         histories: what is known of each.
         profiles: a sentence about each.
         target_U: the item to find.
-        candidates_UC: the retriever's candidates, -1 where there is none.
+        candidates_UC: the retriever's candidates, padded with -1.
         retriever_UC: its scores of them.
         popularity_UC: log(1 + training interactions) of them.
     """

@@ -45,13 +45,13 @@ def settings_of(config: Config, model: Model) -> RetrieverConfig:
 def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> None:
     """Trains a model, or takes it as it is if it is trained, and writes its candidates.
 
-    A model that was trained with other settings is trained anew.
+    A model that was trained with other settings is trained again from the start.
     """
     settings, directory = settings_of(config, model), run.retriever(model)
     wanted = loop.binding(settings, split, config.seed)
     found = loop.found_settings(directory)
     if found is not None and any(found.get(key) != value for key, value in wanted.items()):
-        say(f"{ROW_NAMES[model]}: trained before with other settings or data, starts anew")
+        say(f"{ROW_NAMES[model]}: was trained with other settings or data; training starts again")
         delete(directory)
     retriever = MODELS[model](settings, split.num_items, config.seed)
     retriever.fit(split, directory)

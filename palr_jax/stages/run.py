@@ -1,7 +1,7 @@
 """The stages of a run: prepare → retrieve → profile → finetune → evaluate.
 
-Each reads and writes the run directory, and is skipped when it is done and nothing it was made
-from has changed.
+Each reads and writes the run directory, and is skipped if it is done and none of its inputs
+has changed.
 """
 
 from pathlib import Path
@@ -134,7 +134,9 @@ def made_from(stage: str, config: Config) -> dict[str, Any]:
     if stage == "finetune" and needs_proposals(config):
         keys = (*keys, "retriever")
     made: dict[str, Any] = {key: values[key] for key in keys}
-    if stage == "profile":  # an LLM's profiles take long: only what they say makes them anew
+    if (
+        stage == "profile"
+    ):  # an LLM's profiles take long, so only settings that change their text count
         instruct = values["instruct"]
         made["instruct"] = [instruct[key] for key in ("history", "label", "item_kind", "verb")]
         made["template"] = instruct["template"]["profile"]

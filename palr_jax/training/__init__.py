@@ -1,1 +1,1 @@
-"""Fine-tuning: the train step, the loop, its checkpoints."""
+"""Fine-tuning of the ranker: the train step, the loop, its checkpoints."""

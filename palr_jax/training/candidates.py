@@ -1,10 +1,10 @@
 """The loss of ranking: -log P(next item) among a retriever's candidates.
 
-P is the probability that `palr_jax.decoding.score` ranks by, computed by the same functions; only
-the choices that lead to the target are looked at.
+P is the probability that `palr_jax.decoding.score` ranks by, computed by the same functions. Only
+the choices that lead to the target contribute.
 
-Shapes: B rows, T tokens, Q moments of a row, E edges of a moment, S candidates of a moment, D
-width, N = B x Q moments.
+Shapes: N = B * Q moments, Q moments of a row, E edges of a moment, S candidates of a moment, H
+history items of a moment.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ import optax
 from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.score import Choices, path_logps, siblings, with_item_scores
 from palr_jax.llm.config import Remat
-from palr_jax.llm.llama import Layout, Llama
-from palr_jax.parallel.sharding import Shards
+from palr_jax.llm.llama import Llama, TokenLayout
 
 Array = jax.Array | np.ndarray
 
@@ -26,8 +25,10 @@ Array = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MomentBatch:
-    """Packed rows of examples that ask for the next item; what the fields hold, and with which
-    padding, says `palr_jax.instruct.moments.pack_moments`. All are int32 but `prior_BQS`, float32.
+    """Packed rows of examples whose targets are next items.
+
+    `palr_jax.instruct.moments.pack_moments` documents the fields and their padding. All are int32
+    except `prior_BQS`, which is float32.
     """
 
     tokens_BT: Array
@@ -35,7 +36,7 @@ class MomentBatch:
     horizon_BT: Array
     item_BT: Array
     next_BT: Array
-    place_BQ: Array
+    index_BQ: Array
     target_BQ: Array
     weight_BQ: Array
     candidate_BQS: Array
@@ -43,13 +44,13 @@ class MomentBatch:
     end_BQS: Array
     history_BQH: Array
     edge_token_BQE: Array
-    edge_place_BQE: Array
+    edge_index_BQE: Array
     edge_source_BQE: Array
     edge_first_BQE: Array
     edge_last_BQE: Array
 
     def count(self, text_loss: float = 0.0) -> jax.Array:
-        """The sum of the weights: 1 of a moment, `text_loss` of a token of text."""
+        """The sum of the weights: 1 per moment, `text_loss` per token of text."""
         text = (jnp.asarray(self.next_BT) >= 0).sum()
         return jnp.asarray(self.weight_BQ).sum() + text_loss * text
 
@@ -60,35 +61,33 @@ def candidate_loss(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     count: jax.Array | None = None,
-    shards: Shards | None = None,
     text_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-log P(target) among the candidates, averaged over the moments of the batch.
 
-    With a weight for text, the mean is also over the cross-entropy of the prompts' tokens: a small
-    model that learns to write histories overfits less when it ranks.
+    With `text_loss` > 0, the mean includes the cross-entropy of the prompts' tokens: a small model
+    that learns to write histories overfits less in ranking.
 
     Args:
         model: the ranker.
         batch: rows.
-        dropout_key: of the adapters' dropout; None for none.
+        dropout_key: key of the adapters' dropout; None disables dropout.
         remat: see `FinetuneConfig`.
-        count: what sums are divided by, if the batch is a part of a larger one.
-        shards: over which mesh rows and weights are divided, if at all.
-        text_loss: weight of a token of text beside a moment's 1.
+        count: the divisor of the sums, if the batch is a part of a larger one.
+        text_loss: weight of a token of text, relative to a moment's 1.
 
     Returns:
-        The loss and the metrics `loss`, `accuracy` (share of moments at which the best edge of
-        every choice leads to the target), `tokens` (not padding), `label tokens` (moments), and
-        `pairs`: the sum over the tokens of how many tokens each sees.
+        The loss and the metrics `loss`, `accuracy` (share of moments where the best edge of every
+        choice leads to the target), `tokens` (without padding), `label tokens` (moments), and
+        `pairs` ((query, key) pairs of attention).
     """
-    hidden_BTD = _hidden(model, batch, dropout_key, remat, shards)
-    logp_N, is_best_N = _target_logps(model, batch, hidden_BTD, shards)
+    hidden_BTD = _hidden(model, batch, dropout_key, remat)
+    logp_N, is_best_N = _target_logps(model, batch, hidden_BTD)
     weight_N = jnp.asarray(batch.weight_BQ).reshape(-1)
     count = jnp.maximum(batch.count(text_loss) if count is None else count, 1)
     loss = -jnp.where(weight_N > 0, logp_N, 0).sum() / count
     if text_loss:
-        loss += text_loss * _text_nll(model, batch, hidden_BTD, shards) / count
+        loss += text_loss * _text_nll(model, batch, hidden_BTD) / count
     real_BT = jnp.asarray(batch.horizon_BT) >= 0
     metrics = {
         "loss": loss,
@@ -105,40 +104,39 @@ def _hidden(
     batch: MomentBatch,
     dropout_key: jax.Array | None,
     remat: Remat,
-    shards: Shards | None,
 ) -> jax.Array:
     head = head_of(model)
-    layout = Layout(jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True)
+    layout = TokenLayout(
+        jnp.asarray(batch.position_BT), jnp.asarray(batch.horizon_BT), branches=True
+    )
     added_BTD = None if head is None else head.inputs(batch.item_BT)
     tokens_BT = jnp.asarray(batch.tokens_BT)
-    return model.hidden(tokens_BT, layout, dropout_key, remat, shards, added_BTD=added_BTD)
+    return model.hidden(tokens_BT, layout, dropout_key, remat, added_BTD=added_BTD)
 
 
-def _text_nll(
-    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array, shards: Shards | None
-) -> jax.Array:
-    """The sum of -log P(token | text before it) over the tokens of the prompts."""
+def _text_nll(model: Llama, batch: MomentBatch, hidden_BTD: jax.Array) -> jax.Array:
+    """The sum of -log P(token | preceding text) over the tokens of the prompts."""
     next_BT = jnp.asarray(batch.next_BT)
-    logits_BTV = model.logits(hidden_BTD, shards)
+    logits_BTV = model.logits(hidden_BTD)
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(next_BT, 0))
     return jnp.where(next_BT >= 0, nll_BT, 0).sum()
 
 
 def _target_logps(
-    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array, shards: Shards | None
+    model: Llama, batch: MomentBatch, hidden_BTD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """log P(target) of every moment, float32 [N], and whether every best edge leads to it, [N]."""
+    """log P(target) of each moment, float32 [N], and whether all best edges lead to it, [N]."""
     head = head_of(model)
     B, Q, E = batch.edge_token_BQE.shape
-    behind_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_place_BQE).reshape(B, -1))
-    weights_BXD = model.head_weights(shards)[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]
+    source_BXD = _take(hidden_BTD, jnp.asarray(batch.edge_index_BQE).reshape(B, -1))
+    weights_BXD = model.head_weights()[jnp.asarray(batch.edge_token_BQE).reshape(B, -1)]
     logit_BX = jnp.einsum(
-        "BXD,BXD->BX", behind_BXD, weights_BXD, preferred_element_type=jnp.float32
+        "BXD,BXD->BX", source_BXD, weights_BXD, preferred_element_type=jnp.float32
     )
     choices, known = _choices(batch), _known(batch)
     logit_NE = logit_BX.reshape(B * Q, E)
     if head is not None:
-        end_ND = _take(hidden_BTD, jnp.asarray(batch.place_BQ)).reshape(B * Q, -1)
+        end_ND = _take(hidden_BTD, jnp.asarray(batch.index_BQ)).reshape(B * Q, -1)
         S = batch.end_BQS.shape[2]
         ends_BX = jnp.maximum(jnp.asarray(batch.end_BQS).reshape(B, -1), 0)
         title_NSD = _take(hidden_BTD, ends_BX).reshape(B * Q, S, -1)
@@ -149,15 +147,15 @@ def _target_logps(
     return logp_N, _is_best(logit_NE, target_N1, choices)
 
 
-def _take(hidden_BTD: jax.Array, place_BX: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(hidden_BTD, place_BX[:, :, None], axis=1)
+def _take(hidden_BTD: jax.Array, index_BX: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(hidden_BTD, index_BX[:, :, None], axis=1)
 
 
 def _choices(batch: MomentBatch) -> Choices:
-    """The choices of all moments, one row each; slots stand as their leaves do."""
+    """The choices of all moments, one row each; slots are in the order of their leaves."""
     B, Q, E = batch.edge_token_BQE.shape
     candidate_NS = jnp.asarray(batch.candidate_BQS).reshape(B * Q, -1)
-    # A choice has two edges at least.
+    # A choice has at least two edges.
     return Choices(
         source_BE=jnp.asarray(batch.edge_source_BQE).reshape(B * Q, E),
         first_BE=jnp.asarray(batch.edge_first_BQE).reshape(B * Q, E),
@@ -178,7 +176,7 @@ def _known(batch: MomentBatch) -> Known:
 
 
 def _is_best(logit_NE: jax.Array, target_N1: jax.Array, choices: Choices) -> jax.Array:
-    """Whether no edge of any choice is better than the one that leads to the target, [N]."""
+    """Whether, in every choice, no edge is better than the one that leads to the target, [N]."""
     source_NE = jnp.asarray(choices.source_BE)
     best_NC = jnp.where(siblings(choices), logit_NE[:, None], -jnp.inf).max(-1)
     best_NE = jnp.take_along_axis(best_NC, jnp.maximum(source_NE, 0), axis=1)

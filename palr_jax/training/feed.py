@@ -1,7 +1,7 @@
-"""Batches for a mesh: every process makes the rows that its devices hold, and no others.
+"""Batches for a mesh: each process makes only the rows that its devices hold.
 
-A batch is put together from streams of rows, each a pure function of the seed and its number. So
-the same batches come from any number of processes.
+A batch is concatenated from streams of rows. Each stream is a pure function of the seed and its
+index, so any number of processes makes the same batches.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from palr_jax.training.step import AnyBatch, Batch
 
 
 def check_rows(config: FinetuneConfig, shards: Shards) -> None:
-    """Checks that a batch, and each part that it is run in, divides over a mesh.
+    """Checks that a batch, and each of its `accumulate` parts, divides over a mesh.
 
     Raises:
-        UserError: it does not; the numbers are named.
+        UserError: it does not.
     """
     ways, rows = shards.ways("batch"), config.batch_size // config.accumulate
     if rows % ways:
@@ -43,14 +43,14 @@ class Feed:
         """Opens the streams that this process needs.
 
         Args:
-            streams: rows // len(streams) rows of every batch each, in this order.
-            rows: of a batch.
+            streams: each yields rows // len(streams) rows of every batch, concatenated in order.
+            rows: rows of a batch.
             shards: the mesh.
         """
         self._shards, self._sharding = shards, shards.of("batch", None)
         self._rows, self._each = rows, rows // len(streams)
         held = self._sharding.addressable_devices_indices_map((rows, 1)).values()
-        starts = sorted({place[0].indices(rows)[:2] for place in held if place})
+        starts = sorted({index[0].indices(rows)[:2] for index in held if index})
         needed = {row // self._each for start, stop in starts for row in range(start, stop)}
         self._streams = {number: iter(streams[number]) for number in sorted(needed)}
         self._count = len(streams)
@@ -61,15 +61,15 @@ class Feed:
         return as_batch({name: self._globe(parts, name) for name in names})
 
     def get_state(self) -> list[Any]:
-        """Where every stream stands, those of other processes too; all processes must call it."""
-        mine = {number: stream.get_state() for number, stream in self._streams.items()}
+        """The states of all streams, of all processes; every process must call it."""
+        local = {number: stream.get_state() for number, stream in self._streams.items()}
         states: dict[int, Any] = {}
-        for theirs in processes.gather(mine):
-            states |= {int(number): state for number, state in theirs.items()}
+        for gathered in processes.gather(local):
+            states |= {int(number): state for number, state in gathered.items()}
         return [states[number] for number in range(self._count)]
 
     def set_state(self, states: list[Any]) -> None:
-        """Goes back to where `get_state` was called, whatever the mesh was then."""
+        """Restores the states from `get_state`, which may have run on another mesh."""
         for number, stream in self._streams.items():
             stream.set_state(states[number])
 
@@ -92,14 +92,14 @@ class Feed:
 
 def as_batch(arrays: dict[str, Any]) -> AnyBatch:
     """The batch with these fields."""
-    return MomentBatch(**arrays) if "place_BQ" in arrays else Batch(**arrays)
+    return MomentBatch(**arrays) if "index_BQ" in arrays else Batch(**arrays)
 
 
 def fixed_batches(rows: dict[str, np.ndarray], size: int, shards: Shards) -> list[AnyBatch]:
-    """Given packed rows as batches of `size` rows; the last is filled up with empty rows.
+    """Cuts packed rows into batches of `size` rows; the last is padded with empty rows.
 
     Args:
-        rows: arrays as a maker packs them, the same in all processes.
+        rows: packed arrays [R, ...], the same in all processes.
         size: rows of a batch.
         shards: the mesh.
     """
@@ -107,7 +107,7 @@ def fixed_batches(rows: dict[str, np.ndarray], size: int, shards: Shards) -> lis
 
     def globe(name: str, start: int) -> jax.Array:
         array = rows[name][start : start + size]
-        # Nobody sees the tokens of an empty row, and nothing is asked in it.
+        # No token of an empty row is visible, and the row has no targets.
         empty = np.full((size - len(array), *array.shape[1:]), -1 if name == "horizon_RT" else 0)
         whole = np.concatenate([array, empty.astype(array.dtype)])
         sharding = shards.of("batch", *[None] * (whole.ndim - 1))

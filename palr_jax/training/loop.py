@@ -33,7 +33,7 @@ from palr_jax.training.step import (
 
 
 def trainable(model: Llama) -> Any:
-    """The filter of the parameters that training changes: adapters if there are any, else all.
+    """The filter of the trained parameters: the adapters if the model has any, else all.
 
     A candidate head is trained in either case.
     """
@@ -43,23 +43,23 @@ def trainable(model: Llama) -> Any:
 
 
 @dataclass(frozen=True)
-class Course:
-    """Where the validation of a training stands; saved with every checkpoint.
+class EarlyStopping:
+    """The state of validation; saved with every checkpoint.
 
     Attributes:
         best: the lowest validation loss.
-        step: the step that it was measured at; 0 before the first.
-        stale: how often it has been measured since.
+        step: the step of the lowest loss; 0 before the first validation.
+        stale: the number of validations since.
     """
 
     best: float = math.inf
     step: int = 0
     stale: int = 0
 
-    def after(self, step: int, loss: float) -> "Course":
-        """The course after one more measurement."""
+    def after(self, step: int, loss: float) -> "EarlyStopping":
+        """The state after one more validation."""
         if loss < self.best:
-            return Course(loss, step)
+            return EarlyStopping(loss, step)
         return dataclasses.replace(self, stale=self.stale + 1)
 
 
@@ -74,49 +74,50 @@ def finetune(
     validation: Sequence[AnyBatch] = (),
     seed: int = 0,
 ) -> None:
-    """Trains `model` in place; checkpoints go to `directory/<step>/`.
+    """Trains `model` in-place; checkpoints are written to `directory/<step>/`.
 
     With validation batches, training stops once their loss has not fallen for `config.patience`
-    measurements, and the parameters with the lowest are kept; `directory.json` names their step.
+    validations. The model gets the parameters with the lowest loss; `directory.json` names their
+    step.
 
-    A run that was stopped goes on from its newest checkpoint, with the same batches in the same
-    order, and ends with the same parameters as one that never stopped.
+    An interrupted run resumes from its newest checkpoint with the same batches in the same order,
+    and ends with the same parameters as an uninterrupted one.
 
     Args:
         model: the ranker; its adapters are trained if it has any, else all its parameters.
         streams: endless batches, dicts with the fields of `Batch` or `MomentBatch`.
-        config: how long and how fast.
+        config: the settings.
         shards: the mesh.
-        directory: of the checkpoints.
-        metrics_file: gets one JSON line every `config.log_every` steps, named `name`.
-        name: stands in the progress bar and in `metrics_file`.
-        validation: of users that are held out of tuning.
-        seed: of the adapters' dropout.
+        directory: the directory of the checkpoints.
+        metrics_file: one JSON line is appended every `config.log_every` steps.
+        name: the name in the progress bar and in `metrics_file`.
+        validation: batches of held-out users.
+        seed: seed of the adapters' dropout.
 
     Raises:
-        UserError: the loss is no longer finite (the last good checkpoint stays), no checkpoint
-            can be read, the one with the lowest validation loss is not there, or a batch does not
-            divide over the mesh.
-        Terminated: SIGTERM came, and the step after it is saved.
+        UserError: the loss is not finite (the last good checkpoint is kept), no checkpoint can be
+            read, the one with the lowest validation loss is missing, or a batch does not divide
+            over the mesh.
+        Terminated: SIGTERM was received; the state is saved.
     """
     check_rows(config, shards)
     graph, params, frozen = nnx.split(model, trainable(model), ...)
     state = initial_state(params, config, shards)
     batches = Feed(streams, config.batch_size, shards)
-    course = Course()
+    early = EarlyStopping()
     with Checkpoints(directory, config.keep) as checkpoints:
         restored = checkpoints.load_latest(_trees(state))
         if restored:
             _, trees, notes = restored
             state = TrainState(trees["step"], trees["params"], trees["optimizer"])
             batches.set_state(notes["streams"])
-            course = Course(**notes["course"])
-            if validation and course.step not in (0, *checkpoints.steps()):
+            early = EarlyStopping(**notes["course"])
+            if validation and early.step not in (0, *checkpoints.steps()):
                 raise UserError(
-                    f"{directory} lacks step {course.step}, which has the lowest validation loss: "
+                    f"{directory} lacks step {early.step}, which has the lowest validation loss: "
                     "delete that folder and run the stage again"
                 )
-            say(f"{name}: going on from step {int(state.step)} of {config.steps}")
+            say(f"{name}: resuming at step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         told_to_stop: Any = False
@@ -126,23 +127,23 @@ def finetune(
         bar = progress(name, config.steps, "steps", done=first)
         with closing(log), bar as advance, Stop() as stop:
             for step in range(first + 1, config.steps + 1):
-                if course.stale >= config.patience:
+                if early.stale >= config.patience:
                     break
                 batch = next(batches)
-                state, metrics = train_step(graph, config, state, frozen, batch, shards, seed)
-                # Reading the answers of the step before lets the device run ahead of the host.
+                state, metrics = train_step(graph, config, state, frozen, batch, seed)
+                # Fetch the metrics of the previous step, so that the device runs ahead of the host.
                 if pending:
                     advance(note=log.write(*pending))
                 pending, stopping, told_to_stop = (step, metrics), bool(told_to_stop), stop.poll()
                 is_last, loss = step == config.steps, None
                 if validation and (is_last or step % config.validate_every == 0):
-                    loss = _validation_loss(graph, state, frozen, validation, shards)
-                    course = course.after(step, loss)
+                    loss = _validation_loss(graph, state, frozen, validation)
+                    early = early.after(step, loss)
                 if stopping or is_last or loss is not None or step % config.save_every == 0:
-                    # Logged before it is saved: a resumed run does not come back to this step.
+                    # Log before saving, because a resumed run does not repeat this step.
                     advance(note=log.write(*pending, loss))
                     pending, mean = None, log.mean_loss()
-                    notes = {"streams": batches.get_state(), "course": dataclasses.asdict(course)}
+                    notes = {"streams": batches.get_state(), "course": dataclasses.asdict(early)}
                     checkpoints.save(step, _trees(state), notes, loss if validation else mean)
                 if stopping and step < config.steps:
                     checkpoints.finish()
@@ -150,8 +151,8 @@ def finetune(
     nnx.update(model, state.params)
     if validation:
         if is_leader():
-            write_json(_chosen(directory), {"step": course.step, "validation loss": course.best})
-        load_trained(model, directory, course.step)
+            write_json(_chosen(directory), {"step": early.step, "validation loss": early.best})
+        load_trained(model, directory, early.step)
 
 
 def _validation_loss(
@@ -159,17 +160,16 @@ def _validation_loss(
     state: TrainState,
     frozen: nnx.State,
     validation: Sequence[AnyBatch],
-    shards: Shards,
 ) -> float:
-    sums = [validation_sums(graph, state.params, frozen, batch, shards) for batch in validation]
+    sums = [validation_sums(graph, state.params, frozen, batch) for batch in validation]
     return float(sum(total for total, _ in sums) / sum(count for _, count in sums))
 
 
 def load_trained(model: Llama, directory: Path, step: int | None = None) -> None:
-    """Puts a checkpoint of `directory` into `model`, by default that of `trained_step`.
+    """Loads a checkpoint of `directory` into `model`, by default that of `trained_step`.
 
     Raises:
-        UserError: there is no checkpoint, or it cannot be read.
+        UserError: the checkpoint is missing or cannot be read.
     """
     step = trained_step(directory) if step is None else step
     params = nnx.state(model, trainable(model))
@@ -179,11 +179,12 @@ def load_trained(model: Llama, directory: Path, step: int | None = None) -> None
 
 
 def trained_step(directory: Path) -> int:
-    """The step whose parameters are the result: the one with the lowest validation loss of a
-    training that validated, else the newest.
+    """The step whose parameters are the result of training.
+
+    It is the step with the lowest validation loss, or the newest if training did not validate.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: `directory` holds no checkpoint.
     """
     chosen = _chosen(directory)
     if chosen.exists():

@@ -1,4 +1,4 @@
-"""What is written down of a training run: JSON lines, and events for TensorBoard."""
+"""The logs of a training run: JSON lines, and events for TensorBoard."""
 
 import json
 import math
@@ -17,32 +17,32 @@ from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import chip_of
 from palr_jax.parallel.processes import is_leader
 
-# Of a batch: added up between two lines, and not written themselves.
+# Metrics of a batch that are summed between two lines and not written themselves.
 _SUMMED = ("tokens", "label tokens", "pairs")
 
 
 class MetricsLog:
-    """Writes a line every so many steps, and one of the last step.
+    """Writes a line every `every` steps, and one for the last step.
 
     A line holds loss, accuracy of label tokens, gradient norm and rates.
 
-    The rates are over the time since the last line: `tokens/s` without padding; `model TFLOP/s`,
-    what `palr_jax.training.flops.train_flops` counts (4 operations a token and frozen parameter,
-    6 a token and trained one, and attention over the tokens that are seen); and `MFU`, the share
-    that this is of the peak of all chips, where `palr_jax.training.chips` knows them.
+    The rates cover the time since the last line: `tokens/s` without padding; `model TFLOP/s`, as
+    counted by `palr_jax.llm.flops.train_flops` (4 operations per token and frozen parameter, 6 per
+    token and trained one, plus attention over the visible tokens); and `MFU`, its share of the peak
+    of all chips, if `palr_jax.parallel.chips` lists them.
     """
 
     def __init__(
         self, path: Path, name: str, every: int, model: Llama, after: int, last: int
     ) -> None:
-        """Opens the files; lines of steps behind `after`, which will be done again, are removed.
+        """Opens the files; removes lines of steps after `after`, which will be repeated.
 
         Args:
-            path: of the JSON lines; events go to tensorboard/`name` beside it.
-            name: stands in every line.
+            path: file of the JSON lines; events go to tensorboard/`name` in the same directory.
+            name: the name in every line.
             every: steps between two lines.
-            model: whose operations are counted.
-            after: steps done.
+            model: the model whose operations are counted.
+            after: number of steps done.
             last: the last step.
         """
         _drop_lines(path, name, after)
@@ -51,7 +51,7 @@ class MetricsLog:
         devices = jax.devices()
         chip = chip_of(devices[0].device_kind)
         self._peak = chip.flops * len(devices) if chip else None
-        # One process writes; every one of them adds up.
+        # One process writes; all processes sum.
         folder = path.parent / "tensorboard" / name
         self._events = _Events(folder, after + 1 if after else None) if is_leader() else None
         self._losses: list[float] = []
@@ -65,12 +65,12 @@ class MetricsLog:
     def write(
         self, step: int, metrics: dict[str, jax.Array], validation: float | None = None
     ) -> str:
-        """Takes the metrics of a step and returns a note for the progress bar.
+        """Logs the metrics of a step and returns a note for the progress bar.
 
-        A validation loss is written at once, whatever the interval.
+        A validation loss is written immediately, whatever the interval.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is not finite.
         """
         values = {key: float(value) for key, value in metrics.items()}
         loss = _finite(step, metrics)
@@ -87,7 +87,7 @@ class MetricsLog:
         return note
 
     def close(self) -> None:
-        """Writes out what is still in memory."""
+        """Flushes and closes the files."""
         if self._events:
             self._events.close()
 
@@ -99,7 +99,11 @@ class MetricsLog:
         seconds = max(time.monotonic() - self._since, 1e-9)
         tokens, labels, pairs = (self._sums[key] for key in _SUMMED)
         rate = train_flops(self._config, self._lora, tokens, labels, pairs) / seconds
-        rates = {"tokens/s": tokens / seconds, "model TFLOP/s": rate / 1e12}
+        rates = {
+            "label tokens": labels,  # since the line before; of the objective `candidates`, moments
+            "tokens/s": tokens / seconds,
+            "model TFLOP/s": rate / 1e12,
+        }
         return rates | ({"MFU": rate / self._peak} if self._peak else {})
 
     def _write_line(self, step: int, values: dict[str, float]) -> None:
@@ -111,13 +115,13 @@ class MetricsLog:
 
 
 class _Events:
-    """Scalars for TensorBoard. Its files grow, objects in a bucket do not: these are copies."""
+    """Scalars for TensorBoard. Objects in a bucket cannot be appended to, so they are copies."""
 
     def __init__(self, folder: Path, purge: int | None) -> None:
         self._folder = folder
         self._scratch = TemporaryDirectory() if in_bucket(folder) else None
-        place = folder if self._scratch is None else Path(self._scratch.name)
-        self._writer = SummaryWriter(str(place), purge_step=purge)
+        local = folder if self._scratch is None else Path(self._scratch.name)
+        self._writer = SummaryWriter(str(local), purge_step=purge)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
@@ -148,7 +152,7 @@ def _finite(step: int, metrics: dict[str, jax.Array]) -> float:
 
 
 def _drop_lines(path: Path, name: str, after: int) -> None:
-    """Removes lines of steps that will be done again."""
+    """Removes lines of steps that will be repeated."""
     if not is_leader() or not path.exists():
         return
     text = path.read_bytes().decode("utf-8", errors="replace")
@@ -159,10 +163,10 @@ def _drop_lines(path: Path, name: str, after: int) -> None:
 
 
 def _is_to_keep(line: str, name: str, after: int) -> bool:
-    """Whether a line is whole, and of a step that will not be done again."""
+    """Whether a line is complete, and its step will not be repeated."""
     try:
         entry = json.loads(line)
         is_done = entry["model"] != name or entry["step"] <= after
-    except (ValueError, TypeError, KeyError):  # cut off by a kill, or damaged
+    except (ValueError, TypeError, KeyError):  # truncated by a kill, or damaged
         return False
     return line.endswith("\n") and bool(is_done)

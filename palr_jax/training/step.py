@@ -1,7 +1,4 @@
-"""One optimizer step on a batch of packed rows.
-
-Shapes: B rows, T tokens a row, M label tokens a row, D width, V vocabulary.
-"""
+"""One optimizer step on a batch of packed rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +26,10 @@ class Batch:
 
     Attributes:
         tokens_BT: token ids.
-        position_BT: place of each token within its example.
-        segment_BT: the example each token belongs to, from 1; 0 is padding.
+        position_BT: position of each token in its example.
+        segment_BT: the example that each token belongs to, from 1; 0 is padding.
         target_BM: label tokens.
-        target_index_BM: the place in the row whose output predicts the label token.
+        target_index_BM: column of the row whose output predicts the label token.
         weight_BM: 1 for a label token, 0 for padding.
     """
 
@@ -44,7 +41,7 @@ class Batch:
     weight_BM: jax.Array | np.ndarray
 
     def count(self, text_loss: float = 0.0) -> jax.Array:
-        """How many label tokens there are; the text of prompts is never learned here."""
+        """The number of label tokens; `text_loss` has no effect, as prompts have no loss here."""
         return jnp.asarray(self.weight_BM).sum()
 
 
@@ -54,12 +51,12 @@ AnyBatch = Batch | MomentBatch
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes.
+    """The state that a step updates.
 
     Attributes:
         step: int32 scalar, steps done.
-        params: the trainable part of the model.
-        optimizer: state of the optimizer, shaped by `params` alone.
+        params: the trained parameters.
+        optimizer: state of the optimizer for `params`.
     """
 
     step: jax.Array
@@ -89,30 +86,28 @@ def label_loss(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     label_count: jax.Array | None = None,
-    shards: Shards | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the label tokens, averaged over the label tokens of the batch.
 
-    The LM head runs at label places only: a prompt is most of the tokens, and the vocabulary is
-    the widest axis there is.
+    The LM head runs only at label positions, because most tokens are prompt and the vocabulary is
+    the widest axis.
 
     Args:
         model: the ranker.
         batch: rows.
-        dropout_key: of the adapters' dropout; None for none.
+        dropout_key: key of the adapters' dropout; None disables dropout.
         remat: see `FinetuneConfig`.
-        label_count: what sums are divided by, if the batch is a part of a larger one.
-        shards: over which mesh rows and weights are divided, if at all.
+        label_count: the divisor of the sums, if the batch is a part of a larger one.
 
     Returns:
-        The loss and the metrics `loss`, `accuracy` (of label tokens), `tokens` (not padding),
-        `label tokens`, and `pairs`: the sum over the tokens of how many tokens each sees.
+        The loss and the metrics `loss`, `accuracy` (of label tokens), `tokens` (without padding),
+        `label tokens`, and `pairs` ((query, key) pairs of attention).
     """
     layout = packed_layout(jnp.asarray(batch.segment_BT), jnp.asarray(batch.position_BT))
     tokens_BT = jnp.asarray(batch.tokens_BT)
-    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat, shards)
+    hidden_BTD = model.hidden(tokens_BT, layout, dropout_key, remat)
     index_BM1 = jnp.asarray(batch.target_index_BM)[..., None]
-    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1), shards)
+    logits_BMV = model.logits(jnp.take_along_axis(hidden_BTD, index_BM1, axis=1))
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, batch.target_BM)
     count = jnp.maximum(batch.weight_BM.sum() if label_count is None else label_count, 1)
     correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
@@ -123,7 +118,7 @@ def label_loss(
         "accuracy": correct_BM.sum() / count,
         "tokens": real_BT.sum(),
         "label tokens": batch.weight_BM.sum(),
-        # Of a large batch there are more than an int32 holds.
+        # The pairs of a large batch overflow an int32.
         "pairs": jnp.where(real_BT, batch.position_BT + 1, 0).sum(dtype=jnp.float32),
     }
     return loss, metrics
@@ -135,33 +130,30 @@ def loss_of(
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
     count: jax.Array | None = None,
-    shards: Shards | None = None,
     text_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss and the metrics of a batch: `candidate_loss` of moments, else `label_loss`."""
+    """The loss and metrics of a batch: `candidate_loss` of a `MomentBatch`, else `label_loss`."""
     if isinstance(batch, MomentBatch):
-        return candidate_loss(model, batch, dropout_key, remat, count, shards, text_loss)
-    return label_loss(model, batch, dropout_key, remat, count, shards)
+        return candidate_loss(model, batch, dropout_key, remat, count, text_loss)
+    return label_loss(model, batch, dropout_key, remat, count)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def train_step(
     graph: Any,
     config: FinetuneConfig,
     state: TrainState,
     frozen: nnx.State,
     batch: AnyBatch,
-    shards: Shards | None = None,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: (state, frozen parameters, batch) → (state, metrics); the old state is donated.
 
-    `graph`, `config` and `shards` are static, so models of one shape share one compiled program.
-    With `shards` the new state is divided as the old one was placed. `seed` is that of the
+    `graph` and `config` are static, so models of one shape share one compiled program. If the model
+    is sharded over a mesh, the new state has the sharding of the old one. `seed` seeds the
     adapters' dropout.
     """
-
-    # Drawn from seed and step alone, so that a resumed run drops out the same inputs.
+    # Derived only from seed and step, so that a resumed run has the same dropout masks.
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
     count = batch.count(config.text_loss)
 
@@ -169,7 +161,7 @@ def train_step(
         params: nnx.State, part: AnyBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
-        return loss_of(model, part, key, config.remat, count, shards, config.text_loss)
+        return loss_of(model, part, key, config.remat, count, config.text_loss)
 
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
@@ -177,48 +169,49 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics |= {"gradient norm": optax.tree.norm(grads)}
     after = TrainState(state.step + 1, params, optimizer_state)
+    shards = nnx.merge(graph, state.params, frozen).compute.shards
     if shards is not None:
-        # Left to itself, the compiler may place the state elsewhere, and the next step would be
-        # compiled anew.
+        # Without a constraint the compiler may choose other shardings, and the next step would be
+        # recompiled.
         after = jax.lax.with_sharding_constraint(after, state_shardings(after, config, shards))
     return after, metrics
 
 
-@partial(jax.jit, static_argnums=(0, 4))
+@partial(jax.jit, static_argnums=0)
 def validation_sums(
-    graph: Any, params: nnx.State, frozen: nnx.State, batch: AnyBatch, shards: Shards | None = None
+    graph: Any, params: nnx.State, frozen: nnx.State, batch: AnyBatch
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum of the losses of a batch without dropout, and over how many they are summed."""
-    loss, _ = loss_of(nnx.merge(graph, params, frozen), batch, shards=shards)
+    """The sum of a batch's losses without dropout, and the number of summands."""
+    loss, _ = loss_of(nnx.merge(graph, params, frozen), batch)
     return loss * batch.count(), batch.count()
 
 
 def initial_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
-    """The state before the first step, divided over a mesh as its parameters are."""
+    """The state before the first step, sharded like its parameters."""
     abstract = abstract_state(params, config, shards)
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
-    moments = jax.jit(optimizer(config).init, out_shardings=places)(params)
+    moment_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
+    moments = jax.jit(optimizer(config).init, out_shardings=moment_shardings)(params)
     return TrainState(jax.device_put(jnp.int32(0), shards.of()), params, moments)
 
 
 def abstract_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
-    """The shapes and shardings of a state, whose parameters may be shapes themselves."""
+    """The shapes and shardings of a state; `params` may be arrays or shapes."""
     moments = jax.eval_shape(optimizer(config).init, params)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(step, params, moments)
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
         state_shardings(state, config, shards),
     )
 
 
 def state_shardings(state: TrainState, config: FinetuneConfig, shards: Shards) -> TrainState:
-    """Which devices hold which part of a state; its optimizer is divided as its parameters are.
+    """The shardings of a state; the optimizer's moments are sharded like their parameters.
 
     Args:
-        state: of arrays or of shapes.
-        config: of the optimizer.
+        state: arrays or shapes.
+        config: the settings of the optimizer.
         shards: the mesh.
     """
     params = shardings(shards, state.params)
@@ -240,13 +233,13 @@ def _sum_over_parts(
     key: jax.Array,
     number: int,
 ) -> Any:
-    """What `gradient` gives for a batch, added up over `number` parts of it, one after the other.
+    """The sum of `gradient` over `number` parts of a batch, computed one after the other.
 
-    Sums of parts are those of the batch, since all of them divide by the label tokens of the batch.
+    It equals `gradient` of the batch, because all parts divide by the batch's label tokens.
     """
     if number == 1:
         return gradient(params, batch, key)
-    # Every device takes a share of every part: rows that lie together are on one device.
+    # Parts are strided, so that each device has rows of every part: adjacent rows share a device.
     parts = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, number)
 
@@ -255,5 +248,5 @@ def _sum_over_parts(
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     shapes = jax.eval_shape(gradient, params, *first)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, nothing, (parts, keys))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, keys))[0]

@@ -1,4 +1,4 @@
-"""Whatever a file holds, a reader gives tables or one line that says what is wrong."""
+"""For any content of a file, a reader returns tables or raises a one-line error."""
 
 import gzip
 import io
@@ -43,7 +43,7 @@ def check(source: Source, files: dict[str, str | None], columns: Columns | None 
 
 
 def rows(header: list[str]) -> st.SearchStrategy[bytes]:
-    """CSV that begins as it should."""
+    """CSV with a valid beginning."""
     lines = st.lists(st.lists(FIELDS, min_size=2, max_size=4).map(",".join), max_size=6)
     return lines.map(lambda made: "\n".join([",".join(header), *made]).encode())
 

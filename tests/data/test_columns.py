@@ -126,3 +126,19 @@ def test_a_column_may_have_any_name(complaint) -> None:
     values = pl.Series(["1", None])
     named = Column(values, "{0}{x", "FILE", lambda row: f"row {row}")
     assert "no value in column '{0}{x'" in complaint(ids, named)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (["['Hair', \"Men's\"]", "", "[]", "['a|b']"], [["Hair", "Men's"], [], [], ["a|b"]]),
+        (['["Hair", "Nails"]', '["\\u00e9"]', None], [["Hair", "Nails"], ["é"], []]),
+        (["['Hair']", "Nails|Men"], [["['Hair']"], ["Nails", "Men"]]),
+        (["[Hair]", "[Hair]|[Men]"], [["[Hair]"], ["[Hair]", "[Men]"]]),
+        (["[1, 2]"], [["[1, 2]"]]),
+        (["[{[]}]"], [["[{[]}]"]]),
+        (["[" * 9999 + "]"], [["[" * 9999 + "]"]]),
+    ],
+)
+def test_lists_that_are_written_out_in_all_rows_are_read(written, expected) -> None:
+    assert lists(column(written), "|") == expected

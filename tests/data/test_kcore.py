@@ -6,7 +6,7 @@ from palr_jax.data.kcore import kcore_mask
 
 
 def brute_force(pairs: list[tuple[int, int]], k: int) -> list[bool]:
-    """Removes one offending interaction after another until there is none."""
+    """Removes offending interactions one by one until none remains."""
     kept = [True] * len(pairs)
     while True:
         alive = [pair for pair, keep in zip(pairs, kept, strict=True) if keep]
@@ -30,7 +30,7 @@ def test_agrees_with_brute_force(pairs: list[tuple[int, int]], k: int) -> None:
 
 
 def test_one_removal_can_undo_everything() -> None:
-    # A ring of users and items in pairs is a 2-core; without one link it unravels whole.
+    # A ring of users and items is a 2-core; without one edge it unravels completely.
     ring = [(node, node) for node in range(50)] + [(node, (node + 1) % 50) for node in range(50)]
     user_N, item_N = np.array(ring).T
     assert kcore_mask(user_N, item_N, 2).all()

@@ -88,7 +88,7 @@ def test_repeats_do_not_count_for_the_core(tmp_path) -> None:
 
 
 def test_the_core_is_iterative(tmp_path) -> None:
-    # The guest has three items, but "rare" goes for want of users and takes the guest along.
+    # The guest has three items, but "rare" has too few users; its removal removes the guest.
     rows = [*ring(), ("guest", "rare", 1), ("guest", "i1", 2), ("guest", "i2", 3)]
     prepared = prepare(write(tmp_path, rows))
     assert "guest" not in sequences(prepared)

@@ -427,3 +427,19 @@ def test_columns_may_have_any_name(config, tmp_path, name, ends) -> None:
     frame.write_csv(path) if ends == ".csv" else frame.write_parquet(path)
     found = read_table(replace(config, interactions=str(path), columns=Columns(user=name)))
     assert found.interactions.rows() == [("ann", "1", 3)]
+
+
+def test_spaces_around_fields_and_names_count_for_nothing(config) -> None:
+    expected = read_table(config)
+    rewrite(config.interactions, LOG.replace(",", ", ").replace("ann", "ann "))
+    rewrite(config.items, ITEMS.replace("item", " item ").replace("\n1", "\n 1 "))
+    tables = read_table(config)
+    assert tables.interactions.equals(expected.interactions)
+    assert tables.items.equals(expected.items)
+
+
+def test_a_name_that_is_there_exactly_goes_before_one_with_spaces(config) -> None:
+    rewrite(config.interactions, "user, user,item,timestamp\nann,x,1,5\n")
+    assert read_table(config).interactions["user"].to_list() == ["ann"]
+    spaced = replace(config, columns=Columns(user=" user"))
+    assert read_table(spaced).interactions["user"].to_list() == ["x"]

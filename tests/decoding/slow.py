@@ -1,4 +1,4 @@
-"""Tries, scores and slates once more, the slow way: nested dicts and a forward pass per token."""
+"""Reference implementations of tries, scores and slates: nested dicts, one pass per token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from palr_jax.decoding.trie import Trie
 
 END = 1
-Logits = Callable[[list[int]], np.ndarray]  # the tokens of a row → logits [V] behind the last
+Logits = Callable[[list[int]], np.ndarray]  # the tokens of a row → logits [V] after the last
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Node:
 
 
 def dict_trie(candidates: dict[int, list[int]]) -> Node:
-    """The trie of the tokens of each slot; every node knows the slots below it."""
+    """The trie of the tokens of each slot; every node holds the slots below it."""
     root = Node()
     for slot, tokens in candidates.items():
         node = root
@@ -43,10 +43,10 @@ def slow_score(logits: Logits, prompt: list[int], candidates: dict[int, list[int
     result = {}
     for slot, tokens in candidates.items():
         node, total = dict_trie(candidates), 0.0
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if len(node.children) > 1:
                 children = list(node.children)
-                over = log_softmax(logits(prompt + tokens[:place])[children])
+                over = log_softmax(logits(prompt + tokens[:index])[children])
                 total += over[children.index(token)]
             node = node.children[token]
         result[slot] = total
@@ -85,7 +85,7 @@ def slow_generate(
 def slow_items(
     logits: Logits, prompt: list[int], candidates: dict[int, list[int]], allowed: set[int], k: int
 ) -> SlowSlate:
-    """The best item by `slow_score` of all that are left, again and again."""
+    """Repeatedly takes the best remaining item by `slow_score`."""
     slate, text = SlowSlate([], []), list(prompt)
     left = {slot: candidates[slot] for slot in allowed & set(candidates)}
     while left and len(slate.slots) < k:
@@ -157,8 +157,8 @@ def of_one_size(trie: Trie) -> Trie:
         return np.pad(field_RN, ((0, 0), (0, 128 - field_RN.shape[1])))
 
     leaves = {"slot_RS": trie.slot_RS, "leaf_RS": trie.leaf_RS}
-    nothing = np.zeros((1, 0), int)
-    wide = jax.tree.map(pad, replace(trie, slot_RS=nothing, leaf_RS=nothing))
+    empty = np.zeros((1, 0), int)
+    wide = jax.tree.map(pad, replace(trie, slot_RS=empty, leaf_RS=empty))
     return replace(wide, **leaves, max_children=8, max_depth=24, root_run=16)
 
 
@@ -187,6 +187,6 @@ def slot_rows(draw: st.DrawFn, rows: int, slots: int, items: int) -> np.ndarray:
 
 
 def prompts_of(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random prompts in rows of 16 places, and how many of these each fills."""
+    """Random prompts, padded to 16 tokens, and their lengths."""
     rng = np.random.default_rng(seed)
     return rng.integers(2, 61, (rows, 16)), rng.integers(1, 17, rows)

@@ -13,6 +13,7 @@ from palr_jax.decoding.generate import Slate, generate
 from palr_jax.decoding.score import plan_score, score
 from palr_jax.decoding.trie import build
 from palr_jax.llm.axes import shardings
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
@@ -83,7 +84,7 @@ def test_the_first_item_of_a_beam_over_items_is_the_best_of_score(tiny: Llama) -
         first = logp[np.arange(64), slate.slot_BK[:, 0]]
         np.testing.assert_allclose(slate.logp_BK[:, 0], first, atol=1e-4)
     assert (beam.slot_BK[:, 0] == logp.argmax(1)).all()
-    # Else this would not tell the two modes apart.
+    # Otherwise this would not distinguish the two modes.
     assert (greedy.slot_BK[:, 0] != logp.argmax(1)).any()
 
 
@@ -140,7 +141,7 @@ def test_rows_of_padding_write_nothing(tiny: Llama) -> None:
 
 
 def test_distinct_items_even_from_a_broken_model(tiny: Llama) -> None:
-    """Numbers that are none must be seen in the log-probabilities, and break no promise."""
+    """NaN shows in the log-probabilities and breaks no constraint."""
     graph, weights = jax.tree.map(lambda leaf: leaf * np.nan, tiny), None
     del weights
     items = catalog(np.random.default_rng(16), 20)
@@ -175,22 +176,24 @@ def test_as_many_tries_as_prompts_and_keys_for_samples(tiny: Llama) -> None:
 
 def test_a_divided_model_writes_the_same() -> None:
     """Rows over data, heads over tensor, weights over fsdp."""
-    whole = Llama(replace(CONFIG, vocab_size=64), nnx.Rngs(params=1))
+    config = replace(CONFIG, vocab_size=64)
+    whole = Llama(config, nnx.Rngs(params=1))
     rng = np.random.default_rng(17)
     items = catalog(rng, 60)
     trie = build(items, np.array([rng.permutation(len(items))[:12] for _ in range(4)]))
     prompts, lengths = prompts_of(18, 4)
     allowed = np.ones((4, 12), bool)
     shards = Shards(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
-    graph, params = nnx.split(whole)
-    divided = nnx.merge(graph, jax.device_put(params, shardings(shards, params)))
+    divided = Llama(config, nnx.Rngs(params=1), compute=compute_over(shards))
+    params = nnx.state(divided)
+    nnx.update(divided, jax.device_put(params, shardings(shards, params)))
     rows = shards.spread((prompts, lengths.astype(np.int32)))
-    mine, other = (
+    alone, spread = (
         generate(model, *inputs, trie, allowed, K)
         for model, inputs in ((whole, (prompts, lengths)), (divided, rows))
     )
-    assert (mine.slot_BK == other.slot_BK).all()
-    np.testing.assert_allclose(mine.logp_BK, other.logp_BK, atol=1e-4)
+    assert (alone.slot_BK == spread.slot_BK).all()
+    np.testing.assert_allclose(alone.logp_BK, spread.logp_BK, atol=1e-4)
 
 
 def test_the_loop_never_asks_the_host(tiny: Llama) -> None:

@@ -1,4 +1,4 @@
-"""Prompts that begin alike are ranked as if every one were read from its first token on."""
+"""Sharing a prefix does not change rankings."""
 
 from collections.abc import Callable
 
@@ -51,6 +51,6 @@ def test_a_shared_prefix_changes_no_slate(tiny: Llama, work: Callable, groups: i
     shared_slots, shared_logp = work(tiny, prompts, items, slots, Prefix(SHARED, groups))
     np.testing.assert_array_equal(shared_slots, plain_slots)
     np.testing.assert_allclose(shared_logp, plain_logp, atol=1e-4)
-    # What rows do not share may not be said to be shared: that would show.
+    # A prefix that the rows do not share would change the result.
     _, wrong_logp = work(tiny, prompts, items, slots, Prefix(SHARED + 3, groups))
     assert np.abs(np.asarray(wrong_logp) - np.asarray(plain_logp)).max() > 1e-2

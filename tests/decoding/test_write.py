@@ -16,7 +16,7 @@ MODEL = Llama(
 
 
 def one_by_one(prompt: list[int], new_tokens: int, stop_ids: list[int]) -> list[int]:
-    """The same with the whole text read again for every token."""
+    """The same with a full forward pass per token."""
     tokens = list(prompt)
     for _ in range(new_tokens):
         best = int(np.asarray(MODEL(np.array([tokens]))[0, -1]).argmax())
@@ -37,7 +37,7 @@ def test_rows_of_any_length_are_written_as_if_alone() -> None:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(VOCAB, size=length).tolist() for length in (1, 5, 12, 9)]
     free = [one_by_one(prompt, 8, []) for prompt in prompts]
-    # One row stops in the middle, perhaps others too; the rest goes on.
+    # One row stops early, perhaps others too; the rest continue.
     stop_ids = [free[1][4]]
     tokens_BT, length_B = padded(prompts, 12)
     written_BN = write_text(MODEL, tokens_BT, length_B, 8, stop_ids)

@@ -13,14 +13,14 @@ ranks = st.lists(
 
 
 def dcg_of_list(rank: float, k: int) -> float:
-    """NDCG from its definition: a relevance per place, against the ideal order."""
+    """NDCG from its definition: a relevance per rank, against the ideal order."""
     relevance = [1.0 if place == rank else 0.0 for place in range(1, k + 1)]
     gains = [value / math.log2(place + 2) for place, value in enumerate(relevance)]
     return sum(gains) / (1 / math.log2(2))
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 50))
-def test_whole_ranks_give_the_metrics_of_a_list_of_places(rank_list: list[int], k: int) -> None:
+def test_integer_ranks_give_the_metrics_of_a_list(rank_list: list[int], k: int) -> None:
     rank_U = np.array(rank_list, float)
     np.testing.assert_allclose(ndcg(rank_U, k), [dcg_of_list(rank, k) for rank in rank_list])
     found = [rank in range(1, k + 1) for rank in rank_list]

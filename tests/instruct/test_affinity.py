@@ -30,7 +30,7 @@ def test_items_come_in_order_of_their_three_hop_walks(train: Ragged) -> None:
 def test_only_the_users_asked_for_have_items() -> None:
     train = Ragged.from_rows([[0, 1], [1, 2], [3], []])
     found = three_hop(train, 5, np.array([0, 2, 3]), k=4)
-    # Nobody shares item 3; a user without items goes nowhere.
+    # No other user has item 3; a user without items reaches no item.
     assert [row.tolist() for row in found] == [[2], [], [], []]
 
 

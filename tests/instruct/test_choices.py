@@ -69,7 +69,7 @@ def test_a_single_candidate_takes_no_choice() -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_edges_never_outnumber_the_room_of_a_moment(whole: bool) -> None:
-    # A comb: every choice parts one candidate from the rest.
+    # A comb: every choice separates one candidate from the rest.
     texts = [[2] * depth + [3, 1] for depth in range(20)]
     found = path_choices(Ragged.from_rows(texts), np.arange(20), 19, whole)
     assert len(found.token_E) == edges_of(20)

@@ -118,7 +118,7 @@ def test_negatives_share_a_category_or_a_user(catalog: Catalog) -> None:
     known = {1, 2, 10, 11, 20, 21}
     wanted = {i for i in known if set(catalog.categories[i]) & set(catalog.categories[0])}
     assert set(drawn.tolist()) == wanted
-    # Item 7 has no category and no user: there is nowhere to walk to.
+    # Item 7 has no category and no user, so its walks are dead ends.
     assert len(same.draw(rng, np.array([7]), np.array([7]), 5)) == 0
 
 
@@ -139,7 +139,7 @@ def test_short_lists_are_filled_from_the_affinity_of_the_user(
             assert example.enriched == bool(fills)
             assert set(fills) <= set(nearby)
             assert len(set(history + label)) == len(history + label)
-            # What the user did stays next to the answer; fills stand before and behind.
+            # The user's own items stay next to the answer; fills come before and after them.
             assert history == [*history[: len(history) - len(own_history)], *own_history]
             assert label[: len(own_label)] == own_label
             now = items.index(own_label[0])
@@ -180,7 +180,7 @@ def test_retriever_negatives_are_what_was_proposed_at_that_moment(
     config = replace(instruct_config, retriever_negatives=share)
     users = np.arange(2, len(train))
     moments = draw_moments(train, users, seed=0, count=3)
-    # Every moment proposes ten items of its own.
+    # Every moment has ten different top items.
     rng = np.random.default_rng(5)
     proposed = np.array([rng.permutation(30)[:10] for _ in moments.values_N])
     maker = make_maker(
@@ -196,8 +196,8 @@ def test_retriever_negatives_are_what_was_proposed_at_that_moment(
         for epoch in range(5):
             _, candidates, label = read(catalog, tokenizer, maker.example(user, epoch))
             now = items.index(label[0])
-            place = moments.offsets_R1[user] + moments[user].tolist().index(now)
-            free = set(proposed[place].tolist()) - set(items)
+            prefix = moments.offsets_R1[user] + moments[user].tolist().index(now)
+            free = set(proposed[prefix].tolist()) - set(items)
             negatives = set(candidates) - set(label)
             assert not negatives & set(items)
             quota = min(len(free), round(share * (12 - len(label))))

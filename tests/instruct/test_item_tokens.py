@@ -107,7 +107,9 @@ def test_items_that_stay_alike_even_with_their_ids_are_refused(
 ) -> None:
     tokenizer = JsonTokenizer(only_letters(keep="a-zA-Z"), [], 0)
     catalog = Catalog(np.array(["1", "2", "3"]), ("Ant", "Ant.", "Ant..."), ((), (), ()))
-    with pytest.raises(UserError, match="writes item 2 like another even with its id"):
+    with pytest.raises(
+        UserError, match="tokens of item 2 are those of another item even with its id"
+    ):
         tokenize_items(catalog, tokenizer, instruct_config)
 
 

@@ -41,7 +41,7 @@ def test_the_request_reads_as_in_the_paper() -> None:
         ('{KEYWORD_1: "Drama": "Toy Story (1995)"; KEYWORD_2: "War"}', "drama war"),
         ("Action, Crime/Drama: both", "action crime"),
         ("- Drama: x\n- drama: y\n- Épopée: z", "drama épopée"),
-        # Repeating the instruction or a title, numbers and mere text are no answer.
+        # Repeats of the instruction or of a title, numbers and plain text are not keywords.
         ('{KEYWORD_1: "HISTORY_MOVIES_1", "HISTORY_MOVIES_2"; KEYWORD_2: "HISTORY_MOVIES_3"}', ""),
         ("The output is: nothing", ""),
         ('Star Wars: "Episode IV (1977)"', ""),
@@ -69,7 +69,7 @@ def test_a_chat_model_reads_the_request_as_a_turn() -> None:
     pieces.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer = JsonTokenizer(pieces.to_str(), [], 1)
     turn, end = tokenizer.special_id("<|im_start|>"), tokenizer.special_id("<|im_end|>")
-    # A text cannot open a turn of its own.
+    # Text cannot open a chat turn.
     tokens = prompt_tokens(tokenizer, "Hello<|im_end|>").tolist()
     assert tokens.count(end) == 1
     assert tokens == [

@@ -86,12 +86,12 @@ def test_the_history_never_sees_what_is_fed_for_a_moment(
             for offset, depth in enumerate(moment.choices.depth_F):
                 token = moment.fed + offset
                 seen = np.flatnonzero(sees_TT[token])
-                before = np.flatnonzero(~fed_T[: moment.place + 1])
+                before = np.flatnonzero(~fed_T[: moment.index + 1])
                 ancestors = np.setdiff1d(seen, before)
                 assert np.isin(before, seen).all()
                 assert len(ancestors) == depth
                 assert ancestors.min() >= moment.fed
-                assert example.position_T[token] == example.position_T[moment.place] + depth
+                assert example.position_T[token] == example.position_T[moment.index] + depth
 
 
 def test_where_few_items_are_unseen_there_are_few_candidates(

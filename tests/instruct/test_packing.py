@@ -39,7 +39,7 @@ def test_every_example_stands_in_one_row_once(sizes: list[tuple[int, int]]) -> N
             example = examples[tokens[places[0]] // 1000 - 1]
             whole = np.concatenate([example.prompt_T, example.label_M])
             np.testing.assert_array_equal(tokens[places], whole[:-1])
-            # The token after the place of a target is that target.
+            # The token after the index of a target is that target.
             mine = np.flatnonzero((weight > 0) & (segment[index] == number))
             np.testing.assert_array_equal(target[mine], example.label_M)
             np.testing.assert_array_equal(tokens[index[mine]] + 1, target[mine])

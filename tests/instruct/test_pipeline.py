@@ -7,7 +7,7 @@ import pytest
 
 from palr_jax.instruct import pipeline
 from palr_jax.instruct.packing import Packing
-from palr_jax.instruct.pipeline import _Windows, batches
+from palr_jax.instruct.pipeline import _PackedWindows, batches
 from tests.instruct.test_examples import make_maker
 
 
@@ -37,7 +37,7 @@ def test_rows_hold_whole_examples_and_label_places(dataset) -> None:
                 tokens = batch["tokens_BT"][row][segments == segment]
                 mine = counts & (segments[index] == segment)
                 label = batch["target_BM"][row][mine]
-                # The label is predicted from the token before it, and its end is not read.
+                # The label is predicted from the token before it; its end token is not read.
                 prompt = tokens[: len(tokens) - len(label) + 1]
                 assert (*prompt.tolist(), *label.tolist()) in expected
                 places = batch["position_BT"][row][index[mine]]
@@ -90,7 +90,7 @@ def test_four_processes_make_the_rows_of_one(dataset, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "WINDOW", 100)
     maker, _ = dataset
     packing = Packing(rows=1, length=900, label_length=200)
-    windows = [_Windows(maker, np.arange(12), packing)[window] for window in range(4)]
+    windows = [_PackedWindows(maker, np.arange(12), packing)[window] for window in range(4)]
     expected = [len(window["tokens_RT"]) for window in windows]
     alone = iter(batches(maker, np.arange(12), packing))
     one = [row for _ in range(sum(expected)) for row in rows_of(next(alone))]

@@ -6,7 +6,7 @@ from palr_jax.ragged import Ragged
 
 
 def test_specific_categories_come_before_common_ones() -> None:
-    # Drama is everywhere, so it says little; Western and War are rare.
+    # Drama is in most items, so it is uninformative; Western and War are rare.
     categories = [("Drama",)] * 6 + [("Drama", "Western"), ("Drama", "War"), ("War",), ()]
     catalog = Catalog([str(i) for i in range(10)], ("t",) * 10, tuple(categories))
     table = category_table(catalog)

@@ -1,4 +1,4 @@
-"""Runs, weights and data in a bucket, on a server that speaks as Google Cloud Storage does."""
+"""Runs, weights and data in a bucket, on a server with the API of Google Cloud Storage."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run(bucket: str, world: Path) -> Path:
-    """The run of `world`, made once more in the bucket; its data are read from there as well."""
+    """The run of `world`, repeated in the bucket; its data are read from the bucket as well."""
     upload(world / "i.csv", f"{bucket}/data/i.csv")
     upload(world / "t.csv", f"{bucket}/data/t.csv")
     upload(world / "tiny.yaml", f"{bucket}/tiny.yaml")
@@ -71,7 +71,7 @@ def test_a_run_in_a_bucket_has_the_results_of_one_on_disk(run: Path, world: Path
     here = world / "runs/tiny"
     there, results = (json.loads((path / "results.json").read_text()) for path in (run, here))
     assert there["rows"] == results["rows"]
-    # Objects do not grow, but lines of metrics are added one by one.
+    # Objects cannot be appended to, but lines of metrics are added one by one.
     there, steps = (
         [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (run, here)
@@ -86,7 +86,7 @@ def test_a_run_in_a_bucket_goes_on(
     kept = {path: (run / path).read_bytes() for path in ("metrics.jsonl", "results.json")}
     assert main(["run", *options(bucket)]) == 0
     assert "finetune: done before, skipped" in capfd.readouterr().err
-    # The newest checkpoint is lost: the step before it is loaded, and the rest done again.
+    # The newest checkpoint is lost: training resumes from the previous one.
     stages = json.loads((run / "stages.json").read_text())
     stages["finetune"]["done"] = stages["evaluate"]["done"] = False
     (run / "stages.json").write_text(json.dumps(stages))
@@ -153,7 +153,7 @@ def test_what_is_there_is_not_overwritten(
     run: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--run", str(run), "--to", f"{bucket}/data"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert {path.name for path in path_of(f"{bucket}/data").iterdir()} == {"i.csv", "t.csv"}
 
 
@@ -213,12 +213,12 @@ def test_mistakes_are_told_in_a_line(bucket: str) -> None:
     with pytest.raises(UserError, match="gs://nowhere cannot be reached"):
         path_of("gs://nowhere/x")
     upload(Path(__file__), f"{bucket}/model.gguf")
-    with pytest.raises(UserError, match="read from disk alone"):
+    with pytest.raises(UserError, match="only be read from disk"):
         llm.load(f"{bucket}/model.gguf")
 
 
 def test_stages_in_a_bucket_are_made_again_when_they_must(bucket: str) -> None:
-    """Objects are not read for it: sizes and times tell."""
+    """Objects are not read to compare them, only their sizes and times."""
     world = World(path_of(f"{bucket}/stages"))
     assert world.go() == ["prepare", "finetune"]
     assert world.go() == []

@@ -55,7 +55,7 @@ def test_without_losses_the_newest_alone_are_kept(tmp_path: Path) -> None:
 
 
 def test_readers_change_nothing_while_a_step_is_written(tmp_path: Path) -> None:
-    """What a save has not finished yet is the writer's alone; only the next writer removes it."""
+    """Readers leave the files of an unfinished save alone; only the next writer removes them."""
     save(tmp_path, {1: None, 2: None})
     unfinished = shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
     before = sorted(tmp_path.rglob("*"))
@@ -96,7 +96,7 @@ def test_a_damaged_newest_step_is_reported_and_the_one_before_used(
     assert load(tmp_path) == 1
     said = capsys.readouterr().err
     assert f"warning: checkpoint {tmp_path / '2'} cannot be read" in said
-    assert "going on from an earlier one" in said
+    assert "resuming from an earlier one" in said
     damage(data_file(tmp_path, 1))
     with pytest.raises(UserError, match="delete that folder and run the stage again"):
         load(tmp_path)
@@ -104,7 +104,7 @@ def test_a_damaged_newest_step_is_reported_and_the_one_before_used(
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file gets larger than 50 kB: the kernel refuses, as it does when the disk is full."""
+    """Limits files to 50 kB: the kernel refuses larger writes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     yield

@@ -68,4 +68,4 @@ def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch, cap
     monkeypatch.setattr(lock.fcntl, "flock", unknown)
     with locked(tmp_path):
         pass
-    assert "this file system knows no locks; start one run at a time" in capsys.readouterr().err
+    assert "this file system has no locks; start only one run at a time" in capsys.readouterr().err

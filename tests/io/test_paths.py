@@ -15,10 +15,10 @@ def test_a_leading_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("", "'' is no path"),
-        ("a\0b", "is no path"),
-        ("a\ud800", "is no path"),
-        ("~nosuchuser/x", "'~nosuchuser/x': there is no such user"),
+        ("", "'' is not a path"),
+        ("a\0b", "is not a path"),
+        ("a\ud800", "is not a path"),
+        ("~nosuchuser/x", "'~nosuchuser/x': unknown user"),
         ("s3://bucket/x", "neither a path nor of the form gs://BUCKET/PATH"),
     ],
 )

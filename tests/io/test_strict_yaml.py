@@ -37,7 +37,7 @@ def test_plain_data() -> None:
 )
 def test_a_key_that_is_there_twice_is_refused(text: str, line: int, key: str, before: int) -> None:
     assert complaint(text) == (
-        f"FILE, line {line}: {key} stands in line {before} already: delete one of them"
+        f"FILE, line {line}: {key} repeats line {before}: delete one of them"
     )
 
 
@@ -66,8 +66,8 @@ def test_merged_aliases_that_grow_are_refused() -> None:
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("a: &a [*a]", "an alias stands within itself"),
-        ("a: &a {b: *a}", "an alias stands within itself"),
+        ("a: &a [*a]", "an alias contains itself"),
+        ("a: &a {b: *a}", "an alias contains itself"),
         ("[" * 100_000, "nested too deeply"),
         ("- " * 50_000, "nested too deeply"),
         ("a: " + "x" * 1_000_001, "longer than 1 MB"),
@@ -85,6 +85,21 @@ def test_merged_aliases_that_grow_are_refused() -> None:
 )
 def test_what_is_no_config_is_one_line(text: str, problem: str) -> None:
     assert problem in complaint(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "base"),
+    [("a: 010", 8), ("a: [1, -0_7]", 8), ("a: 1:30", 60), ("a: 1:30.5", 60), ("00: a", 8)],
+)
+def test_numbers_to_other_bases_are_refused(text: str, base: int) -> None:
+    assert complaint(text).endswith(
+        f"to the base {base}: write the number without leading zeros or colons"
+    )
+
+
+@pytest.mark.parametrize("text", ["a: 0", "a: '010'", "a: 0x10", "a: 0.5", "a: 08.5", "a: 1_000"])
+def test_other_numbers_and_texts_are_not(text: str) -> None:
+    assert read_yaml(text, "FILE") == yaml.safe_load(text)
 
 
 @settings(deadline=None)

@@ -73,7 +73,7 @@ def test_tries_behind_a_prompt_are_seen_by_their_own_branch_alone() -> None:
 
 @pytest.mark.parametrize("attention", [XLA, CPU, SPLASH], ids=["xla", "cpu", "splash"])
 def test_packed_rows_equal_rows_of_one_example(attention: Attention) -> None:
-    """Outputs and gradients; padding has no part in them."""
+    """Outputs and gradients, without padding."""
     lengths = [70, 50, 20]
     q, k, v = draw(1, LENGTH)
     weight = jnp.asarray(np.random.default_rng(2).normal(size=q.shape), jnp.float32)
@@ -151,7 +151,7 @@ def test_without_cudnn_the_reason_is_said_once(capsys: pytest.CaptureFixture) ->
 
 
 def test_cudnn_gets_the_whole_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cuDNN is asked for, computed by XLA: packed examples do not see one another."""
+    """The arguments for cuDNN, computed by XLA: packed examples do not see one another."""
     asked = {}
 
     def instead(q, k, v, *, mask, is_causal, implementation):

@@ -1,4 +1,4 @@
-"""The formulas against the products that JAX is about to run, counted in its own programs."""
+"""The formulas against the matrix products in JAX's programs."""
 
 import math
 from typing import Any
@@ -56,7 +56,7 @@ def counted(lora: LoRAConfig | None, remat: str) -> int:
     def loss(params: nnx.State, frozen: nnx.State) -> jax.Array:
         return label_loss(nnx.merge(graph, params, frozen), batch, None, remat)[0]
 
-    # What nobody reads is not run: jaxprs hold it until it is taken out.
+    # Unused results are removed first, as XLA would do.
     program = jax.make_jaxpr(jax.grad(loss))(params, frozen).jaxpr
     from jax._src.interpreters.partial_eval import dce_jaxpr  # noqa: PLC0415
 
@@ -100,7 +100,7 @@ def test_llama_7b_takes_four_or_six_operations_a_parameter_and_token() -> None:
     assert train_flops(config, None, 1, 0, 0) == 6 * 6_476_005_376
     adapters = 6 * adapter_parameters(config, LoRAConfig(rank=16))
     assert train_flops(config, LoRAConfig(rank=16), 1, 0, 0) == 4 * 6_476_005_376 + adapters
-    # The LM head is paid for where there is a label, and attention for what is seen.
+    # The LM head costs per label, attention per visible pair.
     assert train_flops(config, None, 1, 1, 0) - train_flops(config, None, 1, 0, 0) == (
         6 * 32_000 * 4096
     )

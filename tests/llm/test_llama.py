@@ -8,7 +8,7 @@ from flax import nnx
 
 from palr_jax import llm
 from palr_jax.llm.config import LlamaConfig
-from palr_jax.llm.llama import Layout, Llama, causal_layout, packed_layout
+from palr_jax.llm.llama import Llama, TokenLayout, causal_layout, packed_layout
 from tests.locations import SHARED
 
 STORIES = SHARED / "models" / "stories260K"
@@ -26,7 +26,7 @@ def tiny() -> Llama:
 
 
 def reference_logits(model: Llama, tokens: list[int], visible: np.ndarray, position: np.ndarray):
-    """The LLaMA forward pass once more: float64, one token at a time, loops over heads."""
+    """A reference LLaMA forward pass: float64, one token at a time, loops over heads."""
     config = model.config
     layers = jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(model)))
 
@@ -82,7 +82,7 @@ def test_a_tree_of_tokens_sees_its_ancestors_only(tiny: Llama) -> None:
     assert not visible[6, 4]
     tokens = [5, 9, 31, 7, 50, 12, 44]
     expected = reference_logits(tiny, tokens, visible, position)
-    layout = Layout(jnp.array([position]), jnp.array([horizon]))
+    layout = TokenLayout(jnp.array([position]), jnp.array([horizon]))
     np.testing.assert_allclose(tiny(jnp.array([tokens]), layout)[0], expected, atol=2e-5)
 
 

@@ -20,11 +20,11 @@ ALL = LoRAConfig(rank=3, alpha=12.0)
 
 
 def pair(lora: LoRAConfig, dtype: jnp.dtype = jnp.float32) -> tuple[Llama, Llama]:
-    """A model, and the same with fresh adapters."""
+    """A model, and the same with new adapters."""
     rng = np.random.default_rng(1)
     arrays = {
-        place: jnp.asarray(rng.normal(size=shape) * shape[-1] ** -0.5, dtype)
-        for place, shape in base_parameters(TINY).items()
+        path: jnp.asarray(rng.normal(size=shape) * shape[-1] ** -0.5, dtype)
+        for path, shape in base_parameters(TINY).items()
     }
     return build(TINY, arrays), build(TINY, arrays, lora, seed=5)
 
@@ -39,7 +39,7 @@ def disturb(model: Llama) -> None:
 
 
 def merged(model: Llama) -> Llama:
-    arrays = {place: leaf[...] for place, leaf in nnx.to_flat_state(nnx.state(build_base(model)))}
+    arrays = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(build_base(model)))}
     for target in TARGETS:
         linear = getattr(model.layers, target)
         layers = [linear.merged_kernel(layer) for layer in range(TINY.num_layers)]
@@ -49,7 +49,7 @@ def merged(model: Llama) -> Llama:
 
 def build_base(model: Llama) -> Llama:
     everything = dict(nnx.to_flat_state(nnx.state(model)))
-    return build(TINY, {place: everything[place][...] for place in base_parameters(TINY)})
+    return build(TINY, {path: everything[path][...] for path in base_parameters(TINY)})
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -66,14 +66,14 @@ def test_adapters_stand_where_they_are_named_and_come_from_the_seed(targets, cou
     lora = LoRAConfig(rank=2, targets=targets)
     base, adapted = pair(lora)
     adapters = nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))
-    assert {place[1] for place, _ in adapters} == set(targets)
+    assert {path[1] for path, _ in adapters} == set(targets)
     assert len(adapters) == count
-    arrays = {place: leaf[...] for place, leaf in nnx.to_flat_state(nnx.state(base))}
+    arrays = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(base))}
     for seed, same in ((5, True), (6, False)):
         other = build(TINY, arrays, lora, seed=seed).layers.v if "v" in targets else None
         if other is not None:
-            mine = adapted.layers.v.lora_a_IR[...]
-            assert np.array_equal(mine, other.lora_a_IR[...]) == same
+            drawn = adapted.layers.v.lora_a_IR[...]
+            assert np.array_equal(drawn, other.lora_a_IR[...]) == same
     spread = np.std(adapters[0][1][...])
     assert 0.1 < spread * TINY.dim**0.5 < 2
 
@@ -108,18 +108,18 @@ def test_gradients_equal_finite_differences() -> None:
 
     gradient = jax.jit(jax.grad(loss))(adapters)
     key = jax.random.key(9)
-    for place, leaf in nnx.to_flat_state(gradient):
+    for path, leaf in nnx.to_flat_state(gradient):
         key, draw = jax.random.split(key)
         direction = jax.random.normal(draw, leaf.shape)
         direction /= jnp.linalg.norm(direction)
 
-        def moved(step: float, place=place, direction=direction) -> float:
+        def moved(step: float, path=path, direction=direction) -> float:
             state = dict(nnx.to_flat_state(adapters))
-            state[place] = state[place].replace(state[place][...] + step * direction)
+            state[path] = state[path].replace(state[path][...] + step * direction)
             return float(loss(nnx.from_flat_state(list(state.items()))))
 
         measured = (moved(0.02) - moved(-0.02)) / 0.04
-        assert measured == pytest.approx(float((leaf[...] * direction).sum()), abs=3e-4), place
+        assert measured == pytest.approx(float((leaf[...] * direction).sum()), abs=3e-4), path
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
 
 

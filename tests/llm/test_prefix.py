@@ -1,4 +1,4 @@
-"""A prefix that rows share changes what is computed, not what comes out."""
+"""A shared prefix saves computation and does not change results."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from palr_jax.llm.compute import compute_on
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import Prefix
@@ -44,8 +45,8 @@ def test_a_shared_prefix_changes_nothing(length: int, groups: int) -> None:
 
 def test_a_shared_prefix_is_multiplied_once_if_that_pays() -> None:
     def flops(prefix: Prefix, shortest: int = 1) -> float:
-        model = Llama(CONFIG, nnx.Rngs(params=0))
-        model.compute = replace(model.compute, shortest_prefix=shortest)
+        compute = replace(compute_on("cpu"), shortest_prefix=shortest)
+        model = Llama(CONFIG, nnx.Rngs(params=0), compute=compute)
         graph, weights = nnx.split(model)
 
         def hidden(weights: nnx.State, tokens_BT: jax.Array) -> jax.Array:
@@ -54,7 +55,7 @@ def test_a_shared_prefix_is_multiplied_once_if_that_pays() -> None:
         tokens_BT = jax.ShapeDtypeStruct((8, 64), jnp.int32)
         return jax.jit(hidden).lower(weights, tokens_BT).compile().cost_analysis()["flops"]
 
-    # Of 512 tokens 7 x 48 are not there; attention, which stays, is a small part here.
+    # Of 512 tokens 7 x 48 are saved; attention, which is not, is a small part here.
     assert flops(Prefix(48)) < 0.6 * flops(Prefix())
     assert flops(Prefix(48), shortest=48) == flops(Prefix(48))
     assert flops(Prefix(48), shortest=49) == flops(Prefix())

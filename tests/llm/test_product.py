@@ -33,7 +33,7 @@ def test_of_bfloat16_only_what_goes_in_is_rounded() -> None:
     y, back = jax.vjp(lambda x: product(x, w), x)
     (grad_x,) = back(up)
     assert y.dtype == grad_x.dtype == jnp.float32
-    # Sums in bfloat16 would be off by parts in a hundred.
+    # Sums in bfloat16 would have errors of a few percent.
     np.testing.assert_allclose(y, rounded(x) @ rounded(w), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(grad_x, rounded(up) @ rounded(w).T, rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every shape of LLaMA, drawn from a seed and written as others write them."""
+"""Tiny random checkpoints of every LLaMA variant, in the format of other tools."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ _LLAMA3 = {
     "rope_type": "llama3",
 }
 
-# The content of config.json as each model's own has it (in small).
+# The content of config.json as in each original model, with small sizes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama1": _COMMON | _LLAMA | {"rms_norm_eps": 1e-06},
     "llama2": _COMMON
@@ -57,9 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "large-eps": _COMMON | _LLAMA | {"num_key_value_heads": 2, "rms_norm_eps": 0.1},
 }  # fmt: skip
 
-# Long enough that a wrong frequency shows.
+# Long enough to reveal a wrong frequency.
 TOKENS = np.random.default_rng(7).integers(0, 64, (2, 100))
-# The places whose logits the fixtures keep.
+# The positions whose logits are in the fixtures.
 KEPT = [0, 1, 17, 63, 99]
 LORA = {"r": 3, "lora_alpha": 12.0, "lora_dropout": 0.05, "target_modules": ["q_proj", "down_proj"]}
 
@@ -93,7 +93,7 @@ def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
 def write_checkpoint(
     folder: Path, config: dict[str, Any], shards: int = 1, dtype: Any = np.float32
 ) -> dict[str, np.ndarray]:
-    """Writes a folder as Hugging Face lays it out, and returns its tensors."""
+    """Writes a Hugging Face folder and returns its tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     values = {name: value.astype(dtype) for name, value in tensors(config).items()}
@@ -132,7 +132,7 @@ def adapter_tensors(config: dict[str, Any], seed: int = 1) -> dict[str, np.ndarr
 
 
 def write_adapter(folder: Path, config: dict[str, Any], base: Path) -> dict[str, np.ndarray]:
-    """Writes an adapter folder as PEFT lays it out, and returns its tensors."""
+    """Writes a PEFT adapter folder and returns its tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", **LORA}
     (folder / "adapter_config.json").write_text(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from palr_jax.errors import UserError
-from palr_jax.parallel.chips import CHIPS, Place, chip_of, parse_topology
+from palr_jax.parallel.chips import CHIPS, Coordinate, chip_of, parse_topology
 
 
 def test_a_name_gives_chips_and_shape() -> None:
@@ -15,9 +15,9 @@ def test_a_name_gives_chips_and_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h100:100000000", "100,000,000 chips, of at most 4,096"),
-        ("h100:100000", "100,000 chips, of at most 4,096"),
-        ("9999x" + "v5e:16x16", "2,559,744 chips, of at most 16,384"),
+        ("h100:100000000", "100,000,000 chips, but the limit is 4,096"),
+        ("h100:100000", "100,000 chips, but the limit is 4,096"),
+        ("9999x" + "v5e:16x16", "2,559,744 chips, but the limit is 16,384"),
         ("v5e:" + "9" * 5_000, "not of the form"),
         ("v5e", "not of the form"),
         ("v5e:4x", "not of the form"),
@@ -34,13 +34,13 @@ def test_a_wrong_name_is_refused_in_one_line(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def grid(*shape: int) -> list[Place]:
+def grid(*shape: int) -> list[Coordinate]:
     return [(0, *place) for place in np.ndindex(*shape)]
 
 
 def test_a_ring_takes_in_from_both_sides_and_a_line_from_one() -> None:
     link = CHIPS["v5e"].link_bandwidth
-    # 4x4 is closed on no axis, 16x16 on both.
+    # No axis of 4x4 is a ring; both axes of 16x16 are.
     assert parse_topology("v5e:4x4").bandwidth(grid(4, 4)) == 2 * link
     assert parse_topology("v5e:4x4").bandwidth(grid(4, 1)) == link
     assert parse_topology("v5e:16x16").bandwidth(grid(1, 16)) == 2 * link
@@ -60,7 +60,7 @@ def test_beyond_the_interconnect_the_network_carries() -> None:
 
 
 def test_balance_of_each_chip_is_that_of_its_kind() -> None:
-    """Operations a byte of memory: 150 to 600 in every accelerator of this decade."""
+    """Operations per byte of memory: 150 to 600 in every accelerator of this decade."""
     for chip in CHIPS.values():
         assert 150 < chip.flops / chip.hbm_bandwidth < 600
         assert chip.link_bandwidth < chip.hbm_bandwidth

@@ -1,4 +1,4 @@
-"""A run on eight devices is the run on one."""
+"""A run on eight devices gives the result of a run on one."""
 
 import json
 from pathlib import Path
@@ -114,7 +114,9 @@ def test_a_model_that_does_not_divide_is_refused_with_the_numbers() -> None:
 
 
 def test_a_mesh_takes_all_devices() -> None:
-    with pytest.raises(UserError, match="data 3 x fsdp 1 x tensor 1 is 3 devices, but 8 are there"):
+    with pytest.raises(
+        UserError, match="data 3 x fsdp 1 x tensor 1 is 3 devices, but 8 are available"
+    ):
         make_mesh(MeshConfig(data=3))
 
 

@@ -1,7 +1,8 @@
-"""Several processes on one machine tune as one process does."""
+"""Fine-tuning with several processes on one machine gives the result of one process."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,10 +34,10 @@ TINY = {
 PALR = "import sys; from palr_jax.cli import main; sys.exit(main())"
 
 
-def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, devices: int = 1, script: str = PALR) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-c", PALR, *arguments, "--config", "tiny.yaml"],
+        [sys.executable, "-c", script, *arguments, "--config", "tiny.yaml"],
         cwd=folder,
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -44,7 +45,9 @@ def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
     )
 
 
-def finetune(folder: Path, name: str, count: int, *arguments: str) -> list[subprocess.Popen]:
+def finetune(
+    folder: Path, name: str, count: int, *arguments: str, script: str = PALR
+) -> list[subprocess.Popen]:
     """`count` processes with two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -52,10 +55,17 @@ def finetune(folder: Path, name: str, count: int, *arguments: str) -> list[subpr
     return [
         start(
             folder, "finetune", "--name", name, "--coordinator", f"localhost:{port}",
-            "--processes", str(count), "--process", str(index), *arguments, devices=2,
+            "--processes", str(count), "--process", str(index), *arguments,
+            devices=2, script=script,
         )
         for index in range(count)
     ]  # fmt: skip
+
+
+def copied(folder: Path, name: str) -> str:
+    """A run of that name which has its data and is not tuned."""
+    shutil.copytree(folder / "runs/data", folder / "runs" / name)
+    return name
 
 
 def losses(folder: Path, name: str) -> list[float]:
@@ -65,7 +75,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def wait(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str]]:
-    """Exit codes and what was said."""
+    """Exit codes and outputs."""
     ends = time.monotonic() + seconds
     try:
         return [
@@ -80,7 +90,7 @@ def wait(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data under several names, and `alone`, which one process has tuned."""
+    """Prepared data under several names, and `alone`, a run that one process tuned."""
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -88,9 +98,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from palr_jax.cli import main\n"
         "for stage in ('prepare', 'profile'):\n"
         "    assert main([stage, '--config', 'tiny.yaml', '--name', 'alone']) == 0\n"
-        "import shutil\n"
-        "for name in ('two', 'four', 'dying', 'told'):\n"
-        "    shutil.copytree('runs/alone', f'runs/{name}')\n"
+        "import shutil; shutil.copytree('runs/alone', 'runs/data')\n"
         "assert main(['finetune', '--config', 'tiny.yaml', '--name', 'alone']) == 0\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -103,7 +111,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_processes_lose_as_one_does(world: Path, name: str, count: int, mesh: dict) -> None:
     options = [x for axis, size in mesh.items() for x in (f"--mesh.{axis}", str(size))]
-    ended = wait(finetune(world, name, count, *options))
+    ended = wait(finetune(world, copied(world, name), count, *options))
     assert [code for code, _ in ended] == [0] * count, ended
     np.testing.assert_allclose(losses(world, name), losses(world, "alone"), rtol=1e-4)
     leader, *others = (said for _, said in ended)
@@ -125,18 +133,51 @@ def reach(processes: list[subprocess.Popen], world: Path, name: str, step: int) 
         time.sleep(0.02)
 
 
-def test_when_a_process_dies_the_others_stop_and_say_so(world: Path) -> None:
-    processes = finetune(world, "dying", 2, "--mesh.fsdp", "4", "--finetune.steps", "100000")
-    reach(processes, world, "dying", 3)
-    processes[1].kill()
-    killed = time.monotonic()
-    (code, said), _ = wait(processes, 60)
-    assert time.monotonic() - killed < 60
-    assert code not in (0, None)
-    assert "another process has stopped" in said
+# Seconds after which a process that is not heard of is lost, in tests that wait for it.
+SILENCE = 3
+OFTEN = f"from palr_jax.parallel import processes; processes._HEARTBEAT_SECONDS = {SILENCE}; {PALR}"
+
+
+def ended_in_one_line(ended: list[tuple[int, str]], lost: int, others: str) -> None:
+    """All but the one that was lost say who it is, and do not abort."""
+    for index, (code, said) in enumerate(ended):
+        if index == lost:
+            continue
+        assert code == 1, said
+        (line,) = [line for line in said.splitlines() if line.startswith("palr: ")]
+        assert line == said.splitlines()[-1]
+        assert f"another process has stopped ({others}" in line
+        assert "goes on from the newest checkpoint" in line
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("count", "lost"), [(2, 0), (3, 1)])
+def test_when_a_process_dies_the_others_stop_and_say_so(world: Path, count: int, lost: int) -> None:
+    options = ("--mesh.data", str(count), "--mesh.fsdp", "2", "--finetune.batch_size", "12",
+               "--finetune.steps", "100000")  # fmt: skip
+    name = copied(world, f"dying{count}{lost}")
+    processes = finetune(world, name, count, *options)
+    reach(processes, world, name, 3)
+    processes[lost].kill()
+    ended_in_one_line(wait(processes, 60), lost, f"process {lost} is gone")
+
+
+def test_a_process_that_hangs_is_lost(world: Path) -> None:
+    name = copied(world, "hanging")
+    options = ("--mesh.fsdp", "4", "--finetune.steps", "100000")
+    processes = finetune(world, name, 2, *options, script=OFTEN)
+    reach(processes, world, name, 3)
+    processes[1].send_signal(signal.SIGSTOP)
+    processes[0].wait(60)
+    processes[1].send_signal(signal.SIGCONT)
+    ended = wait(processes, 60)
+    ended_in_one_line(ended, 1, f"process 1 was not heard of for {SILENCE} s")
+    # When it goes on again, it finds that the other is gone, in one line too.
+    ended_in_one_line(ended, 0, "process")
 
 
 def test_sigterm_in_one_process_saves_in_all(world: Path) -> None:
+    copied(world, "told")
     processes = finetune(world, "told", 2, "--mesh.fsdp", "4", "--finetune.steps", "100000")
     reach(processes, world, "told", 3)
     processes[1].send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Runs a sharded train step on eight CPU devices; prints what was planned and what it took."""
+"""Runs a sharded train step on eight CPU devices; prints the planned and the measured memory."""
 
 import ctypes
 import json
@@ -36,7 +36,7 @@ def resident(key: str) -> int:
 
 
 def settled() -> int:
-    """VmRSS once it falls no more: threads of XLA give memory back when they come to it."""
+    """VmRSS once it stops falling: XLA's threads free memory with a delay."""
     least, still = resident("VmRSS"), 0
     while still < 10:
         time.sleep(0.1)
@@ -57,8 +57,7 @@ def main() -> None:
         place = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0)))
-    model.compute = Compute()
+    model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0), compute=Compute()))
     graph, params, frozen = nnx.split(model, nnx.Param, ...)
     state = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer(config).init, params)
@@ -72,9 +71,9 @@ def main() -> None:
     step = lowered.compile()
     compiled = SimpleNamespace(compile=lambda: step)
     program = compile_program(compiled, 8, (state.params, frozen), state.optimizer, batch)
-    places = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
 
-    @partial(jax.jit, out_shardings=places)
+    @partial(jax.jit, out_shardings=shardings)
     def fill() -> tuple:
         return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), (state, frozen, batch))
 

@@ -1,4 +1,4 @@
-"""Memory as the compiler plans it, beside what a process takes."""
+"""Memory as planned by the compiler, compared with what a process uses."""
 
 import json
 import subprocess

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from palr_jax.planning.hlo import collectives, weight_moves
+from palr_jax.planning.hlo import collectives
+from tests.planning.weight_moves import weight_moves
 
 LAYERS, WIDTH, HIDDEN, ROWS = 5, 16, 48, 24
 
@@ -32,7 +33,7 @@ BYTES = 4 * WIDTH * HIDDEN
 @pytest.mark.parametrize(
     ("kind", "body", "out", "received"),
     [
-        # An eighth is here; the others send theirs, once for a gather, twice for a sum.
+        # A chip holds an eighth and receives the others, once for a gather, twice for a sum.
         (
             "all-gather",
             lambda x: jax.lax.all_gather(x, ("data", "fsdp"), tiled=True),
@@ -168,7 +169,7 @@ def test_a_program_as_the_tpu_compiler_writes_it() -> None:
     assert (scatter.times, scatter.bytes) == (1, 4 * 16 * 7 // 8)
 
 
-# As it writes a program for two slices: the first turn of the loop is peeled off and shares the
+# Its program for two slices: the first iteration of the loop is peeled off and shares the
 # loop's channel, where an all-gather of another kind's number may be met as well.
 PEELED_TEXT = """
 %cond (p.0: (s32[], bf16[8,4])) -> pred[] {
@@ -204,7 +205,7 @@ def test_a_loop_whose_first_turn_is_peeled_off_and_a_sum_between_slices() -> Non
 
 
 def test_a_loop_without_a_bound_is_not_guessed() -> None:
-    with pytest.raises(ValueError, match="condition cond of a loop has no bound"):
+    with pytest.raises(ValueError, match="condition cond of a loop has no constant bound"):
         collectives(TPU_TEXT.replace("constant(3)", "parameter(1)"), 8)
 
 

@@ -1,4 +1,4 @@
-"""`palr plan`: what a config takes of chips that are not here."""
+"""`palr plan`: the memory, traffic and time of a config on absent chips."""
 
 import importlib.util
 import json
@@ -16,14 +16,14 @@ from flax import nnx
 
 from palr_jax.cli import main
 from palr_jax.config import load_config, parse_config
-from palr_jax.llm.axes import compute_over
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.flops import linear_shapes
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import parse_topology
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.planning import plan as planning
-from palr_jax.planning.hlo import weight_moves
 from tests.locations import ROOT
+from tests.planning.weight_moves import weight_moves
 
 MADE = sorted((ROOT / "configs").glob("llama-*/*.yaml"))
 LINE = re.compile(r"^# compiled on \d{4}-\d\d-\d\d: peak ([\d.]+) GiB of ([\d.]+)$", re.M)
@@ -46,7 +46,7 @@ SMALL = {
 
 
 def palr_plan(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    """In a process of its own: it wants JAX before anybody has used it."""
+    """Runs in a separate process, because it must configure JAX before its first use."""
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     script = "import sys; from palr_jax.cli import main; sys.exit(main())"
     return subprocess.run(
@@ -99,15 +99,15 @@ def test_a_program_gathers_a_weight_once_a_layer_and_direction() -> None:
     config = parse_config({**SMALL, "mesh": {"data": 2, "fsdp": 4}}, "small")
     shards = Shards(make_mesh(config.mesh))
     shape = planning._shape(config)
-    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora))
-    model.compute = compute_over(shards)
+    compute = compute_over(shards)
+    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora, compute))
     program = planning._compile_train(config, model, shards)
     kernels = list(linear_shapes(shape).values())
     assert program.collectives
     moves = weight_moves(program.collectives, kernels)
     # Four linears of [D, D], three of [D, F]; forward, and backward.
     assert moves == {(256, 256): 4 * 3 * 2, (256, 768): 3 * 3 * 2}
-    # Rows stay where they are: nothing else that is gathered is as large as one of these.
+    # Rows are not moved: no other gathered array is as large as one of these.
     rest = [
         one for one in program.collectives
         if one.kind == "all-gather" and weight_moves([one], kernels) == dict.fromkeys(moves, 0)
@@ -136,11 +136,11 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, options, complaint
     [
         (
             ("--topology", "h100:8"),
-            "mesh: data 1 x fsdp 4 x tensor 1 is 4 devices, but 8 are there",
+            "mesh: data 1 x fsdp 4 x tensor 1 is 4 devices, but 8 are available",
         ),
         (
             ("--topology", "h100:4", "--ranker.weights", "weights/bloom"),
-            "weights/bloom is not here, and bloom is not a known shape (llama-7b, ",
+            "weights/bloom does not exist, and bloom is not a known shape (llama-7b, ",
         ),
     ],
 )

@@ -75,12 +75,12 @@ def test_scores_that_leave_the_chip_cost_memory_traffic() -> None:
 
 
 def test_collectives_take_their_bytes_over_the_links_of_their_group() -> None:
-    places = [(0, x, y) for x in range(4) for y in range(4)]
+    coordinates = [(0, x, y) for x in range(4) for y in range(4)]
     link = CHIPS["v5e"].link_bandwidth
     one = Collective("all-gather", ((16,),), 1000, 3, (0, 1, 2, 3), "")
-    assert collective_seconds([one], POD, places) == 3000 / link
-    assert collective_seconds([one, one], POD, places) == 6000 / link
+    assert collective_seconds([one], POD, coordinates) == 3000 / link
+    assert collective_seconds([one, one], POD, coordinates) == 6000 / link
     whole = replace(one, group=tuple(range(16)))
-    assert collective_seconds([whole], POD, places) == 3000 / (2 * link)
+    assert collective_seconds([whole], POD, coordinates) == 3000 / (2 * link)
     nothing = replace(one, bytes=0, group=(0,))
-    assert collective_seconds([nothing], POD, places) == 0
+    assert collective_seconds([nothing], POD, coordinates) == 0

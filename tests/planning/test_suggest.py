@@ -13,11 +13,11 @@ MIB, GIB = 2**20, 2**30
 TOPOLOGY = parse_topology("v5e:4x4")
 WORK = Work(SHAPES["llama-7b"], LoRAConfig(rank=16), "full", 32, 1024, 384, flash=True)
 MESH = {"data": 1, "fsdp": 16, "tensor": 1}
-# What the compiler said of this step on these chips.
+# The compiler's result for this step on these chips.
 MEMORY = Memory(int(0.79 * GIB), 20 * MIB, 0, int(1.75 * GIB), 44 * MIB)
 
 
-def places_of(mesh: dict[str, int]) -> np.ndarray:
+def coordinates_of(mesh: dict[str, int]) -> np.ndarray:
     found = np.empty(16, object)
     for chip in range(16):
         found[chip] = (0, *divmod(chip, 4))
@@ -46,13 +46,15 @@ def test_meshes_divide_rows_model_and_slices() -> None:
 
 
 def test_the_fastest_mesh_fits_and_sends_least() -> None:
-    found = fastest_mesh(WORK, MESH, MEMORY, TOPOLOGY, places_of)
+    found = fastest_mesh(WORK, MESH, MEMORY, TOPOLOGY, coordinates_of)
     assert found is not None
     assert found.peak_bytes < 0.95 * 16 * GIB
     # A step that is bound by its products is as fast on every mesh without tensor parallelism.
     assert found.mesh["tensor"] == 1
     heavy = Memory(8 * GIB, 20 * MIB, 0, int(1.75 * GIB), 44 * MIB)  # weights of 128 GiB
-    crowded = fastest_mesh(WORK, MESH, heavy, TOPOLOGY, places_of)
+    crowded = fastest_mesh(WORK, MESH, heavy, TOPOLOGY, coordinates_of)
     assert crowded is not None
     assert crowded.mesh["fsdp"] * crowded.mesh["tensor"] == 16
-    assert fastest_mesh(WORK, MESH, Memory(16 * GIB, 0, 0, GIB, 0), TOPOLOGY, places_of) is None
+    assert (
+        fastest_mesh(WORK, MESH, Memory(16 * GIB, 0, 0, GIB, 0), TOPOLOGY, coordinates_of) is None
+    )

@@ -90,7 +90,7 @@ def test_the_merged_export_and_the_adapter_are_the_tuned_ranker(here: Path) -> N
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--run", "runs/tuned", "--to", "weights"], "weights is there already"),
+        (["--run", "runs/tuned", "--to", "weights"], "weights already exists"),
         (["--run", "runs/none", "--to", "out"], "runs/none is not a run directory"),
         (["--weights", "weights", "--adapter", "--to", "out"], "name it with --run"),
         (["--weights", "none", "--to", "out"], "none is missing: name a Hugging Face folder"),

@@ -26,7 +26,7 @@ def product(query_BI: jax.Array, item_CI: jax.Array) -> jax.Array:
 
 
 class World:
-    """Whole numbers as scores, so that there are ties; they depend on the history alone."""
+    """Integer scores, so that ties occur; they depend only on the history."""
 
     def __init__(self, seed: int, users: int = 5, items: int = ITEMS, longest: int = 6) -> None:
         rng = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ class World:
         return [item for item in range(len(self.item_II)) if item not in seen]
 
     def check(self, k: int) -> None:
-        """Ranks and best items are those of a plain loop over users."""
+        """Ranks and top items are those of a plain loop over users."""
         items, score_UI = len(self.item_II), self.score_UI
         rank_U = ranks(self.scorer(), self.histories, self.target_U, items)
         top = recommend(self.scorer(), self.histories, k, items)

@@ -1,4 +1,4 @@
-"""What holds for every retriever."""
+"""Properties of every retriever."""
 
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def test_refuses_what_it_cannot_recommend(fitted: Retriever) -> None:
         fitted.recommend(Ragged.from_rows([[15]]), 4)
 
 
-def test_loading_what_is_not_there(name: str, tmp_path: Path) -> None:
+def test_loading_from_an_empty_directory(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the stage"):
         make(name).load(tmp_path)
 

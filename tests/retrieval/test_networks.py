@@ -1,4 +1,4 @@
-"""What holds for every network that reads histories in order, and what each is on its own."""
+"""Properties of all networks that read histories in order, and references of each."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +14,9 @@ from palr_jax.retrieval.bert4rec import BERT4Rec
 from palr_jax.retrieval.caser import Caser
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.gru4rec import GRU4Rec
-from palr_jax.retrieval.rows import NEXT_ITEM, Rows
+from palr_jax.retrieval.rows import NEXT_ITEM, HistoryRows
 from palr_jax.retrieval.sasrec import SASRec
-from palr_jax.retrieval.transformer import Block, attend
+from palr_jax.retrieval.transformer import TransformerBlock, attend
 
 ITEMS, T = 20, 6
 CONFIG = RetrieverConfig(dim=8, num_blocks=2, num_heads=2, length=T, dropout=0.5)
@@ -34,13 +34,15 @@ every = pytest.mark.parametrize("made", NETWORKS, ids=lambda made: made.__name__
 causal = pytest.mark.parametrize("made", CAUSAL, ids=lambda made: made.__name__)
 
 
-def use(made: Callable[..., nnx.Module], items: list[list[int]], places: list[list[int]]) -> object:
-    return made(CONFIG, ITEMS, nnx.Rngs(0))(rows_of(items, places), None)
+def use(
+    made: Callable[..., nnx.Module], items: list[list[int]], positions: list[list[int]]
+) -> object:
+    return made(CONFIG, ITEMS, nnx.Rngs(0))(rows_of(items, positions), None)
 
 
-def rows_of(items: list[list[int]], positions: list[list[int]]) -> Rows:
+def rows_of(items: list[list[int]], positions: list[list[int]]) -> HistoryRows:
     item_RT = np.array(items, np.int32)
-    return Rows(item_RT, np.array(positions, np.int32), np.zeros_like(item_RT))
+    return HistoryRows(item_RT, np.array(positions, np.int32), np.zeros_like(item_RT))
 
 
 @causal
@@ -170,8 +172,8 @@ def test_caser_is_that_of_its_equations() -> None:
             kernel_HDF = np.asarray(kernel[...])
             height = len(kernel_HDF)
             response_OF = [
-                np.einsum("hd,hdf->f", window_LD[place : place + height], kernel_HDF)
-                for place in range(6 - height)
+                np.einsum("hd,hdf->f", window_LD[offset : offset + height], kernel_HDF)
+                for offset in range(6 - height)
             ]
             found.append(np.maximum(np.max(response_OF, axis=0), 0))
         found.append((window_LD.T @ np.asarray(model.down_LF[...])).T.reshape(-1))
@@ -197,7 +199,7 @@ def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
         return scaled * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
 
-    def attention(block: Block, x: np.ndarray) -> np.ndarray:
+    def attention(block: TransformerBlock, x: np.ndarray) -> np.ndarray:
         q, k, v = np.split(x @ np.asarray(block.qkv.kernel[...], np.float64), 3, axis=-1)
         mixed, width = np.zeros_like(x), x.shape[1] // block.num_heads
         for head in range(block.num_heads):
@@ -207,7 +209,7 @@ def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
                 mixed[query, part] = weight @ v[: query + 1, part] / weight.sum()
         return mixed @ np.asarray(block.out.kernel[...])
 
-    def feed_forward(block: Block, x: np.ndarray) -> np.ndarray:
+    def feed_forward(block: TransformerBlock, x: np.ndarray) -> np.ndarray:
         x = x @ np.asarray(block.up.kernel[...]) + np.asarray(block.up.bias[...])
         tanh = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
         x = np.maximum(x, 0) if norm_first else x * (1 + tanh) / 2

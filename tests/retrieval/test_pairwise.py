@@ -1,4 +1,4 @@
-"""What holds for the models that see a history as a set."""
+"""Properties of the models that see a history as a set."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def two_tastes() -> Split:
 
 
 @pytest.mark.parametrize("network", [BPRMF, NCF, LightGCN], ids=lambda made: made.__name__)
-def test_finds_the_taste_of_a_user_who_was_not_there(network, tmp_path: Path) -> None:
+def test_finds_the_taste_of_a_user_outside_the_training_data(network, tmp_path: Path) -> None:
     model = Pairwise(network, CONFIG, ITEMS, seed=0)
     model.fit(two_tastes(), tmp_path)
     top = model.recommend(Ragged.from_rows([[0, 4, 8], [1, 5, 9, 13]]), 5)

@@ -17,4 +17,4 @@ def test_counts_training_items_alone(tmp_path: Path) -> None:
     top = popularity.recommend(Ragged.from_rows([[], [1]]), 3)
     assert top.item_UK.tolist() == [[1, 0, 4], [0, 4, 2]]
     ranked_U = popularity.target_ranks(Ragged.from_rows([[], [1]]), np.array([5, 4]))
-    assert ranked_U.tolist() == [5, 2]  # 5 ties with 2 and 3 behind 1, 0 and 4
+    assert ranked_U.tolist() == [5, 2]  # 5 ties with 2 and 3 after 1, 0 and 4

@@ -7,13 +7,13 @@ from palr_jax.retrieval.losses import NO_TARGET
 from palr_jax.retrieval.rows import (
     after_history,
     cloze_rows,
-    hidden_behind_history,
+    mask_after_history,
     next_item_rows,
 )
 
 
 def histories_of(lengths: list[int]) -> Ragged:
-    """Items 0, 1, 2, … so that an item names its user and its place."""
+    """Items 0, 1, 2, … so that an item identifies its user and its position."""
     return Ragged.from_lengths(np.arange(sum(lengths)), np.array(lengths, np.int64))
 
 
@@ -40,9 +40,9 @@ def test_an_epoch_predicts_every_item_once_from_what_came_before(
                 continue
             before = num_items if target in firsts else target - 1
             assert rows.item_RT[row, column] == before
-            place = int(rows.position_RT[row, column])
-            goes_on = column > 0 and before != num_items
-            assert place == (rows.position_RT[row, column - 1] + 1 if goes_on else 0)
+            position = int(rows.position_RT[row, column])
+            continues = column > 0 and before != num_items
+            assert position == (rows.position_RT[row, column - 1] + 1 if continues else 0)
 
 
 def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
@@ -102,31 +102,31 @@ def test_after_history() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(lengths_list, st.integers(2, 9), st.integers(0, 5))
-def test_a_cloze_hides_items_and_asks_for_them(lengths: list[int], length: int, epoch: int) -> None:
+def test_a_cloze_masks_items_and_predicts_them(lengths: list[int], length: int, epoch: int) -> None:
     histories = histories_of(lengths)
     num_items = len(histories.values_N)
     rows = cloze_rows(histories, num_items, length, 2, 7, epoch)
-    hidden = rows.target_RT != NO_TARGET
-    assert (rows.item_RT[hidden] == num_items).all()
-    stands = np.where(hidden, rows.target_RT, rows.item_RT)
-    assert sorted(stands[stands < num_items].tolist()) == list(range(num_items))
-    for row, places in zip(stands, rows.position_RT, strict=True):
+    masked = rows.target_RT != NO_TARGET
+    assert (rows.item_RT[masked] == num_items).all()
+    unmasked = np.where(masked, rows.target_RT, rows.item_RT)
+    assert sorted(unmasked[unmasked < num_items].tolist()) == list(range(num_items))
+    for row, positions in zip(unmasked, rows.position_RT, strict=True):
         for column in range(1, length):
-            if places[column] > 0 and row[column] < num_items:
+            if positions[column] > 0 and row[column] < num_items:
                 assert row[column] == row[column - 1] + 1
 
 
-def test_some_histories_hide_their_last_item_alone() -> None:
+def test_some_histories_have_only_their_last_item_masked() -> None:
     histories = histories_of([20] * 400)
     rows = cloze_rows(histories, 8000, 20, 1, 0, 0)
-    hidden = rows.target_RT[rows.target_RT != NO_TARGET]
-    per_user = np.bincount(hidden // 20, minlength=400)
-    last = np.isin(19 + 20 * np.arange(400), hidden)
+    masked = rows.target_RT[rows.target_RT != NO_TARGET]
+    per_user = np.bincount(masked // 20, minlength=400)
+    last = np.isin(19 + 20 * np.arange(400), masked)
     assert 0.15 < np.mean((per_user == 1) & last) < 0.3
     assert 0.2 < per_user[per_user > 1].mean() / 20 < 0.35
 
 
-def test_a_hidden_item_stands_behind_a_history() -> None:
-    rows = hidden_behind_history(Ragged.from_rows([[1, 2, 3, 4, 5], [6], []]), 9, 4)
+def test_the_mask_token_follows_a_history() -> None:
+    rows = mask_after_history(Ragged.from_rows([[1, 2, 3, 4, 5], [6], []]), 9, 4)
     assert rows.item_RT.tolist() == [[3, 4, 5, 9], [9, 9, 6, 9], [9, 9, 9, 9]]
     assert rows.position_RT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1], [0, 1, 2, 0]]

@@ -24,7 +24,7 @@ from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
-from palr_jax.retrieval.step import Rates, places, train_step
+from palr_jax.retrieval.step import Rates, retriever_shardings, retriever_step
 
 NUM_ITEMS = 12
 CONFIG = RetrieverConfig(
@@ -34,7 +34,7 @@ CONFIG = RetrieverConfig(
 
 
 def circular_split() -> Split:
-    """Users who walk round the catalog: the next item is the last one plus one."""
+    """Users who go round the catalog: the next item is the last one plus one."""
     rng = np.random.default_rng(0)
     rows = [
         (rng.integers(NUM_ITEMS) + np.arange(rng.integers(4, 11))) % NUM_ITEMS for _ in range(40)
@@ -52,7 +52,7 @@ def sasrec(config: RetrieverConfig = CONFIG, seed: int = 0) -> Sequential:
 def trained(directory: Path) -> dict[str, Any]:
     """All arrays of the last checkpoint."""
     params = sasrec()._params
-    like = {"best": params, "state": loop.TrainState.initial(params)}
+    like = {"best": params, "state": loop.RetrieverState.initial(params)}
     with loop.Checkpoints(directory / "checkpoints") as checkpoints:
         saved = checkpoints.load_latest(like)
     assert saved is not None
@@ -71,7 +71,7 @@ def test_several_devices_learn_what_one_does(tmp_path: Path) -> None:
         np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-4)
     histories = SPLIT.histories("test")
     np.testing.assert_allclose(several.scores(histories), alone.scores(histories), atol=1e-2)
-    # What was trained over several devices is loaded on one.
+    # A model that was trained on several devices is loaded on one.
     again = over_devices(4)
     again.load(tmp_path / "four")
     np.testing.assert_array_equal(again.scores(histories), several.scores(histories))
@@ -79,9 +79,9 @@ def test_several_devices_learn_what_one_does(tmp_path: Path) -> None:
 
 def test_the_vectors_of_items_and_all_that_belongs_to_them_are_divided() -> None:
     shards = Shards(make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]))
-    state = loop.TrainState.initial(sasrec()._params)
-    state = jax.device_put(state, places(state, shards))
-    state, _ = train_step(
+    state = loop.RetrieverState.initial(sasrec()._params)
+    state = jax.device_put(state, retriever_shardings(state, shards))
+    state, _ = retriever_step(
         sasrec()._graph, Loss("cross_entropy", 1), Rates(0.01, 0.1, 0.8), state,
         shards.spread(NEXT_ITEM.training(SPLIT.train, NUM_ITEMS, 8, 4, 0, 0)),
         jax.random.key(0), shards,
@@ -115,15 +115,15 @@ def test_training_over_devices_goes_on_where_it_was_stopped(
     assert_same_training(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_more_devices_than_there_are_is_a_mistake(tmp_path: Path) -> None:
+def test_more_devices_than_exist_is_an_error(tmp_path: Path) -> None:
     config = replace(CONFIG, devices=16, batch_size=16)
-    with pytest.raises(UserError, match="16 devices, but 8 are there"):
+    with pytest.raises(UserError, match="16 devices, but 8 are available"):
         sasrec(config).fit(SPLIT, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a training that nothing stopped."""
+    """The directory of an uninterrupted training."""
     directory = tmp_path_factory.mktemp("whole")
     sasrec().fit(SPLIT, directory)
     return directory
@@ -151,7 +151,7 @@ def test_learns_what_follows_what(tmp_path: Path) -> None:
 
 
 def stop_after(steps: int) -> Callable[..., object]:
-    """Takes the place of the progress bar, and interrupts training in the middle of an epoch."""
+    """Replaces the progress bar, and interrupts training in the middle of an epoch."""
 
     @contextmanager
     def stopping(*_: object) -> Iterator[Callable[..., None]]:
@@ -226,7 +226,7 @@ def test_keeps_the_best_epoch_and_stops_when_none_is_better(
 
 
 def broken_after(steps: int, step: Callable[..., Any]) -> Callable[..., Any]:
-    """A training step whose loss is no number once it has run `steps` times."""
+    """A training step whose loss is NaN after `steps` runs."""
 
     def broken(*args: Any) -> Any:
         nonlocal steps
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number_stops_training_and_leaves_the_epochs_before(
     steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
     with monkeypatch.context() as patched:
         patched.setattr(
-            sequential, "train_step", broken_after(2 * steps + 3, sequential.train_step)
+            sequential, "retriever_step", broken_after(2 * steps + 3, sequential.retriever_step)
         )
         with pytest.raises(UserError, match=r"loss is nan in epoch 3, step 4: lower retriever\."):
             sasrec().fit(SPLIT, tmp_path)

@@ -3,20 +3,18 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from flax import nnx
 
 from palr_jax import Recommender
-from palr_jax.config import load_config
-from palr_jax.errors import UserError
+from palr_jax.data import prepare as preparing
 from palr_jax.llm.checkpoints.export import export_model
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
-from palr_jax.run_directory import RunDirectory
-from palr_jax.stages import profile as profile_stage
+from palr_jax.ragged import Ragged
+from palr_jax.ranking.profile_speaker import Answer, Speaker
 from tests.stages.test_run import palr
 from tests.world import CONFIG, USERS, write_world
 
@@ -33,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         head_dim=8, ffn_dim=24, max_length=900,
     )  # fmt: skip
     export_model(Llama(shape, nnx.Rngs(params=0)), tokenizer, tmp_path / "llm")
-    profile = {"kind": "llm", "weights": "llm", "batch_size": 8, "new_tokens": 8}
+    profile = {"kind": "llm", "answer": "free", "weights": "llm", "batch_size": 8, "new_tokens": 8}
     config = {**CONFIG, "profile": profile}
     (tmp_path / "llm.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
@@ -49,13 +47,14 @@ def answering(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) ->
     """Lets every second user of a batch get a good answer; returns the batches asked for."""
     asked: list[int] = []
 
-    def answers(model, tokenizer, prompts, config) -> list[str]:
+    def answers(speaker: Speaker, histories: Ragged) -> list[Answer]:
         if len(asked) == stop_after:
             raise KeyboardInterrupt
-        asked.append(len(prompts))
-        return ["Adventure: x; Noir: y" if row % 2 else "?" for row in range(len(prompts))]
+        asked.append(len(histories))
+        good = ("Adventure: x; Noir: y", ("adventure", "noir"))
+        return [good if row % 2 else ("?", ()) for row in range(len(histories))]
 
-    monkeypatch.setattr(profile_stage, "_answers", answers)
+    monkeypatch.setattr(Speaker, "answers", answers)
     return asked
 
 
@@ -120,26 +119,25 @@ def test_a_whole_run_with_an_untrained_llm_reports_its_silence(here: Path) -> No
     assert len(slate) == 10
 
 
-def test_the_oldest_items_give_way_to_a_short_model(here: Path, monkeypatch) -> None:
-    prompts: list[np.ndarray] = []
-    real = profile_stage._prompt
+def test_an_untrained_llm_chooses_categories_of_each_user(here: Path) -> None:
+    assert palr("profile", "--config", "llm.yaml", "--profile.answer", "categories") == 0
+    prepared = preparing.load(Path("runs/tiny/data"))
+    for line, history in zip(lines(), prepared.split.train, strict=True):
+        shown = history[-CONFIG["instruct"]["history"] :]
+        own = {name.lower() for item in shown for name in prepared.catalog.categories[item]}
+        chosen = line["answer"].split("; ")
+        assert set(chosen) <= own
+        assert len(set(chosen)) == len(chosen) == min(3, len(own))
+        assert line["from"] == "llm"
+        assert all(name in line["profile"] for name in chosen)
 
-    def short(tokenizer, catalog, history, config, room):
-        prompts.append(real(tokenizer, catalog, history, config, room=420))
-        assert tokenizer.decode(prompts[-1]).endswith(
-            f'"{catalog.titles[history[-1]]}": {", ".join(catalog.categories[history[-1]])}.\n'
-        )
-        return prompts[-1]
 
-    answering(monkeypatch)
-    monkeypatch.setattr(profile_stage, "_prompt", short)
-    assert palr("profile", "--config", "llm.yaml") == 0
-    assert max(map(len, prompts)) <= 420
-    LINES.unlink()
-    monkeypatch.setattr(profile_stage, "_prompt", lambda *given: real(*given[:4], room=50))
-    config, run = load_config(Path("llm.yaml"), {}), RunDirectory(Path("runs/tiny"))
-    with pytest.raises(UserError, match="too few for a request about one item"):
-        profile_stage.profile(config, run)
+def test_a_catalog_without_categories_has_none_to_choose(here: Path, capsys) -> None:
+    items = [line.rpartition(",")[0] + "," for line in Path("t.csv").read_text().splitlines()[1:]]
+    Path("t.csv").write_text("\n".join(["item,title,categories", *items]) + "\n")
+    assert palr("prepare", "--config", "llm.yaml") == 0
+    assert palr("profile", "--config", "llm.yaml", "--profile.answer", "categories") == 2
+    assert "no item has any: set profile.answer to free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from palr_jax.errors import UserError
 from palr_jax.ranking.ranker import log_prior
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages import proposals
+from tests.locations import ROOT
 from tests.stages.test_run import palr
 from tests.world import CONFIG, write_world
 
@@ -209,4 +212,20 @@ def test_a_sample_of_users_is_the_same_in_every_row(here: Path) -> None:
 
 def test_an_export_says_what_stays_behind(here: Path, capsys) -> None:
     assert palr("export", "--run", "runs/tiny", "--to", "merged") == 0
-    assert "its prior and item vectors stay behind" in capsys.readouterr().out
+    assert "its prior and item vectors are not exported" in capsys.readouterr().out
+
+
+def test_an_ablation_row_trains_the_ranker_alone(here: Path, capfd) -> None:
+    (here / "rows.yaml").write_text("fewer steps: {finetune.steps: 3, evaluate.controls: false}\n")
+    command = [sys.executable, str(ROOT / "tools/study.py"), "runs/tiny", "rows.yaml"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    table, log = capfd.readouterr()
+    assert "retrieve: done before, skipped" in log
+    assert "candidates to learn from" not in log  # what trains their retriever says so
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert names == ["row", "---", "as configured", "fewer steps"]
+    decisions = [int(line.split("|")[2]) for line in table.splitlines()[2:]]
+    assert 0 < decisions[1] < decisions[0]
+    before = (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns == before

@@ -63,7 +63,7 @@ def test_other_settings_train_anew(run: RunDirectory, capsys: pytest.CaptureFixt
     rows = retrievers.compare(replace(CONFIG, retriever_presets=presets), run)
     assert [row["epochs"] for row in rows] == [0, 0, 1, 2]
     assert (
-        "GRU4Rec: trained before with other settings or data, starts anew"
+        "GRU4Rec: was trained with other settings or data; training starts again"
         in capsys.readouterr().err
     )
 
@@ -86,4 +86,4 @@ def test_other_data_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[
     retrievers.propose(CONFIG, run, "sasrec", split)
     swapped = replace(split, validation_U=split.test_U, test_U=split.validation_U)
     retrievers.propose(CONFIG, run, "sasrec", swapped)
-    assert "with other settings or data, starts anew" in capsys.readouterr().err
+    assert "with other settings or data; training starts again" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_ctrl_c_says_how_to_go_on(here: Path, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(evaluate, "_ranker_rows", interrupted)
     assert palr("evaluate", "--config", "tiny.yaml", "--evaluate.bootstrap", "300") == 130
-    assert "goes on where it was" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     assert not Path("runs/tiny/results.json").exists()
     monkeypatch.undo()
     os.chdir(here)
@@ -188,7 +188,7 @@ def test_the_api_gives_probabilities_over_the_candidates(world: Path) -> None:
         ),
         (
             ["run", "--config", "tiny.yaml", "--data.min_count", "4"],
-            "runs/tiny holds a run on other data (data.min_count is 3 there, 4 here): "
+            "runs/tiny holds a run on other data (its data.min_count is 3, not 4): "
             "choose another --name",
         ),
         (

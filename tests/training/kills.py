@@ -1,4 +1,4 @@
-"""A run that is killed again and again, beside one that never is.
+"""A run that is killed again and again, compared with one that never is.
 
     python tests/training/kills.py 20
 
@@ -20,8 +20,8 @@ import numpy as np
 from tests.locations import ROOT
 
 STEPS = 400
-# A run of a small model on made-up rows, which saves every other step. It marks a file before its
-# first step, so that kills fall into the run and not into imports.
+# A run of a small model on synthetic rows, which saves every other step. It touches a file before
+# its first step, so that kills hit the run and not the imports.
 RUN = """
 import sys
 from pathlib import Path
@@ -79,7 +79,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def kill_at_random(folder: Path, number: int, seed: int, steps: int = STEPS) -> int:
-    """Kills a run `number` times; returns how many of the kills met a save half way."""
+    """Kills a run `number` times; returns how many of the kills interrupted a save."""
     rng, cut = random.Random(seed), 0
     for _ in range(number):
         process = start(folder, steps)
@@ -121,7 +121,7 @@ def main() -> None:
         at = newest(killed)
         same = all(map(np.array_equal, expected, finish(killed)))
     verdict = "the same bits" if same else "ANOTHER RESULT"
-    print(f"{number} kills, {cut} within a save, the last behind step {at} of {STEPS}: {verdict}")
+    print(f"{number} kills, {cut} within a save, the last after step {at} of {STEPS}: {verdict}")
     sys.exit(not same)
 
 

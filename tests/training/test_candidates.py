@@ -1,4 +1,4 @@
-"""The loss of ranking is -log of the very probability that ranking computes."""
+"""The ranking loss is -log of the probability that ranking computes."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ PACKING = Packing(2, 1000, 12)
 
 
 def new_model(vocab_size: int, prior: bool, vectors: bool, titles: bool) -> Llama:
-    """A model whose head is trained: nothing in it is zero."""
+    """A model whose head has no zero parameters, like a trained one."""
     shape = LlamaConfig(
         vocab_size=vocab_size, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
         ffn_dim=24, max_length=1000,
@@ -48,13 +48,13 @@ def as_batch(maker: MomentMaker, examples: list[MomentExample]) -> MomentBatch:
 
 
 def ranked_logps(model: Llama, maker: MomentMaker, example: MomentExample, whole: bool) -> list:
-    """log P(target) of every moment by ranking, each with a prompt of its own."""
+    """log P(target) of every moment by ranking, each with its own prompt."""
     fed_T = np.zeros(len(example.tokens_T), bool)
     for moment in example.moments:
         fed_T[moment.fed : moment.fed + len(moment.choices.fed_F)] = True
     found = []
     for moment in example.moments:
-        before_T = np.flatnonzero(~fed_T[: moment.place + 1])
+        before_T = np.flatnonzero(~fed_T[: moment.index + 1])
         plan = plan_score(build(maker.items, moment.item_S[None]), whole=whole)
         history_H = np.full(8, -1)
         history_H[8 - len(moment.history_H) :] = moment.history_H
@@ -142,7 +142,7 @@ def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
     both, _ = candidate_loss(model, batch, text_loss=0.5)
     text_T = maker.writer.history_prompt(train[11][:-1])[0]
     logp_TV = jax.nn.log_softmax(model(jnp.asarray(text_T[None]), None)[0])
-    # The vectors that the head adds are zero here, as it has none.
+    # The head has no item vectors, so it adds zeros.
     nll = -float(logp_TV[np.arange(len(text_T) - 1), text_T[1:]].sum())
     count = len(example.moments) + 0.5 * (len(text_T) - 1)
     expected = (ranking * len(example.moments) + 0.5 * nll) / count

@@ -55,11 +55,11 @@ def tuned(data, tokenizer, folder: Path, config: FinetuneConfig = CONFIG) -> lis
 
 
 class DiesError(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def die_at(monkeypatch, step: int) -> None:
-    """Raises when the loop logs `step`, which is after it has started the step behind it."""
+    """Raises when the loop logs `step`, which is after it has started the next step."""
     write = loop.MetricsLog.write
 
     def dying(self, at, *rest):
@@ -137,7 +137,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
             os.truncate(file, file.stat().st_size // 2)
     for one, two in zip(expected, tuned(data, tokenizer, tmp_path), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert "going on from an earlier one" in capsys.readouterr().err
+    assert "resuming from an earlier one" in capsys.readouterr().err
 
 
 def test_a_cut_off_checkpoint_is_refused_at_inference(data, tokenizer, tmp_path: Path) -> None:

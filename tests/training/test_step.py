@@ -95,7 +95,7 @@ def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Llama) -> None
         ("layers", "q", "lora_a_IR"): (2, 16, 2), ("layers", "q", "lora_b_RO"): (2, 2, 16),
         ("layers", "down", "lora_a_IR"): (2, 24, 2), ("layers", "down", "lora_b_RO"): (2, 2, 16),
     }  # fmt: skip
-    # On the same base, an untrained adapter changes nothing, to the bit.
+    # On the same base, an untrained adapter leaves the result bitwise unchanged.
     plain = nnx.merge(nnx.graphdef(model), base)
     tokens = jnp.array([[3, 4, 5, 6]])
     np.testing.assert_array_equal(plain(tokens), adapted(tokens))
@@ -139,7 +139,7 @@ def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> No
         graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
         params = jax.tree.map(jnp.copy, params)  # the step donates its state
         state = TrainState(jnp.int32(step), params, optimizer(config).init(params))
-        return float(train_step(graph, config, state, frozen, batch, None, seed)[1]["loss"])
+        return float(train_step(graph, config, state, frozen, batch, seed)[1]["loss"])
 
     assert loss_at(3) == loss_at(3)
     assert loss_at(3) != loss_at(4)
@@ -178,7 +178,7 @@ def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: 
     graph, params = nnx.split(model)
 
     def kept(choice: str) -> int:
-        """Bytes that the forward pass leaves to the backward pass."""
+        """Bytes that the forward pass stores for the backward pass."""
         _, backward = jax.vjp(
             lambda params: label_loss(nnx.merge(graph, params), batch, None, choice)[0], params
         )
@@ -241,7 +241,7 @@ def test_frozen_bfloat16_gives_nearly_the_step_of_float32(remat: str) -> None:
 
 
 def test_the_step_is_lowered_for_cuda() -> None:
-    """Without attention by cuDNN, which cannot even be lowered where it is not installed."""
+    """Without cuDNN attention, which cannot even be lowered if cuDNN is not installed."""
     model = Llama(TINY, nnx.Rngs(params=1), LoRAConfig(rank=2, dropout=0.1))
     config = FinetuneConfig(steps=5, batch_size=2, accumulate=2, remat="dots")
     graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)

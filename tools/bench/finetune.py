@@ -1,16 +1,16 @@
-"""LoRA fine-tuning of one LLaMA here and with Hugging Face transformers + peft, side by side.
+"""LoRA fine-tuning of one LLaMA with this package and with Hugging Face transformers + peft.
 
     pip install -e '.[bench]'
     palr import-weights --from smollm2 --to weights/smollm2
     python tools/bench/finetune.py --weights weights/smollm2 --dtypes float32 bfloat16
 
 Both get the same weights, adapters of the same shape and the same examples: those of the task
-Recommend_Retrieval with the paper's 20 history items and 50 candidates, four to a step. Theirs go
-in as peft users do it: padded on the right to the longest, prompts masked in the labels. Each side
-is a process of its own, for its peak memory; the steps alternate, and medians are compared. The
+Recommend_Retrieval with the paper's 20 history items and 50 candidates, four per step. peft gets
+them as usual: right-padded to the longest, with prompts masked in the labels. Each side runs in a
+separate process, to measure its peak memory; the steps alternate, and medians are compared. The
 losses of the first step are printed: adapters start at zero, so they must agree.
 
-Letters: B examples, T tokens of a row, M label tokens.
+Shapes: B examples.
 """
 
 import argparse
@@ -41,7 +41,7 @@ Step = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Side:
-    """A running process of one library in one type."""
+    """A running process of one library with one dtype."""
 
     library: str
     dtype: str
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    """Starts every side, lets them take steps in turn and prints what they took."""
+    """Starts all sides, alternates their steps and prints their time and memory."""
     examples, weights = folder / "examples.json", folder / "weights"
     run = [sys.executable, "-c", "import sys; from palr_jax.cli import main; sys.exit(main())"]
     export = ["export", "--weights", str(arguments.weights), "--to", str(weights)]
@@ -150,7 +150,7 @@ def make_batches(weights: Path, count: int, folder: Path) -> list[Tokens]:
 def ours(
     dtype: str, weights: Path, batches: list[Tokens], dropout: float
 ) -> Callable[[int], float]:
-    """A step of this project, as `palr finetune` takes it."""
+    """A step of this package, as in `palr finetune`."""
     import jax  # noqa: PLC0415
     from flax import nnx  # noqa: PLC0415
 
@@ -194,7 +194,7 @@ def ours(
     made = [rows(batch) for batch in examples]
 
     def step(number: int) -> float:
-        state[0], metrics = train_step(graph, tuning, state[0], frozen, made[number], shards)
+        state[0], metrics = train_step(graph, tuning, state[0], frozen, made[number])
         jax.block_until_ready(state[0])
         return float(metrics["loss"])
 
@@ -242,7 +242,7 @@ def theirs(
 
 
 def serve(step: Step) -> None:
-    """Takes a step for every number that comes in, and answers with its time and loss."""
+    """Runs a step for every number on standard input, and prints its time and loss."""
     for line in sys.stdin:
         if line.strip() == "memory":
             answer = {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}

@@ -18,7 +18,7 @@ weights, prompts and candidates in turn with this package: `generate` with a
 to the candidates. `memory` has a process for each. `growth` goes from 10 to 200 candidates.
 Prompts are those of real users of MovieLens ml-latest-small; item-kNN proposes the candidates.
 
-Letters: B users, C candidates, T prompt tokens, S slots, K items of a slate, D width.
+Shapes: S slots of a trie.
 """
 
 import argparse

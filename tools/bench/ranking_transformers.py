@@ -1,6 +1,6 @@
 """The same ranking with transformers, for `ranking.py`.
 
-Letters: B users, C candidates, N tokens of a candidate, V vocabulary, K items of a slate.
+Shapes: N tokens of a candidate.
 """
 
 from pathlib import Path

@@ -1,16 +1,16 @@
-"""SASRec here against RecBole's: time to the same validation accuracy, and the full ranking.
+"""Our SASRec against RecBole's: time to the same validation accuracy, and the full ranking.
 
-RecBole 1.2 wants an older NumPy, so it lives in an environment of its own:
+RecBole 1.2 requires an older NumPy, so it needs a separate environment:
 
     python -m venv recbole
     recbole/bin/pip install 'recbole==1.2.1' 'numpy<2' 'pandas<3' 'setuptools<81'
     palr prepare --config configs/beauty.yaml
     python tools/bench/recbole.py --run runs/beauty --python recbole/bin/python --epochs 1
 
-Both have width 64, two blocks of one head, rows of 50 and the softmax over the whole catalog. An
-epoch is other work there (a row for every prefix of a history), so what is compared is the time
-from the first step until the validation NDCG@10 that RecBole has reached after its epochs. RecBole
-does not mask seen items in validation; here they are masked, which can only help.
+Both have width 64, two blocks of one head, rows of 50 and the softmax over the whole catalog. A
+RecBole epoch does other work (a row for every prefix of a history), so the comparison is the time
+from the first step to the validation NDCG@10 that RecBole reaches after its epochs. RecBole does
+not mask seen items in validation; we mask them, which can only help.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.rows import NEXT_ITEM
-from palr_jax.retrieval.step import Rates, TrainState, train_step
+from palr_jax.retrieval.step import Rates, RetrieverState, retriever_step
 
 _LENGTH = 50
 _EPOCHS_AT_MOST = 100
@@ -116,7 +116,7 @@ def run_theirs(split: Split, python: Path, epochs: int) -> list[dict[str, float]
 
 
 def write_interactions(split: Split, path: Path) -> None:
-    """All interactions in RecBole's format; its own leave-one-out split makes of them the same."""
+    """All interactions in RecBole's format; its leave-one-out split gives the same parts."""
     with path.open("w", encoding="utf-8") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for user in range(split.num_users):
@@ -129,9 +129,9 @@ def run_ours(split: Split, wanted: float) -> list[dict[str, float]]:
         dim=64, num_blocks=2, num_heads=1, length=_LENGTH, dropout=0.5, batch_size=64,
     )  # fmt: skip
     retriever: Any = MODELS["sasrec"](config, split.num_items, 0)
-    state = TrainState.initial(retriever._params)
+    state = RetrieverState.initial(retriever._params)
     rates = Rates(learning_rate=2e-3, weight_decay=0.1, averaging=0.99)
-    step = functools.partial(train_step, retriever._graph, Loss("cross_entropy", 1), rates)
+    step = functools.partial(retriever_step, retriever._graph, Loss("cross_entropy", 1), rates)
     histories, target_U = split.histories("validation"), split.targets("validation")
     lines: list[dict[str, float]] = []
     trained = 0.0

@@ -1,4 +1,4 @@
-"""SASRec here against a plain PyTorch SASRec: a training epoch and the full ranking of all users.
+"""Our SASRec against a plain PyTorch SASRec: a training epoch and the full ranking of all users.
 
     pip install -e '.[bench]'
     palr prepare --config configs/ml-1m.yaml
@@ -6,12 +6,12 @@
     python tools/bench/retrieval.py profile --run runs/ml-1m --length 200 --batch-size 128
     python tools/bench/retrieval.py growth
 
-`epoch` runs both in turn on the same data, the newest items of every user, and prints medians and
-their ratio. Training here predicts all items of a history, however long; the plain version's rows
-end with their length. `profile` says where the time of a training step goes. `growth` ranks for
-users over catalogs from ten thousand to a million items, each in a process of its own.
+`epoch` alternates both on the same data, the newest items of every user, and prints medians and
+their ratio. Our training predicts all items of a history of any length; the plain version cuts
+histories to the length of a row. `profile` breaks down the time of a training step. `growth` ranks
+catalogs of ten thousand to a million items, each in a separate process.
 
-Letters: B rows, T places of a row, D width, N positions with a target, I items, S seen items.
+Shapes: N positions with a target, S seen items.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.losses import Loss, cross_entropy
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.rows import NEXT_ITEM
-from palr_jax.retrieval.step import Rates, TrainState, train_step
+from palr_jax.retrieval.step import Rates, RetrieverState, retriever_step
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def config_of(arguments: argparse.Namespace) -> RetrieverConfig:
 
 
 def profile(arguments: argparse.Namespace) -> None:
-    """Microseconds an item of a full batch takes in a step, and in parts of it on their own."""
+    """Microseconds per item of a full batch: a whole step, and its parts in isolation."""
     split, config = prepare.load(arguments.run / "data").split, config_of(arguments)
     retriever: Any = MODELS["sasrec"](config, split.num_items, 0)
     graph, params = retriever._graph, retriever._params
@@ -115,8 +115,10 @@ def profile(arguments: argparse.Namespace) -> None:
         return cross_entropy(hidden_ND, item_ID, target_N)
 
     def step() -> Any:
-        state = TrainState.initial(params)  # a step takes over the memory of its state
-        return train_step(graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0), state, rows, key)
+        state = RetrieverState.initial(params)  # a step takes over the memory of its state
+        return retriever_step(
+            graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0), state, rows, key
+        )
 
     network_slope = jax.jit(jax.grad(network))
     loss_slope = jax.jit(jax.grad(loss, argnums=(0, 1)))
@@ -136,7 +138,7 @@ def profile(arguments: argparse.Namespace) -> None:
 
 
 def newest(split: Split, length: int) -> Split:
-    """The split with the last `length` items of every training history alone."""
+    """The split with only the last `length` items of every training history."""
     item_UT = split.train.last(length, fill=-1)
     lengths_U = np.minimum(split.train.lengths_R, length)
     return replace(split, train=Ragged.from_lengths(item_UT[item_UT >= 0], lengths_U))
@@ -144,9 +146,9 @@ def newest(split: Split, length: int) -> Split:
 
 def ours_of(config: RetrieverConfig, split: Split) -> tuple[Callable[[], None], Callable[[], None]]:
     retriever: Any = MODELS["sasrec"](config, split.num_items, 0)
-    state = TrainState.initial(retriever._params)
+    state = RetrieverState.initial(retriever._params)
     step = functools.partial(
-        train_step, retriever._graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0)
+        retriever_step, retriever._graph, Loss("cross_entropy", 1), Rates(1e-3, 0.0, 0.0)
     )
     histories, target_U = split.histories("validation"), split.targets("validation")
 
@@ -200,9 +202,9 @@ def theirs_of(
             self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(config.dropout)
 
         def forward(self, item_BT: torch.Tensor) -> torch.Tensor:
-            place_T = torch.arange(item_BT.shape[1])
-            hidden_TT = place_T[:, None] < place_T
-            x_BTD = self.dropout(self.items(item_BT) + self.positions(place_T))
+            position_T = torch.arange(item_BT.shape[1])
+            hidden_TT = position_T[:, None] < position_T
+            x_BTD = self.dropout(self.items(item_BT) + self.positions(position_T))
             for block in self.blocks:
                 x_BTD = block(x_BTD, hidden_TT)
             return self.norm(x_BTD)
@@ -245,7 +247,7 @@ def theirs_of(
 
 def rank_catalog(items: int, users: int) -> None:
     rng = np.random.default_rng(0)
-    # Drawn as float32: a detour over float64 would hide what ranking takes on top.
+    # Drawn as float32: a temporary float64 array would hide the memory that ranking adds.
     item_ID = rng.standard_normal((items, 64), np.float32)
     user_UD = rng.standard_normal((users, 64), np.float32)
     histories = Ragged.from_lengths(rng.integers(0, items, users * 50), np.full(users, 50))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tunes a ranker on a Cloud TPU pod: makes the pod, installs, and runs the same command on all hosts.
+# Tunes a ranker on a Cloud TPU pod: creates the pod, installs, and runs one command on all hosts.
 #
 #   NAME=palr ZONE=us-west4-a TYPE=v5litepod-16 tools/launch/tpu_vm.sh \
 #     --config configs/llama-7b/v5e-16.yaml --runs gs://my-bucket/runs \
@@ -8,8 +8,8 @@
 # Its arguments are those of `palr finetune`. The pod's service account must be allowed to use the
 # bucket.
 #
-# Run it again after a preemption: a pod that is there is used, and the run goes on from its newest
-# checkpoint in the bucket. The pod is kept at the end; the last line says how to delete it.
+# Run it again after a preemption: an existing pod is reused, and the run resumes from its newest
+# checkpoint in the bucket. The pod is kept at the end; the last line shows how to delete it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

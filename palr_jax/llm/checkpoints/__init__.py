@@ -1,1 +1,1 @@
-"""Weights in and out: Hugging Face, safetensors, GGUF, PEFT, Orbax."""
+"""Reading and writing weights: Hugging Face, safetensors, GGUF, PEFT, Orbax."""

@@ -1,4 +1,4 @@
-"""Leaving with weights that other tools read: a merged Hugging Face folder or a PEFT adapter."""
+"""Exports weights for other tools: a merged Hugging Face folder or a PEFT adapter."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 
 
 def export_model(model: Llama, tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Writes a model as a Hugging Face folder, its adapters merged into the weights.
+    """Writes a model as a Hugging Face folder, with its adapters merged into the weights.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder is not empty.
     """
     with creating(folder) as temporary:
         huggingface.write_tensors(disassemble(model), temporary)
@@ -26,11 +26,11 @@ def export_model(model: Llama, tokenizer: Tokenizer | None, folder: Path) -> Non
 def export_adapter(
     model: Llama, lora: LoRAConfig | None, base: str | None, tokenizer: Tokenizer, folder: Path
 ) -> None:
-    """Writes the adapters of a model as a PEFT folder, and the tokenizer beside them.
+    """Writes the adapters of a model as a PEFT folder, together with the tokenizer.
 
     Raises:
-        UserError: the model has no adapters, or no base that others have too; the folder holds
-            something already.
+        UserError: the model has no adapters, or its base is not available to others; the folder is
+            not empty.
     """
     if lora is None:
         raise UserError(
@@ -38,8 +38,8 @@ def export_adapter(
         )
     if base is None:
         raise UserError(
-            "this ranker's base was drawn at random (ranker.weights is null), so nobody else can "
-            "use its adapter: leave out --adapter"
+            "this ranker's base was drawn at random (ranker.weights is null), so its adapter is "
+            "useless without it: leave out --adapter"
         )
     with creating(folder) as temporary:
         huggingface.write_tokenizer(tokenizer, temporary)
@@ -47,7 +47,7 @@ def export_adapter(
 
 
 def _from_anywhere(base: str) -> str:
-    """The name of a base that holds in every working directory: PEFT takes others for a hub's."""
+    """The base as an absolute path if it exists: PEFT takes other names for hub repositories."""
     if "://" in base or not Path(base).exists():
         return base
     return str(Path(base).absolute())

@@ -1,7 +1,4 @@
-"""LLaMA checkpoints as GGUF files (llama.cpp), dequantised as they are read.
-
-The package `gguf` knows the quantisations.
-"""
+"""LLaMA checkpoints as GGUF files (llama.cpp), dequantised with the package `gguf`."""
 
 import math
 import re
@@ -15,7 +12,7 @@ from pydantic import BaseModel, Field, StrictInt, StrictStr, TypeAdapter, Valida
 
 from palr_jax.errors import UserError
 from palr_jax.io.paths import in_bucket
-from palr_jax.llm.checkpoints.gguf_header import Entry, read_header
+from palr_jax.llm.checkpoints.gguf_header import TensorEntry, read_header
 from palr_jax.llm.checkpoints.small_files import complaint, validated
 from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.checkpoints.weights import LINEARS
@@ -56,7 +53,7 @@ _PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class _Shape(BaseModel):
-    """What the metadata say of the computation."""
+    """The metadata that affect the computation."""
 
     embedding_length: Positive = Field(alias="llama.embedding_length")
     block_count: Positive = Field(alias="llama.block_count")
@@ -79,20 +76,20 @@ class _Shape(BaseModel):
 def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any]]:
     """The shape of a model, its tensors by their Hugging Face names, and the metadata.
 
-    Quantised tensors are read as float32, rows of queries and keys in Hugging Face's order. Of a
-    model that is split into several files `path` is the first.
+    Quantised tensors are read as float32, the rows of queries and keys in Hugging Face's order. If
+    a model is split into several files, `path` is the first.
 
     Raises:
-        UserError: a file is missing, damaged or cut off, or the model is not a plain LLaMA.
+        UserError: a file is missing, damaged or truncated, or the model is not a plain LLaMA.
     """
     if in_bucket(path):
-        raise UserError(f"{path}: GGUF is read from disk alone: copy the file there")
+        raise UserError(f"{path}: GGUF can only be read from disk: copy it there")
     metadata, entries = read_header(path)
     for number, part in _other_parts(path, metadata):
         more, found = read_header(part)
         twice = entries.keys() & found.keys()
         if more.get("split.no") != number or twice:
-            raise UserError(f"{part} is no part of the same model as {path}: copy both again")
+            raise UserError(f"{part} does not belong to the same model as {path}: copy both again")
         entries |= found
     config = _config(metadata, entries, path)
     tensors = {
@@ -104,7 +101,7 @@ def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any
 
 
 def _other_parts(path: Path, metadata: dict[str, Any]) -> list[tuple[int, Path]]:
-    """The files beside the first one that hold the rest of a model, with their numbers from 1."""
+    """The other files of a split model, with their numbers from 1."""
     count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if not isinstance(count, int) or count <= 1:
         return []
@@ -123,12 +120,12 @@ def _other_parts(path: Path, metadata: dict[str, Any]) -> list[tuple[int, Path]]
     if missing:
         raise UserError(
             f"{path} is the first of {count} files of a model, of which {len(missing)} are missing "
-            f"({missing[0].name}): copy them beside it"
+            f"({missing[0].name}): copy them to the same folder"
         )
     return list(enumerate(parts, 1))
 
 
-def _config(metadata: dict[str, Any], entries: dict[str, Entry], path: Path) -> LlamaConfig:
+def _config(metadata: dict[str, Any], entries: dict[str, TensorEntry], path: Path) -> LlamaConfig:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise UserError(
@@ -140,7 +137,7 @@ def _config(metadata: dict[str, Any], entries: dict[str, Entry], path: Path) -> 
             raise UserError(f"{path}: {feature} is not supported; use a plain LLaMA checkpoint")
     head_dim = shape.key_length or shape.embedding_length // shape.head_count
     if {shape.dimension_count, shape.value_length} - {None, head_dim}:
-        raise UserError(f"{path}: heads that are not rotated as a whole are not supported")
+        raise UserError(f"{path}: partially rotated heads are not supported")
     if "token_embd.weight" not in entries:
         raise UserError(f"{path}: tensor token_embd.weight is missing")
     theta = _shortest(shape.freq_base)
@@ -165,15 +162,15 @@ def _config(metadata: dict[str, Any], entries: dict[str, Entry], path: Path) -> 
 
 
 def _scaling(
-    shape: _Shape, entries: dict[str, Entry], theta: float, head_dim: int, path: Path
+    shape: _Shape, entries: dict[str, TensorEntry], theta: float, head_dim: int, path: Path
 ) -> LinearScaling | Llama3Scaling | None:
     linear = _linear_scaling(shape, path)
     if _ROPE_FACTORS not in entries:
         return linear
-    divisors_K = _read(entries[_ROPE_FACTORS], None)
+    divisors_K = _read_tensor(entries[_ROPE_FACTORS], None)
     if divisors_K.shape != (head_dim // 2,) or not (divisors_K > 0).all():
         raise UserError(f"{path}: its {_ROPE_FACTORS} is damaged: copy it again")
-    # The file holds the effect alone; the bounds and the length are those of LLaMA 3.1 to 3.3.
+    # The file has only the divisors; bounds and original length are those of LLaMA 3.1 to 3.3.
     scaling = Llama3Scaling(float(divisors_K.max()), 1.0, 4.0, 8192)
     plain_K = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if linear or not np.allclose(divisors_K, llama3_divisors(plain_K, scaling), rtol=1e-3):
@@ -188,21 +185,21 @@ def _linear_scaling(shape: _Shape, path: Path) -> LinearScaling | None:
     factor = shape.scale_linear if shape.scaling_factor is None else shape.scaling_factor
     if kind == "linear" and factor == 0:
         raise UserError(f"{path}: llama.rope.scaling.factor is 0: copy it again")
-    # As in llama.cpp: 0 stands for no scaling, and a factor without a type is a linear one.
+    # As in llama.cpp: 0 means no scaling, and a factor without a type is linear.
     if kind == "none" or factor in (None, 0.0, 1.0):
         return None
     return LinearScaling(_shortest(factor))
 
 
 def _shortest(value: float) -> float:
-    """The number that a float32 of the metadata was written from: 1e-05, not 9.9999997e-06."""
+    """The shortest decimal of a float32 in the metadata: 1e-05, not 9.9999997e-06."""
     with np.errstate(over="ignore", under="ignore"):
         short = float(str(np.float32(value)))
     return short if short and math.isfinite(short) else value
 
 
 def _hf_name(name: str) -> str:
-    """The Hugging Face name of a tensor; an unknown name stays, and is refused by that name."""
+    """The Hugging Face name of a tensor; unknown names are unchanged, and refused later."""
     if name in _TOP:
         return _TOP[name]
     kind, _, rest = name.partition(".")
@@ -212,18 +209,18 @@ def _hf_name(name: str) -> str:
     return name
 
 
-def _stored(entry: Entry, config: LlamaConfig) -> Stored:
+def _stored(entry: TensorEntry, config: LlamaConfig) -> Stored:
     heads = None
     if entry.name.endswith("attn_q.weight"):
         heads = config.num_heads
     elif entry.name.endswith("attn_k.weight"):
         heads = config.num_kv_heads
     dtype = _UNQUANTISED.get(entry.kind, np.dtype(np.float32))
-    return Stored(entry.shape, dtype, partial(_read, entry, heads))
+    return Stored(entry.shape, dtype, partial(_read_tensor, entry, heads))
 
 
-def _read(entry: Entry, heads: int | None) -> np.ndarray:
-    """A tensor; `heads` is set where llama.cpp interleaves the two halves of each head's rows."""
+def _read_tensor(entry: TensorEntry, heads: int | None) -> np.ndarray:
+    """Reads a tensor; `heads` undoes llama.cpp's interleaving of the two halves of each head."""
     raw = np.fromfile(entry.path, np.uint8, entry.nbytes, offset=entry.offset)
     if len(raw) != entry.nbytes:
         raise UserError(f"{entry.path} was cut off while it was read: copy it again")
@@ -235,7 +232,7 @@ def _read(entry: Entry, heads: int | None) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows, columns)
 
 
-def _dequantised(entry: Entry, raw: np.ndarray) -> np.ndarray:
+def _dequantised(entry: TensorEntry, raw: np.ndarray) -> np.ndarray:
     dtype = _UNQUANTISED.get(entry.kind)
     if dtype is not None:
         numbers = raw.view(dtype.newbyteorder(entry.order)).astype(dtype, copy=False)
@@ -243,7 +240,7 @@ def _dequantised(entry: Entry, raw: np.ndarray) -> np.ndarray:
     try:
         if entry.order != "<":
             raise NotImplementedError
-        with np.errstate(invalid="ignore", over="ignore"):  # scales may be of any value
+        with np.errstate(invalid="ignore", over="ignore"):  # scales may have any value
             return gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), entry.kind)
     except NotImplementedError:
         raise UserError(

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie.
+"""The header of a GGUF file: its metadata and the offsets of its tensors.
 
-A header is read within bounds: every length in it is checked before anything of that length is
-made, so that a damaged file asks for no memory and no time.
+Every length in a header is checked before anything of that length is allocated, so that a damaged
+file cannot cost much memory or time.
 """
 
 import math
@@ -19,33 +19,32 @@ from palr_jax.llm.checkpoints.small_files import refuse_pointer
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 # Vocabularies of 260,000 tokens with their merges take 20 MB, in arrays of 600,000 values.
-_LONGEST_HEADER = 100_000_000
-_MOST_VALUES = 1 << 22
-_MOST_AXES = 4
-# The types of single values; strings and arrays have numbers of their own.
+_MAX_HEADER = 100_000_000
+_MAX_VALUES = 1 << 22
+_MAX_AXES = 4
+# NumPy dtypes of scalar values by type id; strings and arrays have separate type ids.
 _NUMBERS = {
     0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "u1", 10: "u8", 11: "i8",
     12: "f8",
 }  # fmt: skip
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
-
-# How the bytes of a number are ordered.
+# Byte order of a number.
 Order = Literal["<", ">"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies.
+class TensorEntry:
+    """The header entry of a tensor.
 
     Attributes:
         path: the file.
-        name: as llama.cpp has it.
-        kind: how its values are stored.
-        shape: the slowest axis first, as NumPy has it.
-        offset: of its first byte in the file.
-        nbytes: its size there.
-        order: of the bytes of a number, "<" or ">".
+        name: llama.cpp's name of the tensor.
+        kind: the quantisation of its values.
+        shape: in NumPy's order, the slowest axis first.
+        offset: offset of its first byte in the file.
+        nbytes: its size in the file.
+        order: byte order of its numbers.
     """
 
     path: Path
@@ -57,11 +56,11 @@ class Entry:
     order: Order
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
     """The metadata of a file, and its tensors by name.
 
     Raises:
-        UserError: the file is missing, cut off, damaged, or no GGUF.
+        UserError: the file is missing, truncated, damaged, or not GGUF.
     """
     try:
         with path.open("rb") as file:
@@ -76,25 +75,25 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
 
 
 class _Cursor:
-    """Reads a header from its start; `tensors` and `values` are the two counts that it gives."""
+    """Reads a header sequentially; `tensors` and `values` are the counts at its start."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = file.seek(0, 2)
-        self._end = min(self.size, _LONGEST_HEADER)
+        self._end = min(self.size, _MAX_HEADER)
         file.seek(0)
         if self.take(4) != _MAGIC:
             raise ValueError("it does not begin with GGUF")
         version = self.take(4)
-        # The version is a small number, so its zeros tell the order of bytes.
+        # The version is a small number, so the position of its zeros gives the byte order.
         self.order: Order = ">" if version.startswith(b"\0\0") else "<"
         (number,) = struct.unpack(f"{self.order}I", version)
         if number not in _VERSIONS:
-            raise ValueError(f"it is of version {number}, which is not known")
+            raise ValueError(f"its version {number} is unknown")
         self.tensors, self.values = self.number(10), self.number(10)
 
     @property
-    def place(self) -> int:
+    def position(self) -> int:
         return self._file.tell()
 
     def take(self, count: int) -> bytes:
@@ -107,7 +106,7 @@ class _Cursor:
 
     def numbers(self, kind: int, count: int) -> list[Any]:
         if kind not in _NUMBERS:
-            raise ValueError(f"it holds a value of type {kind}, which is not known")
+            raise ValueError(f"it holds a value of unknown type {kind}")
         dtype = np.dtype(_NUMBERS[kind]).newbyteorder(self.order)
         found = np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
         return [bool(value) for value in found] if kind == _BOOL else found
@@ -122,7 +121,7 @@ class _Cursor:
         if kind != _ARRAY:
             return self.number(kind)
         kind, count = self.number(4), self.number(10)
-        if count > _MOST_VALUES:
+        if count > _MAX_VALUES:
             raise ValueError(f"it holds an array of {count:,} values")
         if kind == _STRING:
             return [self.string() for _ in range(count)]
@@ -134,22 +133,22 @@ def _metadata(cursor: _Cursor) -> dict[str, Any]:
     for _ in range(cursor.values):
         key = cursor.string()
         if key in metadata:
-            raise ValueError(f"the key {key!r} stands in it twice")
+            raise ValueError(f"it has the key {key!r} twice")
         metadata[key] = cursor.value()
     return metadata
 
 
-def _entries(path: Path, cursor: _Cursor, metadata: dict[str, Any]) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
+def _entries(path: Path, cursor: _Cursor, metadata: dict[str, Any]) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
     for _ in range(cursor.tensors):
         entry = _entry(path, cursor)
         if entry.name in entries:
-            raise ValueError(f"the tensor {entry.name!r} stands in it twice")
+            raise ValueError(f"it has the tensor {entry.name!r} twice")
         entries[entry.name] = entry
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"its alignment is {alignment!r}")
-    start = math.ceil(cursor.place / alignment) * alignment
+    start = math.ceil(cursor.position / alignment) * alignment
     end = start
     for entry in sorted(entries.values(), key=lambda entry: entry.offset):
         first = start + entry.offset
@@ -161,15 +160,15 @@ def _entries(path: Path, cursor: _Cursor, metadata: dict[str, Any]) -> dict[str,
     return {name: replace(entry, offset=start + entry.offset) for name, entry in entries.items()}
 
 
-def _entry(path: Path, cursor: _Cursor) -> Entry:
-    """The description of a tensor; its offset is still that within the data."""
+def _entry(path: Path, cursor: _Cursor) -> TensorEntry:
+    """Reads the entry of a tensor; its offset is still relative to the data."""
     name, axes = cursor.string(), cursor.number(4)
-    if not 1 <= axes <= _MOST_AXES:
+    if not 1 <= axes <= _MAX_AXES:
         raise ValueError(f"the tensor {name!r} has {axes} axes")
-    shape = tuple(cursor.numbers(10, axes)[::-1])  # GGUF names the fastest axis first
+    shape = tuple(cursor.numbers(10, axes)[::-1])  # GGUF has the fastest axis first
     kind = gguf.GGMLQuantizationType(cursor.number(4))
     block, size = gguf.GGML_QUANT_SIZES[kind]
     if not all(shape) or shape[-1] % block:
         raise ValueError(f"the tensor {name!r} has shape {shape}, stored as {kind.name}")
     nbytes = math.prod(shape) // block * size
-    return Entry(path, name, kind, shape, cursor.number(10), nbytes, cursor.order)
+    return TensorEntry(path, name, kind, shape, cursor.number(10), nbytes, cursor.order)

@@ -1,8 +1,8 @@
-"""A `config.json` of Hugging Face ↔ LlamaConfig.
+"""Conversion between a Hugging Face `config.json` and a LlamaConfig.
 
-Newer files keep the rotary settings in `rope_parameters`, older ones in `rope_theta` and
-`rope_scaling`; both are read, the older keys are written, which every version of transformers
-understands.
+Newer files have the rotary settings in `rope_parameters`, older ones in `rope_theta` and
+`rope_scaling`. Both are read; the older keys are written, as every version of transformers supports
+them.
 """
 
 from pathlib import Path
@@ -29,14 +29,14 @@ from palr_jax.llm.config import (
     PositiveFloat,
 )
 
-# What transformers takes for a Mistral whose config does not say.
+# The default of transformers for a Mistral config without a window.
 _MISTRAL_WINDOW = 4096
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 class _Rope(BaseModel):
-    """The settings of RoPE, in a place of their own."""
+    """The nested settings of RoPE."""
 
     rope_theta: PositiveFloat | None = None
     rope_type: StrictStr | None = None
@@ -51,12 +51,12 @@ class _Rope(BaseModel):
     @classmethod
     def _of_all_layers(cls, value: Any) -> Any:
         if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
-            raise ValueError("settings of their own for some layers are not supported")
+            raise ValueError("different settings per layer are not supported")
         return value
 
 
 class _Content(BaseModel):
-    """What a `config.json` says of the computation."""
+    """The keys of a `config.json` that affect the computation."""
 
     model_type: StrictStr | None = None
     architectures: list[StrictStr] | None = None
@@ -90,9 +90,9 @@ def read_config(path: Path) -> LlamaConfig:
     """Reads a `config.json`.
 
     Raises:
-        UserError: it is missing or damaged, lacks a key, has a value of another kind, or asks for
-            something that Llama does not do (biases, a sliding window, experts, another scaling
-            of RoPE, another activation or architecture).
+        UserError: it is missing or damaged, lacks a key, has a value of the wrong type, or needs a
+            feature that Llama does not support (biases, a sliding window, experts, another RoPE
+            scaling, another activation or architecture).
     """
     if not path.exists():
         raise UserError(f"{path} is missing: name a folder with config.json and safetensors")
@@ -100,7 +100,7 @@ def read_config(path: Path) -> LlamaConfig:
 
 
 def from_hf(hf: dict[str, Any], where: str) -> LlamaConfig:
-    """The shape that the content of a `config.json` describes; `where` stands in errors.
+    """The shape that the content of a `config.json` describes; `where` names it in errors.
 
     Raises:
         UserError: as `read_config`.
@@ -170,7 +170,7 @@ def to_hf(
 
 
 def _refuse_other_models(hf: dict[str, Any], where: str) -> None:
-    """Says so where the config is of another kind of model, whose keys may be others too."""
+    """Refuses other kinds of models first, as their configs may have different keys."""
     kind, architectures = hf.get("model_type"), hf.get("architectures")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         raise _unsupported(f"model_type {kind!r}", where)
@@ -204,7 +204,7 @@ def _has_window(content: _Content) -> bool:
         return True
     if "sliding_window" in content.model_fields_set:
         return content.sliding_window is not None and content.use_sliding_window is not False
-    # A Mistral that does not say has a window, which acts only on sequences longer than it.
+    # Without the key a Mistral has the default window, which affects only longer sequences.
     return content.model_type == "mistral" and content.max_position_embeddings > _MISTRAL_WINDOW
 
 

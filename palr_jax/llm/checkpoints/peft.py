@@ -1,6 +1,6 @@
 """LoRA adapters in the format of PEFT: `adapter_config.json`, `adapter_model.safetensors`.
 
-Shapes: L layers, I inputs, O outputs, R rank.
+Shapes: I inputs, O outputs, R rank.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from palr_jax.llm.config import LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 
 _TENSORS = "adapter_model.safetensors"
-# Without this prefix PEFT finds no tensor and leaves its B at zero, without a word.
+# Without this prefix PEFT finds no tensors and silently leaves B at zero.
 _PREFIX = "base_model.model.model.layers"
-# The key in the file's metadata that names the base; other tools pass over it.
+# The metadata key with the fingerprint of the base; other tools ignore it.
 _BASE = "palr_jax.base"
 _NAMES = re.compile(
     rf"{re.escape(_PREFIX)}\.(\d{{1,9}})\.(\w+\.\w+)\.lora_([AB])\.weight", re.ASCII
@@ -38,10 +38,10 @@ def write_adapter(model: Llama, lora: LoRAConfig, base: str, folder: Path) -> No
     """Writes the adapters of a model.
 
     Args:
-        model: carries adapters made from `lora`.
+        model: a model whose adapters were made from `lora`.
         lora: their rank, alpha, dropout and targets.
-        base: where PEFT finds the weights that the adapters belong to.
-        folder: gets the two files.
+        base: the path or hub name of the weights that the adapters belong to.
+        folder: the output folder.
     """
     config = {
         "peft_type": "LORA",
@@ -84,13 +84,13 @@ def read_lora(folder: Path) -> LoRAConfig:
 
 
 def load_adapter(model: Llama, lora: LoRAConfig, folder: Path) -> None:
-    """Puts an adapter into a model that was made with `read_lora(folder)`.
+    """Loads an adapter into a model that was made with `read_lora(folder)`.
 
-    Linears that the adapter passes over (it may be for some layers only) get one of zeros.
+    An adapter may cover some layers only; the adapters of the other linears are set to zero.
 
     Raises:
-        UserError: the adapter was made for another base: its tensors are missing, of another
-            shape, or it says so itself.
+        UserError: the adapter was made for another base: tensors are missing or have another
+            shape, or the fingerprint of the base differs.
     """
     config = read_peft_config(folder)
     tensors, metadata = safetensors_file.read_header(_file(folder))
@@ -113,7 +113,7 @@ def load_adapter(model: Llama, lora: LoRAConfig, folder: Path) -> None:
 
 
 def fingerprint(model: Llama) -> str:
-    """A short name for base weights, the same in float32 and in bfloat16."""
+    """A short fingerprint of base weights, the same in float32 and in bfloat16."""
     parts = [
         model.embedding_VD[...][:1024],
         model.norm.weight_D[...],
@@ -127,7 +127,7 @@ def fingerprint(model: Llama) -> str:
 
 
 def has_adapters(model: Llama) -> bool:
-    """Whether a model carries adapters."""
+    """Whether a model has adapters."""
     return bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
 
 
@@ -135,21 +135,21 @@ def _file(folder: Path) -> Path:
     if not (folder / _TENSORS).exists() and (folder / "adapter_model.bin").exists():
         raise UserError(
             f"{folder / 'adapter_model.bin'} is a pickle, which can run any code when it is "
-            "opened; convert it where you trust it: peft's "
+            "opened; if you trust it, convert it: peft's "
             "PeftModel.from_pretrained(BASE, OLD).save_pretrained(NEW)"
         )
     return folder / _TENSORS
 
 
 def _linear(name: str, folder: Path) -> tuple[int, Target, str]:
-    """The layer, the linear and the letter that a tensor's name tells."""
+    """Parses the name of a tensor: its layer, linear, and "A" or "B"."""
     match = _NAMES.fullmatch(name)
     targets = [target for target, module in LINEARS.items() if match and match[2] == module]
     if match is None or not targets:
         raise UserError(
-            f"{folder}: tensor {name} belongs to no linear of a LLaMA's layers, which alone get "
-            "adapters here: merge the adapter with peft's merge_and_unload(), save the result and "
-            "name that as the weights"
+            f"{folder}: tensor {name} belongs to no linear of a LLaMA's layers; other adapters are "
+            "not supported: merge the adapter with peft's merge_and_unload(), save the result and "
+            "use that as the weights"
         )
     return int(match[1]), targets[0], match[3]
 
@@ -158,7 +158,7 @@ def _check_fit(tensors: Mapping[str, Stored], expected: Mapping[str, Stored], fo
     for name, tensor in tensors.items():
         if name not in expected:
             raise UserError(
-                f"{folder} is an adapter for another base: tensor {name} has no place in this one"
+                f"{folder} is an adapter for another base: tensor {name} is not in this one"
             )
         if tensor.shape != expected[name].shape:
             raise UserError(
@@ -170,7 +170,7 @@ def _check_fit(tensors: Mapping[str, Stored], expected: Mapping[str, Stored], fo
 def _check_whole(
     tensors: Mapping[str, Stored], config: PeftConfig, num_layers: int, folder: Path
 ) -> None:
-    """Checks that the linears which the config names have both parts, and others both or none."""
+    """Checks that linears in the config have both A and B, and other linears both or neither."""
     for layer in range(num_layers):
         for target, module in LINEARS.items():
             names = [_name(layer, target, letter) for letter in "AB"]
@@ -188,16 +188,16 @@ def _name(layer: int, target: Target, letter: str) -> str:
 
 
 def _tensors(model: Llama, lora: LoRAConfig) -> Iterator[tuple[str, Stored]]:
-    """Every tensor of the adapters; PEFT keeps A as [R, I] and B as [O, R]."""
+    """Yields the tensors of the adapters; PEFT stores A as [R, I] and B as [O, R]."""
     for layer in range(model.config.num_layers):
         for target in lora.targets:
             linear: Any = getattr(model.layers, target)
             for parameter, letter in ((linear.lora_a_IR, "A"), (linear.lora_b_RO, "B")):
                 _, rows, columns = parameter.shape
-                read = partial(_read, parameter, layer)
+                read = partial(_read_layer, parameter, layer)
                 stored = Stored((columns, rows), np.dtype(np.float32), read)
                 yield _name(layer, target, letter), stored
 
 
-def _read(parameter: Any, layer: int) -> np.ndarray:
+def _read_layer(parameter: Any, layer: int) -> np.ndarray:
     return np.asarray(parameter[...][layer]).T

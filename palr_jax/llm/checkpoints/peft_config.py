@@ -1,7 +1,7 @@
-"""The `adapter_config.json` of a PEFT adapter: plain LoRA or nothing.
+"""The `adapter_config.json` of a PEFT adapter; only plain LoRA is supported.
 
-PEFT knows dozens of settings, most of which change what an adapter computes, or the weights
-beneath it. So a setting is refused unless it is known to change neither, or is switched off.
+PEFT has dozens of settings, most of which change what an adapter computes, or the base weights. So
+a setting is refused unless it is known to change neither, or is off.
 """
 
 import math
@@ -17,8 +17,8 @@ from palr_jax.llm.config import Positive, PositiveFloat
 
 NAME = "adapter_config.json"
 
-# What changes nothing here, whatever it says: where things come from, how training began, and
-# which linears have adapters, which the tensors tell as well.
+# Settings that are safe to ignore: origins, initialisation, and which linears have adapters, which
+# also follows from the tensors.
 _HARMLESS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
@@ -26,11 +26,11 @@ _HARMLESS = frozenset(
         "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
         "qalora_group_size", "r", "revision", "runtime_config", "target_modules", "task_type",
         "use_rslora",
-        # PEFT itself sets it to false for the linears of a LLaMA.
+        # PEFT sets it to false for the linears of a LLaMA.
         "fan_in_fan_out",
     }
 )  # fmt: skip
-# Starts that leave the weights beneath the adapter as they are.
+# Initialisations that do not change the base weights.
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 
 
@@ -46,15 +46,15 @@ class _Content(BaseModel):
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What an adapter's config says about its computation.
+    """The settings of an adapter that affect its computation.
 
     Attributes:
         rank: r.
-        alpha: the update is scaled by alpha / rank, also where PEFT scales it otherwise.
-        dropout: share of an adapter's inputs that is set to zero in training.
-        targets: endings of the names of linears; None where the config leaves it to an expression.
-        excluded: endings of the names of linears that have no adapter all the same.
-        layers: which layers; None for all.
+        alpha: the update is scaled by alpha / rank, also if PEFT uses another formula.
+        dropout: dropout rate of an adapter's inputs in training.
+        targets: suffixes of the names of linears; None if the config has a regular expression.
+        excluded: suffixes of the names of linears that are exempt from `targets`.
+        layers: the layers with adapters; None for all.
     """
 
     rank: int
@@ -65,7 +65,7 @@ class PeftConfig:
     layers: tuple[int, ...] | None
 
     def demands(self, layer: int, module: str) -> bool:
-        """Whether a linear of a layer surely has an adapter, so that its tensors must be there."""
+        """Whether a linear of a layer must have an adapter by the config."""
         if self.targets is None or (self.layers is not None and layer not in self.layers):
             return False
         return _ends(module, self.targets) and not _ends(module, self.excluded)
@@ -114,7 +114,7 @@ def _refuse_unsupported(values: dict[str, Any], path: Path) -> None:
     if start and start is not True and start not in _PLAIN_STARTS:
         raise UserError(
             f"{path}: init_lora_weights {start!r} is not supported, as it changes the weights "
-            "beneath the adapter; save it as plain LoRA (peft: "
+            "of the base; save it as plain LoRA (peft: "
             "save_pretrained(NEW, path_initial_model_for_weight_conversion=START)) or merge it"
         )
 

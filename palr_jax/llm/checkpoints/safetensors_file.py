@@ -1,9 +1,8 @@
 """Safetensors files, one tensor at a time.
 
-A file is the length of its header (8 bytes, little endian), the header (JSON: name → dtype,
-shape, offsets), and the bytes of the tensors. It is read with plain reads instead of the
-`safetensors` package, which maps whole files into memory, where they count as resident, and
-writes from a dict that holds all tensors at once.
+A file consists of the length of its header (8 bytes, little endian), the header (JSON: name →
+dtype, shape, offsets), and the bytes of the tensors. The `safetensors` package is not used: it maps
+whole files into memory, which counts as resident, and writes from a dict of all tensors.
 """
 
 import json
@@ -27,15 +26,15 @@ _DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-# The format allows no more; a damaged length would ask for any amount of memory.
-_LONGEST_HEADER = 100_000_000
+# The limit of the format. Without it a damaged length could allocate any amount of memory.
+_MAX_HEADER = 100_000_000
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file, not yet read, and its metadata.
+    """The tensors of a file, which are read lazily, and its metadata.
 
     Raises:
-        UserError: the file is missing, cut off, damaged, or holds a type other than floats.
+        UserError: the file is missing, truncated or damaged, or has an unsupported dtype.
     """
     try:
         with path.open("rb") as file:
@@ -45,12 +44,12 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             refuse_pointer(path, start + file.read(64))
             file.seek(8)
             (length,) = struct.unpack("<Q", start)
-            if length > min(size - 8, _LONGEST_HEADER):
+            if length > min(size - 8, _MAX_HEADER):
                 raise ValueError(f"its header takes {length:,} bytes, the file {size:,}")
-            header = json.loads(file.read(length), object_pairs_hook=_once)
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
         metadata = _metadata(header.pop("__metadata__", {}))
         tensors = {name: _entry(path, 8 + length, size, info) for name, info in header.items()}
-        _check_places(header, size - 8 - length)
+        _check_offsets(header, size - 8 - length)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy it again") from None
     except RecursionError:
@@ -67,7 +66,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def write_file(path: Path, tensors: Iterable[tuple[str, Stored]], metadata: dict[str, str]) -> None:
-    """Writes tensors as they come from `read`; never more than one of them is in memory."""
+    """Writes tensors, with at most one of them in memory."""
     entries = list(tensors)
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -86,17 +85,17 @@ def write_file(path: Path, tensors: Iterable[tuple[str, Stored]], metadata: dict
             file.write(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are different from one another, as the format wants it."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are unique, as the format requires."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands in its header twice")
+        raise ValueError("a name occurs twice in its header")
     return found
 
 
 def _metadata(found: Any) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise ValueError("its metadata is more than texts")
+        raise ValueError("its metadata does not map strings to strings")
     return found
 
 
@@ -108,21 +107,21 @@ def _entry(path: Path, start: int, size: int, info: dict[str, Any]) -> Stored:
         raise ValueError(f"it is cut off: {size:,} bytes of at least {start + last:,}")
     count = math.prod(shape)
     if info["dtype"] in _DTYPES and last - first != count * dtype.itemsize:
-        raise ValueError(f"its header gives shape {shape} to {last - first:,} bytes")
-    return Stored(shape, dtype, partial(_read, path, start + first, shape, dtype))
+        raise ValueError(f"its header has shape {shape} for {last - first:,} bytes")
+    return Stored(shape, dtype, partial(_read_tensor, path, start + first, shape, dtype))
 
 
 def _whole(number: Any) -> int:
     if type(number) is not int or number < 0:
-        raise ValueError(f"its header holds {number!r} where a size is due")
+        raise ValueError(f"its header holds {number!r} instead of a size")
     return number
 
 
-def _check_places(header: dict[str, Any], size: int) -> None:
-    """Checks that the tensors lie end to end, as the format wants it, and fill the file."""
-    places = sorted(tuple(info["data_offsets"]) for info in header.values())
+def _check_offsets(header: dict[str, Any], size: int) -> None:
+    """Checks that the tensors are contiguous, as the format requires, and fill the file."""
+    offsets = sorted(tuple(info["data_offsets"]) for info in header.values())
     end = 0
-    for first, last in places:
+    for first, last in offsets:
         if first != end or last < first:
             raise ValueError(f"its tensors overlap or leave a gap at byte {min(first, end):,}")
         end = last
@@ -130,9 +129,9 @@ def _check_places(header: dict[str, Any], size: int) -> None:
         raise ValueError(f"{size - end:,} bytes follow its last tensor")
 
 
-def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _read_tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     count = math.prod(shape)
-    # NumPy reads no bfloat16 from files, so the bytes come first.
+    # NumPy cannot read bfloat16 from files, so bytes are read and reinterpreted.
     data = np.empty(count * dtype.itemsize, np.uint8)
     with path.open("rb") as file:
         file.seek(offset)

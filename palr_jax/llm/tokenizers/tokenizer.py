@@ -1,6 +1,6 @@
-"""What every tokenizer does, and reading the one that lies beside a model.
+"""The interface of tokenizers, and loading the tokenizer of a model.
 
-Two kinds are known, each in a file of its own:
+Two implementations exist:
 
 - `SentencePieceTokenizer(model: bytes, name="tokenizer")`: a `tokenizer.model`;
 - `JsonTokenizer(text: str, begin_ids: Sequence[int], eos_id: int, name="tokenizer.json")`: a
@@ -19,10 +19,10 @@ from palr_jax.llm.tokenizers.sentencepiece_tokenizer import SentencePieceTokeniz
 
 
 class Tokenizer(Protocol):
-    """Turns one segment of text into token ids, the same ids wherever the segment stands.
+    """Encodes a segment of text as token ids that do not depend on the surrounding text.
 
-    The ids of two segments end to end decode to the texts of both end to end. What begins a
-    prompt and what ends a label are the model's own rules; neither is ever read out of a text.
+    The concatenated ids of two segments decode to the concatenated texts. The tokens that begin a
+    prompt and end a label depend on the model; no text is ever encoded as one of them.
     """
 
     @property
@@ -31,39 +31,39 @@ class Tokenizer(Protocol):
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """The tokens that begin a prompt; some models have none."""
+        """The tokens that begin a prompt; may be empty."""
 
     @property
     def eos_id(self) -> int:
         """The token that ends a label."""
 
     def special_id(self, token: str) -> int | None:
-        """The id of a special token such as "<|im_start|>", None if there is none."""
+        """The id of a special token such as "<|im_start|>"; None if it does not exist."""
 
     def encode(self, segment: str) -> np.ndarray:
         """The token ids of one segment, int32 [T], without begin or end tokens."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; begin and end tokens vanish."""
+        """The text of token ids; begin and end tokens are removed."""
 
     def below(self, size: int) -> "Tokenizer":
-        """The same tokenizer without the added tokens from number `size` on.
+        """The same tokenizer without the added tokens whose ids are at least `size`.
 
         Raises:
             UserError: one of them begins a prompt or ends a label.
         """
 
     def files(self) -> Mapping[str, bytes]:
-        """The files, by name, from which `load_tokenizer` makes this tokenizer again."""
+        """The files by name; `load_tokenizer` restores this tokenizer from them."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a `tokenizer.model`, a `tokenizer.json`, or the one of them that lies in a folder.
+    """Loads a `tokenizer.model`, a `tokenizer.json`, or a folder with one of them.
 
-    A folder that holds both gives its `tokenizer.model`, which needs no extra package.
+    In a folder with both, `tokenizer.model` is used, as it needs no extra package.
 
     Raises:
-        UserError: there is none, it is damaged or of another kind, it lacks a needed token, or
+        UserError: the file is missing, damaged or of another kind, it lacks a required token, or
             the package for it is not installed.
     """
     if not path.exists():

@@ -24,7 +24,7 @@ _NAMES = {
 
 
 def name_of(hf_name: str) -> str:
-    """What llama.cpp calls a tensor."""
+    """llama.cpp's name of a tensor."""
     stem = hf_name.removesuffix(".weight")
     if stem in _NAMES:
         return f"{_NAMES[stem]}.weight"
@@ -33,7 +33,7 @@ def name_of(hf_name: str) -> str:
 
 
 def permute(value: np.ndarray, heads: int) -> np.ndarray:
-    """The order of rows that llama.cpp wants for queries and keys."""
+    """The order of the rows of queries and keys in llama.cpp."""
     rows, columns = value.shape
     halves = value.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)
@@ -82,7 +82,7 @@ def write_gguf(
 
 
 def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Adds a value of the metadata by its Python type."""
+    """Adds a metadata value by its Python type."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -1,9 +1,9 @@
-"""Measures the memory that loading a fake checkpoint takes, in a process of its own.
+"""Measures the memory that loading a synthetic checkpoint takes, in a separate process.
 
     python -m tests.llm.checkpoints.import_memory LAYERS DIM FFN [DTYPE]
 
 Prints JSON, in bytes: `arrays` (the parameters), `tensor` (the largest tensor of the checkpoint as
-it is stored), `above` (the peak of resident memory above what was there before plus the arrays).
+it is stored), `above` (the peak of resident memory minus the memory before and the arrays).
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from palr_jax.llm.checkpoints.hf_config import to_hf
-from palr_jax.llm.checkpoints.loading import read
+from palr_jax.llm.checkpoints.loading import read_checkpoint
 from palr_jax.llm.checkpoints.safetensors_file import write_file
 from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.checkpoints.weights import base_parameters, tensor_name
@@ -29,13 +29,13 @@ def write_fake(folder: Path, config: LlamaConfig) -> int:
     """Writes a bfloat16 checkpoint of this shape and returns the bytes of its largest tensor."""
     tensors = []
     kind = np.dtype(ml_dtypes.bfloat16)
-    for place, shape in base_parameters(config).items():
-        stacked = place[0] == "layers"
+    for path, shape in base_parameters(config).items():
+        stacked = path[0] == "layers"
         one = shape[1:] if stacked else shape
-        one = one[::-1] if place[-1] == "kernel_IO" else one
+        one = one[::-1] if path[-1] == "kernel_IO" else one
         for layer in range(shape[0] if stacked else 1):
             filled = Stored(one, kind, lambda one=one, layer=layer: np.full(one, layer, kind))
-            tensors.append((tensor_name(place, layer), filled))
+            tensors.append((tensor_name(path, layer), filled))
     write_file(folder / "model.safetensors", tensors, {})
     (folder / "config.json").write_text(json.dumps(to_hf(config)))
     return max(tensor.nbytes for _, tensor in tensors)
@@ -56,16 +56,16 @@ def main(layers: int, dim: int, ffn: int, dtype: str = "bfloat16") -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         tensor = write_fake(Path(folder), config)
-        read(Path(folder), dtype)  # compiles what there is to compile
+        read_checkpoint(Path(folder), dtype)  # compiles all programs
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what the first load has freed goes back
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        arrays = jax.block_until_ready(read(Path(folder), dtype).arrays)
+        arrays = jax.block_until_ready(read_checkpoint(Path(folder), dtype).arrays)
         peak = status("VmHWM")
     size = sum(array.nbytes for array in arrays.values())
-    for place, array in arrays.items():
-        if place[0] == "layers":
+    for path, array in arrays.items():
+        if path[0] == "layers":
             assert [float(array[layer].max()) for layer in range(layers)] == list(range(layers))
     print(json.dumps({"arrays": size, "tensor": tensor, "above": peak - before - size}))
 

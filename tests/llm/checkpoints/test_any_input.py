@@ -1,4 +1,4 @@
-"""Whatever a file holds, a reader gives a result or one line that says what is wrong."""
+"""With any content of a file, a reader returns a result or raises a one-line error."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ DEEP = b"[" * 100_000
 
 
 def outcome(read: Callable[[], Any]) -> None:
-    """Runs a reader; it may refuse in one line, and may not do anything else."""
+    """Runs a reader; it may raise a one-line error and no other."""
     message = "read"
     try:
         read()
@@ -56,17 +56,17 @@ def outcome(read: Callable[[], Any]) -> None:
 
 
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
-    """Any bytes, and a whole file with some bytes changed, taken out or put in."""
-    place, piece = st.integers(0, len(whole)), st.binary(max_size=12)
+    """Any bytes, and a valid file with some bytes changed, removed or inserted."""
+    index, piece = st.integers(0, len(whole)), st.binary(max_size=12)
     spliced = st.builds(
         lambda first, length, new: whole[:first] + new + whole[first + length :],
-        place, st.sampled_from([0, 1, 2, 4, 8, len(whole)]), piece,
+        index, st.sampled_from([0, 1, 2, 4, 8, len(whole)]), piece,
     )  # fmt: skip
     return st.binary(max_size=60) | spliced | st.just(DEEP)
 
 
 def changed(whole: Any) -> st.SearchStrategy[Any]:
-    """A value of JSON with a part of it, however deep, replaced or taken out."""
+    """A JSON value with a part of it, at any depth, replaced or removed."""
     return st.tuples(st.randoms(use_true_random=False), VALUES, st.booleans()).map(
         lambda drawn: _change(json.loads(json.dumps(whole)), *drawn)
     )
@@ -212,8 +212,8 @@ def test_any_sentencepiece_model(content: bytes, tmp_path: Path) -> None:
     outcome(lambda: tokenized(tmp_path))
 
 
-def beside() -> st.SearchStrategy[dict[str, bytes]]:
-    """The small files beside a tokenizer, one of them changed."""
+def small_files() -> st.SearchStrategy[dict[str, bytes]]:
+    """The small files next to a tokenizer, one of them changed."""
     token = {"content": "<|end|>", "special": True, "lstrip": False}
     whole: dict[str, Any] = {
         "tokenizer_config.json": {"add_bos_token": False, "eos_token": "</s>", "unk_token": "<unk>",
@@ -235,7 +235,7 @@ def beside() -> st.SearchStrategy[dict[str, bytes]]:
 
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
 @MANY
-@given(files=beside())
+@given(files=small_files())
 def test_any_files_beside_a_tokenizer(kind: str, files: dict[str, bytes], tmp_path: Path) -> None:
     own = SENTENCEPIECE if kind == "tokenizer.model" else spaced().encode()
     for name, content in {kind: own, **files}.items():

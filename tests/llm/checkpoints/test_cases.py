@@ -1,6 +1,6 @@
-"""Folders as people have reported them: each loads to the logits of transformers, or says why not.
+"""Folders that users reported: each loads with the logits of transformers, or is refused.
 
-They lie in `shared/cases` beside the checkout, and these tests are skipped without them.
+They are in `shared/cases` next to the checkout; without it these tests are skipped.
 """
 
 import jax.numpy as jnp

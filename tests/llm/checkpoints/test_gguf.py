@@ -81,7 +81,7 @@ def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) 
         ({"llama.expert_count": 8}, "expert_count is not supported"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window is not supported"),
         ({"llama.rope.scaling.type": "yarn"}, "rope type 'yarn' is not supported"),
-        ({"llama.rope.dimension_count": 8}, "not rotated as a whole"),
+        ({"llama.rope.dimension_count": 8}, "partially rotated"),
         ({"tokenizer.ggml.model": "bert"}, "the kind 'bert' is not supported"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
           "tokenizer.ggml.eos_token_id": 0}, "the pre-tokenizer 'qwen2' is not supported"),
@@ -100,7 +100,7 @@ def test_what_is_not_a_plain_llama_is_refused_by_name(
 
 def test_a_bias_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m", TYPES.F32, extra={"blk.0.attn_q.bias": np.ones(64, np.float32)})
-    with pytest.raises(UserError, match=r"blk.0.attn_q.bias has no place in a plain LLaMA"):
+    with pytest.raises(UserError, match=r"blk.0.attn_q.bias is not part of a plain LLaMA"):
         llm.load(tmp_path / "m")
 
 
@@ -122,7 +122,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 
 
 def byte_level(steps: list, whole_words: bool) -> tokenizers.Tokenizer:
-    """A tokenizer as its makers define it, trained on titles."""
+    """A tokenizer in its original format, trained on titles."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=whole_words))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -136,7 +136,7 @@ def byte_level(steps: list, whole_words: bool) -> tokenizers.Tokenizer:
 
 
 def metadata_of(made: tokenizers.Tokenizer, pre: str) -> dict:
-    """What llama.cpp's converter writes for it."""
+    """The metadata that llama.cpp's converter writes for it."""
     vocabulary = made.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     merges = [" ".join(merge) for merge in json.loads(made.to_str())["model"]["merges"]]
@@ -224,7 +224,7 @@ def test_the_tokenizer_of_a_file_comes_with_its_model(tmp_path: Path) -> None:
     assert tokenizer.encode("Léon").tolist() == made.encode("Léon").ids
     write_gguf(tmp_path / "n", TYPES.Q8_0, {**config, "vocab_size": 200},
                metadata_of(made, "smollm"))  # fmt: skip
-    with pytest.raises(UserError, match="the model knows 200: the files are of two models"):
+    with pytest.raises(UserError, match="the model has 200: the files belong to different models"):
         llm.load(tmp_path / "n")
 
 
@@ -285,7 +285,7 @@ def write_gguf_numbers(path: Path, config: dict) -> Path:
 
 
 def test_a_type_of_scaling_decides_over_its_factor(tmp_path: Path) -> None:
-    """As in llama.cpp: without a type a factor is linear, with the type none it is nothing."""
+    """As in llama.cpp: without a type a factor is linear; with the type none it is ignored."""
     for number, (changes, expected) in enumerate(
         [
             ({"rope.scaling.factor": 4.0}, LinearScaling(4.0)),
@@ -337,7 +337,7 @@ def test_a_model_in_several_files_is_read_as_one(tmp_path: Path) -> None:
         llm.load(first)
     second.rename(third)
     renamed.rename(second)
-    with pytest.raises(UserError, match="is no part of the same model"):
+    with pytest.raises(UserError, match="does not belong to the same model"):
         llm.load(first)
     first.rename(tmp_path / "first.gguf")
     with pytest.raises(UserError, match=r"should be named NAME-00001-of-00003.gguf"):
@@ -379,7 +379,7 @@ SPM = {
         ({"token_type": [1]}, "token_type has 1 values for 259 tokens"),
         ({"tokens": []}, "tokens: List should have at least 1 item"),
         ({"tokens": 7}, "tokens: Input should be a valid list"),
-        ({"tokens": ["<unk>"] * 259}, "a token stands twice"),
+        ({"tokens": ["<unk>"] * 259}, "a token occurs twice"),
         ({"eos_token_id": 259}, "eos_token_id is 259, of 259 tokens"),
         ({"eos_token_id": -1}, "eos_token_id is -1"),
         ({"bos_token_id": "<s>"}, "bos_token_id: Input should be a valid integer"),
@@ -387,7 +387,7 @@ SPM = {
         ({"scores": [float("nan")] * 259}, "scores.0: Input should be a finite number"),
         ({"model": ["llama"]}, "of the kind .'llama'. is not supported"),
         ({"model": "gpt2"}, "lacks the key tokenizer.ggml.merges"),
-        ({"model": "gpt2", "merges": ["ab"]}, "merges holds 'ab', which is no pair"),
+        ({"model": "gpt2", "merges": ["ab"]}, "merges holds 'ab', not a pair"),
         ({"model": "gpt2", "merges": []}, "lacks the key tokenizer.ggml.eos_token_id"),
         ({"model": "gpt2", "pre": ["smollm"]}, "the pre-tokenizer .'smollm'. is not supported"),
     ],

@@ -1,4 +1,4 @@
-"""Headers of GGUF files that say what cannot be: refused before memory or time is spent on it."""
+"""Impossible headers of GGUF files are refused before memory or time is spent."""
 
 import struct
 import time
@@ -50,7 +50,7 @@ DAMAGED = {
     "2^60 tensors": header(tensors=2**60) + bytes(10**6),
     "a string of 2^60": header(values=1) + U64.pack(2**60) + bytes(64),
     "a string of 2^64-1": header(values=1) + U64.pack(2**64 - 1) + bytes(64),
-    "a type that is none": header(values=1) + text("k") + U32.pack(99) + bytes(64),
+    "an unknown type": header(values=1) + text("k") + U32.pack(99) + bytes(64),
     "a key twice": header(values=2) + (text("k") + U32.pack(4) + U32.pack(1)) * 2,
     "not UTF-8": header(values=1) + U64.pack(2) + b"\xff\xfe" + bytes(64),
     "alignment": header(values=1) + text("general.alignment") + U32.pack(4) + U32.pack(3),
@@ -58,7 +58,7 @@ DAMAGED = {
     "many axes": header(tensors=1) + text("t") + U32.pack(2**31) + bytes(64),
     "an axis of 2^60": padded(header(tensors=1) + tensor("t", (2**60, 2)), 64),
     "an axis of 0": padded(header(tensors=1) + tensor("t", (0, 2)), 64),
-    "a kind that is none": padded(header(tensors=1) + tensor("t", (2,), kind=999), 64),
+    "an unknown quantisation": padded(header(tensors=1) + tensor("t", (2,), kind=999), 64),
     "half a block": padded(header(tensors=1) + tensor("t", (7,), kind=8), 64),
     "cut off": padded(header(tensors=1) + tensor("t", (100,)), 64),
     "an offset beyond": padded(header(tensors=1) + tensor("t", (2,), offset=2**63), 64),

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from palr_jax import llm
 from palr_jax.errors import UserError
-from palr_jax.llm.axes import compute_over
 from palr_jax.llm.checkpoints.loading import import_weights
+from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.parallel.config import MeshConfig
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """The one line that says why `path` cannot be loaded; importing it leaves nothing behind."""
+    """The one-line reason why `path` cannot be loaded; importing it leaves no files."""
     with pytest.raises(UserError) as error:
         llm.load(path)
     assert "\n" not in str(error.value)
@@ -139,7 +139,7 @@ def test_an_old_table_and_a_tied_head_are_passed_over(tmp_path: Path) -> None:
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: Input should be a valid boolean"),
         ({"intermediate_size": 2.5}, "intermediate_size: Input should be a valid integer"),
         ({"num_hidden_layers": 4}, "tensor model.layers.3.input_layernorm.weight is missing"),
-        ({"num_hidden_layers": 2}, "has no place in a plain LLaMA"),
+        ({"num_hidden_layers": 2}, "is not part of a plain LLaMA"),
         ({"tie_word_embeddings": False, "vocab_size": 64, "num_attention_heads": 2},
          "self_attn.k_proj.weight has shape (8, 16)"),
     ],
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, change: dict, compla
     "change",
     [
         {"sliding_window": 4096},
-        # What transformers takes for a Mistral that does not say.
+        # The default of transformers for a Mistral without the key.
         {"sliding_window": "absent", "max_position_embeddings": 32768},
     ],
 )
@@ -169,7 +169,7 @@ def test_a_sliding_window_is_refused(tmp_path: Path, change: dict) -> None:
 def test_a_bias_in_the_weights_is_refused(folder: Path) -> None:
     values = tensors(LLAMA3) | {"model.layers.0.self_attn.q_proj.bias": np.ones(16, np.float32)}
     save_file(values, folder / "model.safetensors")
-    assert "q_proj.bias has no place in a plain LLaMA" in refusal(folder)
+    assert "q_proj.bias is not part of a plain LLaMA" in refusal(folder)
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
@@ -219,10 +219,10 @@ def test_the_tokenizer_must_have_the_size_of_the_model(folder: Path) -> None:
     for name, content in tokenizer.files().items():
         (folder / name).write_bytes(content)
     message = refusal(folder)
-    assert f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows 64" in message
+    assert f"the tokenizer has {tokenizer.vocab_size} tokens, the model has 64" in message
     rewrite(folder, {"vocab_size": 4096})
     save_file(tensors({**LLAMA3, "vocab_size": 4096}), folder / "model.safetensors")
-    assert "the model knows 4,096" in refusal(folder)
+    assert "the model has 4,096" in refusal(folder)
     rewrite(folder, {"vocab_size": tokenizer.vocab_size + 3})  # padded for the devices
     save_file(
         tensors({**LLAMA3, "vocab_size": tokenizer.vocab_size + 3}), folder / "model.safetensors"
@@ -267,7 +267,7 @@ def test_a_damaged_config_is_one_line(folder: Path, content: bytes, complaint: s
 @pytest.mark.parametrize(
     ("weight_map", "complaint"),
     [
-        ({"a": "../other.safetensors"}, "names '../other.safetensors', which is no file beside"),
+        ({"a": "../other.safetensors"}, "names '../other.safetensors', not a file in its folder"),
         ({"a": "/etc/passwd"}, "names '/etc/passwd'"),
         ({"a": 3}, "weight_map.a: Input should be a valid string"),
         ({}, "names no file"),

@@ -1,4 +1,4 @@
-"""Imported checkpoints: nothing is lost on the way in, out and in again; memory stays small."""
+"""Imported checkpoints: round trips are exact, memory use is small."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from palr_jax import llm
 from palr_jax.cli import main
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints import huggingface
-from palr_jax.llm.checkpoints.loading import read
+from palr_jax.llm.checkpoints.loading import read_checkpoint
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from tests.llm.variants import BF16, VARIANTS, tensors, write_checkpoint
 from tests.locations import ROOT
@@ -23,12 +23,12 @@ from tests.locations import ROOT
 
 def same(one: Path, other: Path) -> None:
     """Two checkpoints hold the same shape, the same bits and the same tokenizer."""
-    first, second = read(one), read(other)
+    first, second = read_checkpoint(one), read_checkpoint(other)
     assert first.config == second.config
     assert first.arrays.keys() == second.arrays.keys()
-    for place, array in first.arrays.items():
-        assert array.dtype == second.arrays[place].dtype
-        np.testing.assert_array_equal(array, second.arrays[place])
+    for path, array in first.arrays.items():
+        assert array.dtype == second.arrays[path].dtype
+        np.testing.assert_array_equal(array, second.arrays[path])
     if first.tokenizer is None:
         assert second.tokenizer is None
     else:
@@ -94,7 +94,7 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path, capsys) -> None:
     (there / "precious").touch()
     for command in (["import-weights", "--from"], ["export", "--weights"]):
         assert main([*command, str(tmp_path / "a"), "--to", str(there)]) == 2
-        assert f"{there} is there already" in capsys.readouterr().err
+        assert f"{there} already exists" in capsys.readouterr().err
     assert [entry.name for entry in there.iterdir()] == ["precious"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "there"]
 
@@ -134,7 +134,7 @@ def test_loading_holds_one_tensor_beside_the_arrays() -> None:
     environment = {"PATH": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
     found = json.loads(done.stdout)
-    # The rest is the allocator's; a second copy of a stack of layers would be 58 MB more, one of
-    # all arrays 290 MB.
+    # The rest is overhead of the allocator; a second copy of a stack of layers would be 58 MB more,
+    # one of all arrays 290 MB.
     assert found["above"] < 2 * found["tensor"] + 40_000_000
     assert found["arrays"] > 290_000_000

@@ -1,4 +1,4 @@
-"""LoRA adapters in and out in PEFT's format."""
+"""Reading and writing LoRA adapters in PEFT's format."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def adapted(base: Path, adapter: Path) -> Llama:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A base and an adapter, as other tools write them."""
+    """A base and an adapter, as written by other tools."""
     write_checkpoint(tmp_path / "base", LLAMA3)
     write_adapter(tmp_path / "adapter", LLAMA3, tmp_path / "base")
     return tmp_path / "base", tmp_path / "adapter"
@@ -63,8 +63,8 @@ def test_an_exported_adapter_is_the_one_that_came_in(
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    there = json.loads((adapter / "adapter_config.json").read_text())
-    assert config | there == config
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    assert config | written == config
     assert (tmp_path / "out" / "tokenizer.model").exists()
     again = adapted(base, tmp_path / "out")(jnp.array(TOKENS))
     np.testing.assert_array_equal(again, model(jnp.array(TOKENS)))
@@ -152,7 +152,7 @@ def test_rslora_has_a_factor_of_its_own(folders: tuple[Path, Path], tmp_path: Pa
     expected = kernel + update(adapter, name, LORA["lora_alpha"] / LORA["r"] ** 0.5)
     model = adapted(base, adapter)
     np.testing.assert_allclose(merged(model, name, tmp_path / "out"), expected, atol=1e-5)
-    # Going out it is an adapter of the usual factor, of the same effect.
+    # It is exported with the usual factor and the same effect.
     export_adapter(model, read_lora(adapter), str(base), TOKENIZER, tmp_path / "again")
     again = adapted(base, tmp_path / "again")
     np.testing.assert_allclose(
@@ -186,8 +186,8 @@ def test_an_adapter_of_some_layers_leaves_the_others_as_they_are(
     written = load_file(tmp_path / "out" / "model.safetensors")
     for name, kernel in load_file(base / "model.safetensors").items():
         part = name.removeprefix("model.layers.").removesuffix(".weight")
-        there = f"base_model.model.model.layers.{part}.lora_A.weight" in load_file(file)
-        expected = kernel + update(adapter, part) if there else kernel
+        lora_a = f"base_model.model.model.layers.{part}.lora_A.weight"
+        expected = kernel + update(adapter, part) if lora_a in load_file(file) else kernel
         np.testing.assert_allclose(written[name], expected, atol=1e-6)
 
 

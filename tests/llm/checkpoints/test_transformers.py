@@ -1,4 +1,4 @@
-"""What leaves here loads in transformers and peft to equal logits, and the other way round.
+"""Exports load in transformers and peft with equal logits, and the other way round.
 
 Needs the extra `bench`. With the path of SmolLM2's GGUF file in the environment variable
 PALR_SMOLLM2_GGUF the same is shown for a real model.

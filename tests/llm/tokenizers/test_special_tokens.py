@@ -1,4 +1,4 @@
-"""Begin, end and added tokens beside a tokenizer's own file, as transformers reads them."""
+"""Begin, end and added tokens in the files next to a tokenizer, as transformers reads them."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ ADDED = {
 
 
 def made(folder: Path, **files: Any) -> Tokenizer:
-    """A tokenizer of the model and of JSON files by their stems."""
+    """A tokenizer from the model and from JSON files by their stems."""
     (folder / "tokenizer.model").write_bytes(OWN.files()["tokenizer.model"])
     for stem, content in files.items():
         (folder / f"{stem}.json").write_text(json.dumps(content))
@@ -71,12 +71,12 @@ def test_added_tokens_are_read_whichever_file_lists_them(files: Any, tmp_path: P
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (SIZE + 3, END)
     assert tokenizer.special_id("<|im_start|>") == START
     assert tokenizer.begin_ids == OWN.begin_ids
-    # A special token is never read out of a text, an added word always is.
+    # Text is never encoded as a special token, and always as an added word.
     ids = tokenizer.encode("Toy Story <|im_end|>").tolist()
     assert WORD in ids
     assert not {START, END} & {*ids}
     assert tokenizer.decode([*ids, END]) == "Toy Story <|im_end|>"
-    # What is written is read as the same.
+    # The written files load as the same tokenizer.
     other = tmp_path / "other"
     other.mkdir()
     for name, content in tokenizer.files().items():
@@ -113,9 +113,9 @@ def test_a_model_of_another_name_has_no_files_of_its_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"eos_token": "<end>"}, "lacks the token '<end>' that the files beside it name"),
+        ({"eos_token": "<end>"}, "lacks the token '<end>' that the files next to it name"),
         ({"added_tokens_decoder": {"5": special("<end>")}}, "token 5 is .* and '<end>' in"),
-        ({"added_tokens_decoder": {str(SIZE): special("</s>")}}, "'</s>' has the number"),
+        ({"added_tokens_decoder": {str(SIZE): special("</s>")}}, "'</s>' has the id"),
         ({"added_tokens_decoder": {str(2**40): special("<end>")}}, "added_tokens_decoder.*less"),
         ({"added_tokens_decoder": {"x": special("<end>")}}, "valid integer"),
         ({"added_tokens_decoder": {"-1": special("<end>")}}, "greater than or equal to 0"),
@@ -132,15 +132,15 @@ def test_what_does_not_go_together_is_one_line(config: Any, complaint: str, tmp_
 
 
 def beyond(kind: str, folder: Path) -> int:
-    """Writes a tokenizer with added tokens that its model, of the returned size, does not know."""
+    """Writes a tokenizer with added tokens beyond its model's vocabulary; returns its size."""
     if kind == "tokenizer.model":
         made(folder, tokenizer_config={"added_tokens_decoder": ADDED})
         return SIZE
     content = json.loads(spaced() if kind == "spaced" else byte_level("<s>"))
     size = 1 + max(content["model"]["vocab"].values())
     content["added_tokens"] += [
-        {"id": size + place, "single_word": False, "rstrip": False, **token}
-        for place, token in enumerate(ADDED.values())
+        {"id": size + number, "single_word": False, "rstrip": False, **token}
+        for number, token in enumerate(ADDED.values())
     ]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
@@ -172,9 +172,7 @@ def test_an_end_token_that_the_model_does_not_know_is_refused(kind: str, tmp_pat
         json.dumps({**config, "eos_token": "<|im_end|>"})
     )
     write_checkpoint(tmp_path, VARIANTS["llama3"] | {"vocab_size": size})
-    with pytest.raises(
-        UserError, match=f"ends texts with token {size + 1}, the model knows {size}"
-    ):
+    with pytest.raises(UserError, match=f"ends texts with token {size + 1}, the model has {size}"):
         llm.load(tmp_path)
 
 
@@ -186,7 +184,7 @@ def test_a_tokenizer_named_beside_the_weights_is_fitted_to_them(
     config = RankerConfig(weights=str(tmp_path / "weights"), tokenizer=str(tmp_path))
     assert make_tokenizer(config, instruct_config, catalog).vocab_size == size
     write_checkpoint(tmp_path / "weights", VARIANTS["llama3"])
-    with pytest.raises(UserError, match="model knows 64: the files are of two models"):
+    with pytest.raises(UserError, match="model has 64: the files belong to different models"):
         make_tokenizer(config, instruct_config, catalog)
 
 

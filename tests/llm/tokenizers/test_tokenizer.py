@@ -23,7 +23,7 @@ SPECIAL = ["<s>", "</s>", "<unk>"]
 
 
 def byte_level(begin: str = "") -> str:
-    """A tokenizer.json as LLaMA 3 and SmolLM2 have it; `begin` stands before every text."""
+    """A tokenizer.json like that of LLaMA 3 and SmolLM2; `begin` precedes every text."""
     pieces = hf.Tokenizer(hf.models.BPE())
     pieces.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = hf.decoders.ByteLevel()
@@ -44,7 +44,7 @@ def byte_level(begin: str = "") -> str:
 
 
 def spaced() -> str:
-    """A tokenizer.json as LLaMA 2 and Mistral have it: a space goes before every text."""
+    """A tokenizer.json like that of LLaMA 2 and Mistral: a space precedes every text."""
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted({*"".join(TEXTS).replace(" ", "▁").replace("\n", ""), "▁"})
     vocab = {piece: i for i, piece in enumerate([*SPECIAL, *byte_pieces, *letters, "he", "▁he"])}
@@ -88,7 +88,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40)
 def test_segments_decode_to_their_joined_text(tokenizer: Tokenizer, segments: list[str]) -> None:
     ids = [token for segment in segments for token in tokenizer.encode(f"{segment}\n")]
     if "▁" not in "".join(segments):  # SentencePiece's own sign for a space
-        # Some models make one space of several, whatever they are asked.
+        # Some models merge several spaces into one.
         expected = "".join(f"{segment}\n" for segment in segments)
         assert one_space(tokenizer.decode(ids)) == one_space(expected)
     assert max(ids, default=0) < tokenizer.vocab_size
@@ -186,7 +186,7 @@ def test_a_text_is_never_cut_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("beside", "eos"),
+    ("files", "eos"),
     [
         ({"tokenizer_config.json": {"eos_token": "</s>"}}, 1),
         ({"tokenizer_config.json": {"eos_token": {"content": "<unk>"}}}, 2),
@@ -194,10 +194,10 @@ def test_a_text_is_never_cut_off() -> None:
         ({"config.json": {"eos_token_id": [1, 2]}}, 1),
     ],
 )
-def test_special_tokens_are_the_models_own(tmp_path: Path, beside: dict, eos: int) -> None:
+def test_special_tokens_are_the_models_own(tmp_path: Path, files: dict, eos: int) -> None:
     for begin, ids in (("", ()), ("<s>", (0,))):
         (tmp_path / "tokenizer.json").write_text(byte_level(begin))
-        for name, content in beside.items():
+        for name, content in files.items():
             (tmp_path / name).write_text(json.dumps(content))
         tokenizer = load_tokenizer(tmp_path)
         assert (tokenizer.begin_ids, tokenizer.eos_id) == (ids, eos)
@@ -218,17 +218,17 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
         ({"tokenizer.json": b"{"}, "is not a tokenizer.json"),
         ({"tokenizer.json": b'{"model": 3}'}, "is not a tokenizer.json"),
         ({"tokenizer.json": b"\xff"}, "tokenizer.json cannot be read .not UTF-8.: copy it again"),
-        ({"tokenizer.json": byte_level().encode()}, "nothing beside .* names its end token"),
+        ({"tokenizer.json": byte_level().encode()}, "no file next to .* names its end token"),
         (
             {"tokenizer.json": byte_level().encode(), "config.json": b'{"eos_token_id": 9999}'},
-            "has no token 9999: it is not the one of this model",
+            "has no token 9999: it belongs to another model",
         ),
         (
             {
                 "tokenizer.json": byte_level().encode(),
                 "tokenizer_config.json": b'{"eos_token": "<end>"}',
             },
-            "lacks the end token '<end>' that the files beside it name: they are of two models",
+            "lacks the end token '<end>' that the files next to it name: they belong to different",
         ),
         (
             {
@@ -250,7 +250,7 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, files: dict, complaint: 
 
 
 def panicking() -> str:
-    """A tokenizer.json that makes the package panic: its template names a token of no number."""
+    """A tokenizer.json that makes the package panic: its template names a token without an id."""
     content = json.loads(byte_level("<s>"))
     content["post_processor"]["special_tokens"] = {}
     return json.dumps(content)

@@ -1,0 +1,115 @@
+"""Ablations: many rankers over one retriever, a row of a table for each.
+
+    palr run --config configs/study/beauty.yaml
+    python tools/study.py runs/study-beauty tools/ablations/beauty.yaml
+
+Each row of the YAML file names the settings in which it differs from the base run. It gets a run
+directory of its own (`runs/study-beauty--ROW`), which starts from the base run's data, retriever
+and proposals, so that only the ranker is trained. Rows that are done are skipped, and a row that
+was stopped resumes: run the same command again. The table goes to standard output, as Markdown.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from palr_jax.io.files import read_json, read_lines
+
+# What a row takes over from the base run.
+_SHARED = ("data", "retriever", "negatives", "title_vectors", "profiles.jsonl", "stages.json")
+_HEADER = (
+    "row", "decisions", "minutes", "alone", "with prior", "fused",
+    "with prior − (retriever + popularity)", "fused − (retriever + popularity)",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path, help="run directory of the base run, evaluated")
+    parser.add_argument("rows", type=Path, help="YAML file: row name → {section.key: value}")
+    parser.add_argument("--only", nargs="*", help="rows to run, by default all")
+    parser.add_argument("--print", action="store_true", help="print the table of what is done")
+    arguments = parser.parse_args()
+    rows: dict[str, dict[str, Any]] = yaml.safe_load(arguments.rows.read_text("utf-8"))
+    for row, settings in rows.items():
+        if not arguments.print and (arguments.only is None or row in arguments.only):
+            run_row(arguments.base, row, settings)
+    print_table(arguments.base, list(rows))
+
+
+def row_folder(base: Path, row: str) -> Path:
+    return base.with_name(f"{base.name}--{row.replace(' ', '-')}")
+
+
+def run_row(base: Path, row: str, settings: dict[str, Any]) -> None:
+    """Trains and evaluates the ranker of a row, unless that is done."""
+    folder = row_folder(base, row)
+    if (folder / "results.json").exists():
+        return
+    if not folder.exists():
+        partial = base.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name in _SHARED:
+            if (base / name).is_dir():
+                shutil.copytree(base / name, partial / name)
+            elif (base / name).exists():
+                shutil.copy2(base / name, partial / name)
+        shutil.copy2(base / "config.yaml", partial / "config.yaml")
+        partial.rename(folder)
+    options = [
+        text
+        for key, value in settings.items()
+        for text in (f"--{key}", value if isinstance(value, str) else yaml.safe_dump(
+            value, default_flow_style=True).removesuffix("\n...\n").strip())
+    ]  # fmt: skip
+    command = [
+        sys.executable, "-c", "import sys; from palr_jax.cli import main; sys.exit(main())",
+        "run", "--config", str(base / "config.yaml"), "--runs", str(base.parent),
+        "--name", folder.name, *options,
+    ]  # fmt: skip
+    print(f"{row}: {' '.join(options)}", file=sys.stderr, flush=True)
+    subprocess.run(command, check=True)
+
+
+def print_table(base: Path, rows: list[str]) -> None:
+    print(f"| {' | '.join(_HEADER)} |\n|{'---|' * len(_HEADER)}")
+    folders = {"as configured": base} | {row: row_folder(base, row) for row in rows}
+    for row, folder in folders.items():
+        if (folder / "results.json").exists():
+            print(f"| {' | '.join([row, *cells(folder)])} |")
+
+
+def cells(folder: Path) -> list[str]:
+    """The cells of a row after its name."""
+    results, stages = read_json(folder / "results.json"), read_json(folder / "stages.json")
+    by_model = {row["model"]: row for row in results["rows"]}
+    retriever = results["protocol"]["compared with"]
+    models = ("PALR_v2", "PALR_v2 with prior", f"PALR_v2 + {retriever}")
+    decisions = sum(
+        line["label tokens"]
+        for line in read_lines(folder / "metrics.jsonl")
+        if line["model"] == "PALR_v2"
+    )
+
+    def interval(model: str) -> str:
+        if model not in by_model:
+            return ""
+        low, high = by_model[model]["ci95"][f"{retriever} + popularity"]["NDCG@10"]
+        return f"{low:+.4f} … {high:+.4f}"
+
+    return [
+        f"{decisions:,.0f}",
+        f"{stages['finetune']['seconds'] / 60:.0f}",
+        *(f"{by_model[model]['NDCG@10']:.4f}" if model in by_model else "" for model in models),
+        *map(interval, models[1:]),
+    ]
+
+
+if __name__ == "__main__":
+    main()
