@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             name,
             help=text,
             description=text,
-            usage=f"palr {name} --config CONFIG [--SECTION.KEY VALUE ...]",
+            usage=f"palr {name} --config CONFIG [options] [--SECTION.KEY VALUE ...]",
             allow_abbrev=False,
         )
         if name == "show-examples":
