@@ -94,7 +94,8 @@ def assemble(
 ) -> dict[Place, jax.Array]:
     """The arrays of all parameters, filled tensor by tensor in their places on the devices.
 
-    Beside the arrays themselves one tensor is in memory at a time.
+    Beside the arrays themselves one tensor is in memory at a time; two where a head is there that
+    should be the embedding.
 
     Args:
         config: the shape of the model.
@@ -104,9 +105,11 @@ def assemble(
         placement: which device holds what.
 
     Raises:
-        UserError: as `check_tensors`.
+        UserError: as `check_tensors`, or there is a head that should be the embedding and is not.
     """
     check_tensors(config, tensors, where)
+    if config.tie_embeddings:
+        _check_head(tensors, where)
     arrays = {}
     for place, shape in base_parameters(config).items():
         sharding = placement(place, shape)
@@ -123,6 +126,16 @@ def assemble(
             stack = _set_layer(stack, value, layer).block_until_ready()
         arrays[place] = stack
     return arrays
+
+
+def _check_head(tensors: Mapping[str, Stored], where: str) -> None:
+    """Refuses a tied head with values of its own, which transformers uses since its version 5."""
+    embedding, head = tensors[_TOP[("embedding_VD",)]], tensors.get(_TOP[("head_VD",)])
+    if head is not None and not np.array_equal(embedding.read(), head.read()):
+        raise UserError(
+            f"{where}: lm_head.weight is not the embedding, though the config ties them: set "
+            "tie_word_embeddings to false if the head is to be used, else leave that tensor out"
+        )
 
 
 def build(
