@@ -52,6 +52,7 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
             them; or as `Recommender.recommend`.
     """
     check_output(output)
+    recommender.check_k(k)  # before anything is written
     job = _job(recommender, k)
     jobs = processes.gather(job)
     if any(other != job for other in jobs):

@@ -262,12 +262,8 @@ class Recommender:
         Raises:
             UserError: k is more than there are candidates.
         """
+        self.check_k(k)
         count, items = self.config.retriever.candidates, self.prepared.split.num_items
-        if not 1 <= k <= count:
-            raise UserError(
-                f"{k} items cannot be recommended: k goes from 1 to the number of candidates, "
-                f"{count}"
-            )
         of_run = Ragged.from_rows(row[row < items] for row in _rows(known))
         extra = int((banned.lengths_R - known.lengths_R).max(initial=0))
         # Every number of items asked for is a program of its own: few numbers.
@@ -284,6 +280,19 @@ class Recommender:
             np.take_along_axis(array, order_UC, axis=1) for array in (is_free_UK, item_UK, score_UK)
         )
         return np.where(is_free_UC, items_UC, -1), np.where(is_free_UC, scores_UC, -np.inf)
+
+    def check_k(self, k: int) -> None:
+        """Checks that the retriever proposes so many items.
+
+        Raises:
+            UserError: it does not.
+        """
+        count = self.config.retriever.candidates
+        if not 1 <= k <= count:
+            raise UserError(
+                f"{k} items cannot be recommended: k goes from 1 to the number of candidates, "
+                f"{count}"
+            )
 
     def fused(
         self,
