@@ -22,7 +22,6 @@ from palr_jax.io.lock import locked
 from palr_jax.io.paths import delete
 from palr_jax.io.progress import Advance, progress, say
 from palr_jax.parallel import processes
-from palr_jax.ragged import Ragged
 from palr_jax.recommender import Recommender
 
 # Users of a part: what a kill can cost.
@@ -122,7 +121,8 @@ def _make(
     """Makes parts with one set of programs: their sizes have room for all users' candidates."""
     parts = []
     for start in starts:
-        known = _histories(recommender, start)
+        users = range(start, min(start + PART, recommender.prepared.split.num_users))
+        known = recommender.prepared.split.histories("all", users)
         parts.append((start, known, *recommender.propose(known, known, k)))
     sizes = Sizes()
     for _, _, candidates_UC, _ in parts:
@@ -132,16 +132,6 @@ def _make(
         table = _table(recommender, start, candidates_UC, fused_UC, k)
         with replacing(_part(folder, start), by_all=True) as temporary:
             table.write_parquet(temporary)
-
-
-def _histories(recommender: Recommender, start: int) -> Ragged:
-    """All items of the users of a part, oldest first."""
-    split = recommender.prepared.split
-    users = range(start, min(start + PART, split.num_users))
-    return Ragged.from_rows(
-        np.concatenate([split.train[user], [split.validation_U[user], split.test_U[user]]])
-        for user in users
-    )
 
 
 def _table(
