@@ -135,7 +135,7 @@ def check_finished(directory: Path, made_with: Inputs) -> None:
         raise UserError(f"training in {directory} was stopped: run the stage `retrieve` again")
 
 
-def is_of_others(directory: Path, made_with: Inputs) -> bool:
+def has_other_inputs(directory: Path, made_with: Inputs) -> bool:
     """Whether `directory` holds a training, finished or not, with other settings or data."""
     found = recorded(directory / _SETTINGS)
     return found is not None and bool(changed(made_with, found))
