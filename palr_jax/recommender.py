@@ -157,9 +157,7 @@ class Recommender:
         if not len(found):
             some = ", ".join(map(str, split.user_ids[:3]))
             raise UserError(f"user {user_id!r} is not in the data; there are {some}, …")
-        user = int(found[0])
-        items = [*split.train[user], split.validation_U[user], split.test_U[user]]
-        return [self.catalog.titles[item] for item in items]
+        return [self.catalog.titles[item] for item in split.histories("all", found)[0]]
 
     def recommend(
         self,

@@ -179,5 +179,5 @@ def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFix
 def test_a_wrong_k_leaves_nothing_behind(here: Path, recommender: Recommender, k: int) -> None:
     before = set(os.listdir())
     with pytest.raises(UserError, match=f"{k} items cannot be recommended: k goes from 1 to the"):
-        bulk.recommend_all(recommender, k, Path("wrong.csv"))
+        bulk_recommend.recommend_all(recommender, k, Path("wrong.csv"))
     assert set(os.listdir()) == before
