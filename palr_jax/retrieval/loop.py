@@ -105,7 +105,7 @@ def train(
     return best
 
 
-def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Params:
+def load_best(like: Params, made_with: dict[str, object], directory: Path) -> Params:
     """The parameters that `train` returned, with the tree, shapes and dtypes of `like`.
 
     Raises:
@@ -119,7 +119,7 @@ def load_best(like: Params, made_with: dict[str, Any], directory: Path) -> Param
     return saved[1]["best"]
 
 
-def check_finished(directory: Path, made_with: dict[str, Any]) -> None:
+def check_finished(directory: Path, made_with: dict[str, object]) -> None:
     """Checks that training in `directory` finished with these settings.
 
     Raises:
@@ -150,7 +150,7 @@ def binding(config: RetrieverConfig, split: Split, seed: int) -> dict[str, Any]:
     return settings(config, split.num_items, seed) | {"data": digest(split)}
 
 
-def cut(arrays: Any, size: int) -> list[Any]:
+def cut(arrays: object, size: int) -> list[Any]:
     """Cuts a pytree of arrays along the leading axis; a remainder below `size` is dropped."""
     count = len(jax.tree.leaves(arrays)[0]) // size
 
@@ -163,7 +163,7 @@ def cut(arrays: Any, size: int) -> list[Any]:
 def _epoch(
     step: Step,
     state: RetrieverState,
-    batches: list[Any],
+    batches: list[object],
     key: jax.Array,
     epoch: int,
     advance: Advance,
@@ -217,7 +217,7 @@ def digest(split: Split) -> str:
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
-def _claim(directory: Path, made_with: dict[str, Any]) -> None:
+def _claim(directory: Path, made_with: dict[str, object]) -> None:
     """Writes the settings to a new directory; checks those of an existing one."""
     if (directory / _SETTINGS).exists():
         _check_settings(directory, made_with)
@@ -225,7 +225,7 @@ def _claim(directory: Path, made_with: dict[str, Any]) -> None:
         write_json(directory / _SETTINGS, made_with)
 
 
-def _check_settings(directory: Path, made_with: dict[str, Any]) -> None:
+def _check_settings(directory: Path, made_with: dict[str, object]) -> None:
     found = _read_settings(directory / _SETTINGS)
     for name, value in made_with.items():
         if found.get(name) != value:
