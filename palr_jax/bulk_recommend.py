@@ -4,7 +4,6 @@ Shapes: U users, C candidates, K items of a slate.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -16,13 +15,13 @@ from palr_jax.config import to_dict
 from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
-from palr_jax.io.files import fingerprint, read_json, reading, replacing
+from palr_jax.io.files import reading, replacing
 from palr_jax.io.lock import NAME as LOCK
 from palr_jax.io.lock import locked
 from palr_jax.io.paths import delete
 from palr_jax.io.progress import Advance, progress, say
+from palr_jax.io.provenance import changed, claim, fingerprint
 from palr_jax.parallel import processes
-from palr_jax.ragged import Ragged
 from palr_jax.recommender import Recommender
 
 # Users of a part: what a kill can cost.
@@ -52,10 +51,11 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
             them; or as `Recommender.recommend`.
     """
     check_output(output)
+    recommender.check_k(k)  # before anything is written
     job = _job(recommender, k)
     jobs = processes.gather(job)
-    if any(other != job for other in jobs):
-        raise UserError(f"processes differ in {_difference(jobs[0], jobs)}: start them all alike")
+    if differing := sorted({name for other in jobs for name in changed(jobs[0], other)}):
+        raise UserError(f"processes differ in {', '.join(differing)}: start them all alike")
     processes.led(lambda: _check_own(_folder(output)))
     with locked(_folder(output)):
         make_parts(recommender, k, output, jax.process_index(), jax.process_count())
@@ -85,7 +85,12 @@ def make_parts(recommender: Recommender, k: int, output: Path, index: int, count
     Parts are in a folder with the name of the output followed by `.parts`.
     """
     folder, users = _folder(output), recommender.prepared.split.num_users
-    _claim(folder, _job(recommender, k))
+    job = _job(recommender, k)
+    if differing := changed(job, claim(folder / _JOB, job, by_all=True)):
+        raise UserError(
+            f"{folder} holds parts of a job with another {', '.join(differing)}: delete it or "
+            "choose another --output"
+        )
     mine = list(_starts(recommender))[index::count]
     left = [start for start in mine if not _part(folder, start).exists()]
     sizes = {start: min(PART, users - start) for start in mine}
@@ -122,7 +127,8 @@ def _make(
     """Makes parts with one set of programs: their sizes have room for all users' candidates."""
     parts = []
     for start in starts:
-        known = _histories(recommender, start)
+        users = range(start, min(start + PART, recommender.prepared.split.num_users))
+        known = recommender.prepared.split.histories("all", users)
         parts.append((start, known, *recommender.propose(known, known, k)))
     sizes = Sizes()
     for _, _, candidates_UC, _ in parts:
@@ -132,16 +138,6 @@ def _make(
         table = _table(recommender, start, candidates_UC, fused_UC, k)
         with replacing(_part(folder, start), by_all=True) as temporary:
             table.write_parquet(temporary)
-
-
-def _histories(recommender: Recommender, start: int) -> Ragged:
-    """All items of the users of a part, oldest first."""
-    split = recommender.prepared.split
-    users = range(start, min(start + PART, split.num_users))
-    return Ragged.from_rows(
-        np.concatenate([split.train[user], [split.validation_U[user], split.test_U[user]]])
-        for user in users
-    )
 
 
 def _table(
@@ -174,19 +170,6 @@ def _job(recommender: Recommender, k: int) -> Job:
     return {"config": fingerprint(values), "step": recommender.step, "k": k}
 
 
-def _claim(folder: Path, job: Job) -> None:
-    """Checks that the existing parts belong to this job."""
-    file = folder / _JOB
-    if not file.exists():
-        with replacing(file, by_all=True) as temporary:
-            temporary.write_text(json.dumps(job))
-    if (found := read_json(file)) != job:
-        raise UserError(
-            f"{folder} holds parts of a job with another {_difference(job, [found])}: delete it or "
-            "choose another --output"
-        )
-
-
 def _check_own(folder: Path) -> None:
     """Checks that an existing folder is empty or holds parts."""
     if not folder.exists() or (folder / _JOB).exists():
@@ -196,10 +179,6 @@ def _check_own(folder: Path) -> None:
     others = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
     if others:
         raise UserError(f"{folder} holds {others[0]!r} and no parts: choose another --output")
-
-
-def _difference(job: Job, others: list[Job]) -> str:
-    return ", ".join(name for name in job if any(other.get(name) != job[name] for other in others))
 
 
 def _starts(recommender: Recommender) -> range:

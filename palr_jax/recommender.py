@@ -157,9 +157,7 @@ class Recommender:
         if not len(found):
             some = ", ".join(map(str, split.user_ids[:3]))
             raise UserError(f"user {user_id!r} is not in the data; there are {some}, …")
-        user = int(found[0])
-        items = [*split.train[user], split.validation_U[user], split.test_U[user]]
-        return [self.catalog.titles[item] for item in items]
+        return [self.catalog.titles[item] for item in split.histories("all", found)[0]]
 
     def recommend(
         self,
@@ -262,12 +260,8 @@ class Recommender:
         Raises:
             UserError: k is more than there are candidates.
         """
+        self.check_k(k)
         count, items = self.config.retriever.candidates, self.prepared.split.num_items
-        if not 1 <= k <= count:
-            raise UserError(
-                f"{k} items cannot be recommended: k goes from 1 to the number of candidates, "
-                f"{count}"
-            )
         of_run = Ragged.from_rows(row[row < items] for row in _rows(known))
         extra = int((banned.lengths_R - known.lengths_R).max(initial=0))
         # Every number of items asked for is a program of its own: few numbers.
@@ -284,6 +278,19 @@ class Recommender:
             np.take_along_axis(array, order_UC, axis=1) for array in (is_free_UK, item_UK, score_UK)
         )
         return np.where(is_free_UC, items_UC, -1), np.where(is_free_UC, scores_UC, -np.inf)
+
+    def check_k(self, k: int) -> None:
+        """Checks that the retriever proposes so many items.
+
+        Raises:
+            UserError: it does not.
+        """
+        count = self.config.retriever.candidates
+        if not 1 <= k <= count:
+            raise UserError(
+                f"{k} items cannot be recommended: k goes from 1 to the number of candidates, "
+                f"{count}"
+            )
 
     def fused(
         self,

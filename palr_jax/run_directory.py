@@ -6,7 +6,7 @@ stages.json                per stage: inputs, outputs, done, seconds
 data/                      catalog and split
 retriever/<model>/         Orbax checkpoint, candidates.npz
 profiles.jsonl             one line per user
-negatives/<mark>/          retrievers trained without held-out items, and their proposals (if
+negatives/<fingerprint>/   retrievers trained without held-out items, and their proposals (if
                            configured)
 title_vectors/             vectors of all titles, from words or a language model (if configured)
 ranker/                    tokenizer.model or .json, items.npz (tokens of every item),
@@ -39,7 +39,6 @@ from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Weights
 from palr_jax.io import lock
 from palr_jax.io.files import (
-    fingerprint,
     read_arrays,
     read_json,
     read_lines,
@@ -49,6 +48,7 @@ from palr_jax.io.files import (
     write_json,
     write_text,
 )
+from palr_jax.io.provenance import fingerprint
 from palr_jax.io.strict_yaml import read_yaml
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.parallel import processes

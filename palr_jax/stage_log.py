@@ -8,9 +8,10 @@ from typing import Any
 
 from palr_jax.data.reading import noting_files
 from palr_jax.errors import UserError
-from palr_jax.io.files import fingerprint, read_json, reading, write_json
+from palr_jax.io.files import read_json, reading, write_json
 from palr_jax.io.paths import delete, path_of
 from palr_jax.io.progress import say
+from palr_jax.io.provenance import changed, fingerprint
 from palr_jax.io.stamps import Stamp, files_in, is_whole, retake, take
 from palr_jax.parallel import processes
 
@@ -134,7 +135,7 @@ class StageLog:
         entry = self._read().get(stage.name, Entry())
         inputs = self._inputs_of(stage, entry)
         mark = fingerprint(stage.settings)
-        changed = _changed(entry, inputs)
+        changed = _changed_file(entry, inputs)
         is_other = entry.fingerprint != mark or changed is not None
         damaged = self._damaged(stage, entry) if entry.done and not is_other else []
         if entry.done and not is_other and not damaged:
@@ -172,9 +173,9 @@ class StageLog:
             return "is not done"
         if entry.fingerprint != fingerprint(stage.settings):
             return "was made with another config"
-        changed = _changed(entry, self._inputs_of(stage, entry))
-        if changed:
-            return f"was made before {changed} changed"
+        file = _changed_file(entry, self._inputs_of(stage, entry))
+        if file:
+            return f"was made before {file} changed"
         damaged = self._damaged(stage, entry)
         return f"has left {damaged[0]}, which is missing or damaged" if damaged else ""
 
@@ -242,15 +243,14 @@ def _entry(values: dict[str, Any]) -> Entry:
     return entry
 
 
-def _changed(entry: Entry, now: Stamps) -> str | None:
-    """The first input that has changed; None if all are unchanged."""
+def _changed_file(entry: Entry, now: Stamps) -> str | None:
+    """The first input file that has changed, appeared or vanished; None if all are unchanged."""
     if entry.inputs is None:
         return None
-    for name in sorted({*entry.inputs, *now}):
-        before, after = entry.inputs.get(name), now.get(name)
-        if before is None or after is None or before.content != after.content:
-            return name
-    return None
+    before, after = (
+        {name: stamp.content for name, stamp in stamps.items()} for stamps in (entry.inputs, now)
+    )
+    return min([*changed(before, after), *changed(after, before)], default=None)
 
 
 def _is_not_resumable(name: str) -> bool:

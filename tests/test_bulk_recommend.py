@@ -173,3 +173,11 @@ def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[
 def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--run", "runs/tiny", "--user", "1", "--process", "0"]) == 2
     assert "several processes make the slates of --users all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("k", [0, -1, 21])
+def test_a_wrong_k_leaves_nothing_behind(here: Path, recommender: Recommender, k: int) -> None:
+    before = set(os.listdir())
+    with pytest.raises(UserError, match=f"{k} items cannot be recommended: k goes from 1 to the"):
+        bulk_recommend.recommend_all(recommender, k, Path("wrong.csv"))
+    assert set(os.listdir()) == before

@@ -2,6 +2,7 @@
 training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,12 +42,23 @@ class Split:
         """The target item of each user, int32 [U]."""
         return self.validation_U if part == "validation" else self.test_U
 
-    def histories(self, part: Part) -> Ragged:
-        """The items before each user's target: the training items, for test also validation."""
-        if part == "validation":
-            return self.train
-        joined_N = np.insert(self.train.values_N, self.train.offsets_R1[1:], self.validation_U)
-        return Ragged.from_lengths(joined_N, self.train.lengths_R + 1)
+    def histories(
+        self, part: Part | Literal["all"], users: Sequence[int] | np.ndarray | None = None
+    ) -> Ragged:
+        """The items before each user's target, oldest first; for "all" every item of the user.
+
+        Args:
+            part: for validation the training items, for test also the validation item.
+            users: indices of the users, in the order of the result; by default all.
+        """
+        later = {"validation": (), "test": (self.validation_U,),
+                 "all": (self.validation_U, self.test_U)}[part]  # fmt: skip
+        chosen = np.arange(self.num_users) if users is None else np.asarray(users, np.int64)
+        train = self.train if users is None else self.train.take(chosen)
+        end_N = np.repeat(train.offsets_R1[1:], len(later))
+        later_N = np.array([item_U[chosen] for item_U in later], np.int32).T.reshape(-1)
+        joined_N = np.insert(train.values_N, end_N, later_N)
+        return Ragged.from_lengths(joined_N, train.lengths_R + len(later))
 
 
 def leave_one_out(sequences: Ragged, user_ids: np.ndarray, num_items: int) -> Split:

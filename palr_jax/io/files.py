@@ -1,6 +1,5 @@
 """Atomic writes of files, and reads whose errors are one line."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -155,12 +154,6 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         if missing:
             raise ValueError(f"it lacks {missing[0]}")
         return arrays
-
-
-def fingerprint(value: object) -> str:
-    """A short hash of a JSON-like value; the order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_new(folder: Path) -> None:

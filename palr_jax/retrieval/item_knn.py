@@ -14,10 +14,9 @@ from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.io.files import read_arrays, write_arrays
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval import full_ranking
+from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
-from palr_jax.retrieval.interface import TopK
 
 _FILE = "item_knn.npz"
 _NEIGHBOURS = 100
@@ -25,11 +24,14 @@ _SHRINK = 10.0  # added to the denominator: few common users are weak evidence
 _ROWS = 1024  # items per chunk of the neighbour search
 
 
-class ItemKNN:
-    """A score is the sum of cosines of an item with those history items it is a neighbour of."""
+class ItemKNN(ScoringRetriever):
+    """A score is the sum of cosines of an item with those history items it is a neighbour of.
+
+    Items that neighbour no history item tie at zero.
+    """
 
     def __init__(self, config: RetrieverConfig, num_items: int, seed: int) -> None:
-        self._num_items = num_items
+        super().__init__(num_items)
         self._near_II = sp.csr_array((num_items, num_items), dtype=np.float32)
 
     def fit(self, split: Split, directory: Path) -> None:
@@ -58,18 +60,6 @@ class ItemKNN:
         self._near_II = sp.csr_array(
             (arrays["weight_N"], arrays["column_N"], arrays["offsets_I1"]), shape=(found, found)
         )
-
-    def scores(self, histories: Ragged) -> jax.Array:
-        """Sums of cosines."""
-        return full_ranking.scores(self._scorer(), histories, self._num_items)
-
-    def recommend(self, histories: Ragged, k: int) -> TopK:
-        """The unseen items nearest to the history."""
-        return full_ranking.recommend(self._scorer(), histories, k, self._num_items)
-
-    def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
-        """Ranks by score; items that neighbour no history item tie at zero."""
-        return full_ranking.ranks(self._scorer(), histories, target_U, self._num_items)
 
     def _scorer(self) -> Scorer:
         def queries(part: Ragged) -> np.ndarray:

@@ -18,8 +18,9 @@ from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.evaluation.metrics import ndcg
 from palr_jax.io.checkpoint import Checkpoints, SavedSteps
-from palr_jax.io.files import read_json, reading, write_json, write_text
+from palr_jax.io.files import write_json, write_text
 from palr_jax.io.progress import Advance, progress
+from palr_jax.io.provenance import Inputs, changed, claim, recorded
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.step import Params, RetrieverState, copy
 
@@ -79,7 +80,8 @@ def train(
         UserError: the loss or the parameters are not finite, or `directory` was made with other
             settings or data.
     """
-    _claim(directory, binding(config, split, seed))
+    inputs = binding(config, split, seed)
+    _check_settings(directory, inputs, claim(directory / _SETTINGS, inputs))
     steps = len(batches(0))
     best, state, log = params, RetrieverState.initial(params), EpochLog()
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
@@ -105,7 +107,7 @@ def train(
     return best
 
 
-def load_best(like: Params, made_with: dict[str, object], directory: Path) -> Params:
+def load_best(like: Params, made_with: Inputs, directory: Path) -> Params:
     """The parameters that `train` returned, with the tree, shapes and dtypes of `like`.
 
     Raises:
@@ -119,23 +121,24 @@ def load_best(like: Params, made_with: dict[str, object], directory: Path) -> Pa
     return saved[1]["best"]
 
 
-def check_finished(directory: Path, made_with: dict[str, object]) -> None:
+def check_finished(directory: Path, made_with: Inputs) -> None:
     """Checks that training in `directory` finished with these settings.
 
     Raises:
         UserError: it did not.
     """
-    if not (directory / _SETTINGS).exists():
+    found = recorded(directory / _SETTINGS)
+    if found is None:
         raise UserError(f"{directory} holds no trained retriever: run the stage `retrieve`")
-    _check_settings(directory, made_with)
+    _check_settings(directory, made_with, found)
     if not (directory / _FINISHED).exists():
         raise UserError(f"training in {directory} was stopped: run the stage `retrieve` again")
 
 
-def found_settings(directory: Path) -> dict[str, Any] | None:
-    """The settings of the training in `directory`, or None if it was never started."""
-    file = directory / _SETTINGS
-    return _read_settings(file) if file.exists() else None
+def has_other_inputs(directory: Path, made_with: Inputs) -> bool:
+    """Whether `directory` holds a training, finished or not, with other settings or data."""
+    found = recorded(directory / _SETTINGS)
+    return found is not None and bool(changed(made_with, found))
 
 
 def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, Any]:
@@ -217,25 +220,9 @@ def digest(split: Split) -> str:
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
-def _claim(directory: Path, made_with: dict[str, object]) -> None:
-    """Writes the settings to a new directory; checks those of an existing one."""
-    if (directory / _SETTINGS).exists():
-        _check_settings(directory, made_with)
-    else:
-        write_json(directory / _SETTINGS, made_with)
-
-
-def _check_settings(directory: Path, made_with: dict[str, object]) -> None:
-    found = _read_settings(directory / _SETTINGS)
-    for name, value in made_with.items():
-        if found.get(name) != value:
-            raise UserError(
-                f"the retriever in {directory} was trained with {name} {found.get(name)}, not "
-                f"{value}: delete that folder and run the stage `retrieve` again"
-            )
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    value = read_json(file)
-    with reading(file):
-        return dict(value)
+def _check_settings(directory: Path, wanted: Inputs, found: Inputs) -> None:
+    for name in changed(wanted, found):
+        raise UserError(
+            f"the retriever in {directory} was trained with {name} {found.get(name)}, not "
+            f"{wanted[name]}: delete that folder and run the stage `retrieve` again"
+        )

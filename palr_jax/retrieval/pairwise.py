@@ -23,9 +23,9 @@ from palr_jax.errors import UserError
 from palr_jax.io.files import read_arrays, write_arrays
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking, loop
+from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
-from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.losses import compare
 from palr_jax.retrieval.step import Params, Rates, RetrieverState
 
@@ -103,15 +103,15 @@ class Fitted(NamedTuple):
     weights: dict[str, jax.Array]
 
 
-class Pairwise:
-    """A retriever that trains and uses a `PairNetwork`."""
+class Pairwise(ScoringRetriever):
+    """A retriever that trains a `PairNetwork` and matches items with folded-in users."""
 
     def __init__(
         self, network: type[Any], config: RetrieverConfig, num_items: int, seed: int
     ) -> None:
+        super().__init__(num_items)
         self._network = network
         self._config = config
-        self._num_items = num_items
         self._seed = seed
         self._loss: PairLoss = _pair_loss(config, network)
         zero_I1 = jnp.zeros((num_items, 1))
@@ -130,7 +130,7 @@ class Pairwise:
         size = min(config.batch_size, max(len(user_N), 1))
 
         def validation_ranks(params: Params) -> np.ndarray:
-            scorer = self._scorer(_fitted(graph, params, constants))
+            scorer = self._scorer_of(_fitted(graph, params, constants))
             return full_ranking.ranks(scorer, histories, target_U, num_items)
 
         def batches(epoch: int) -> list[Edges]:
@@ -161,20 +161,10 @@ class Pairwise:
         weights = {name: jnp.asarray(array) for name, array in arrays.items()}
         self._fitted = Fitted(item_IX, context_IX, prior_X, weights)
 
-    def scores(self, histories: Ragged) -> jax.Array:
-        """Matches of all items with the folded-in users."""
-        return full_ranking.scores(self._scorer(self._fitted), histories, self._num_items)
+    def _scorer(self) -> Scorer:
+        return self._scorer_of(self._fitted)
 
-    def recommend(self, histories: Ragged, k: int) -> TopK:
-        """The unseen items that match best."""
-        return full_ranking.recommend(self._scorer(self._fitted), histories, k, self._num_items)
-
-    def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
-        """Ranks by match."""
-        scorer = self._scorer(self._fitted)
-        return full_ranking.ranks(scorer, histories, target_U, self._num_items)
-
-    def _scorer(self, fitted: Fitted) -> Scorer:
+    def _scorer_of(self, fitted: Fitted) -> Scorer:
         def queries(part: Ragged) -> dict[str, Any]:
             width = min(full_ranking.bucket(int(part.lengths_R.max(initial=1))), _FOLD_LENGTH)
             history_BS = part.last(width, fill=self._num_items)

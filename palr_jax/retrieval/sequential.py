@@ -14,9 +14,9 @@ from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking, loop
+from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
-from palr_jax.retrieval.interface import TopK
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import HistoryRows, Objective
 from palr_jax.retrieval.step import (
@@ -28,8 +28,13 @@ from palr_jax.retrieval.step import (
 )
 
 
-class Sequential:
-    """A retriever that trains and uses a network, made as `network(config, num_items, rngs)`."""
+class Sequential(ScoringRetriever):
+    """A retriever that trains and uses a network, made as `network(config, num_items, rngs)`.
+
+    Scores are inner products of the items with the prediction after the newest item. Only the
+    newest `length` items of a history count. An empty history gets the prediction of users' first
+    items.
+    """
 
     def __init__(
         self,
@@ -39,9 +44,9 @@ class Sequential:
         num_items: int,
         seed: int,
     ) -> None:
+        super().__init__(num_items)
         self._config = config
         self._objective = objective
-        self._num_items = num_items
         self._seed = seed
         self._graph, params = nnx.split(network(config, num_items, nnx.Rngs(seed)), nnx.Param)
         self._params: Params = nnx.to_pure_dict(params)
@@ -55,7 +60,7 @@ class Sequential:
         histories, target_U = split.histories("validation"), split.targets("validation")
 
         def validation_ranks(params: Params) -> np.ndarray:
-            return full_ranking.ranks(self._scorer(params), histories, target_U, self._num_items)
+            return full_ranking.ranks(self._scorer_of(params), histories, target_U, self._num_items)
 
         def batches(epoch: int) -> list[HistoryRows]:
             rows = self._objective.training(
@@ -80,28 +85,14 @@ class Sequential:
         settings = loop.settings(self._config, self._num_items, self._seed)
         self._params = loop.load_best(self._params, settings, directory)
 
-    def scores(self, histories: Ragged) -> jax.Array:
-        """Inner products of all items with the prediction after the newest item.
-
-        Only the newest `length` items of a history count. An empty history gets the prediction of
-        users' first items.
-        """
-        return full_ranking.scores(self._scorer(self._params), histories, self._num_items)
-
-    def recommend(self, histories: Ragged, k: int) -> TopK:
-        """The unseen items with the highest scores."""
-        return full_ranking.recommend(self._scorer(self._params), histories, k, self._num_items)
-
-    def target_ranks(self, histories: Ragged, target_U: np.ndarray) -> np.ndarray:
-        """Ranks by score."""
-        scorer = self._scorer(self._params)
-        return full_ranking.ranks(scorer, histories, target_U, self._num_items)
-
     def item_vectors(self) -> np.ndarray:
         """The item vectors of the output layer: float32 [I, D]."""
         return np.asarray(_items(self._graph, self._params), np.float32)
 
-    def _scorer(self, params: Params) -> Scorer:
+    def _scorer(self) -> Scorer:
+        return self._scorer_of(self._params)
+
+    def _scorer_of(self, params: Params) -> Scorer:
         def queries(part: Ragged) -> jax.Array:
             length = min(self._config.length, _width(int(part.lengths_R.max()) + 1))
             return _newest(

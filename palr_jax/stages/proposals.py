@@ -16,8 +16,9 @@ from palr_jax.config import Config, to_dict
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.instruct.negatives import Retrieved, draw_moments
-from palr_jax.io.files import fingerprint, read_arrays, reading, write_arrays
+from palr_jax.io.files import read_arrays, reading, write_arrays
 from palr_jax.io.progress import say
+from palr_jax.io.provenance import fingerprint
 from palr_jax.parallel import processes
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import loop
@@ -70,7 +71,7 @@ def propose_moments(
         UserError: no interactions remain to train on, or the file is missing and several processes
             run.
     """
-    directory = run.negatives / _mark(config, split)
+    directory = run.negatives / _fingerprint(config, split)
     file = directory / "negatives.npz"
     if not file.exists():
         if processes.are_many():
@@ -190,8 +191,8 @@ def _without_newest(split: Split, users: np.ndarray, held_U: np.ndarray) -> Spli
     )
 
 
-def _mark(config: Config, split: Split) -> str:
-    """Names what proposals are made from."""
+def _fingerprint(config: Config, split: Split) -> str:
+    """The fingerprint of what proposals are made from."""
     retriever, instruct = to_dict(config)["retriever"], config.instruct
     chosen = [instruct.user_share, instruct.held_out, instruct.moments, instruct.folds]
     return fingerprint([retriever, config.seed, *chosen, loop.digest(split)])

@@ -65,7 +65,7 @@ def read_task(config: Config, run: RunDirectory, split: Split, part: Part) -> Ta
     candidates_UC = found[f"{part}_items"][users]
     return Task(
         users=users,
-        histories=split.histories(part).take(users),
+        histories=split.histories(part, users),
         profiles=[profiles[user] for user in users],
         target_U=split.targets(part)[users],
         candidates_UC=candidates_UC,

@@ -48,9 +48,7 @@ def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> No
     A model that was trained with other settings is trained again from the start.
     """
     settings, directory = settings_of(config, model), run.retriever(model)
-    wanted = loop.binding(settings, split, config.seed)
-    found = loop.found_settings(directory)
-    if found is not None and any(found.get(key) != value for key, value in wanted.items()):
+    if loop.has_other_inputs(directory, loop.binding(settings, split, config.seed)):
         say(f"{ROW_NAMES[model]}: was trained with other settings or data; training starts again")
         delete(directory)
     retriever = MODELS[model](settings, split.num_items, config.seed)

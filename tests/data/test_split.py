@@ -28,6 +28,18 @@ def test_histories_are_all_that_comes_before_the_target(rows: list[list[int]]) -
     split = split_of(rows)
     assert [row.tolist() for row in split.histories("validation")] == [row[:-2] for row in rows]
     assert [row.tolist() for row in split.histories("test")] == [row[:-1] for row in rows]
+    assert [row.tolist() for row in split.histories("all")] == rows
+
+
+@given(ROWS, st.data())
+def test_histories_of_some_users_are_in_their_order(rows: list[list[int]], data) -> None:
+    split = split_of(rows)
+    users = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5) if rows else st.just([]))
+    for part, left in (("validation", 2), ("test", 1), ("all", 0)):
+        histories = split.histories(part, users)
+        assert [row.tolist() for row in histories] == [
+            rows[user][: len(rows[user]) - left] for user in users
+        ]
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
@@ -35,3 +47,4 @@ def test_indices_are_int32(part: str) -> None:
     split = split_of([[1, 2, 3], [4, 5, 6, 7]])
     assert split.targets(part).dtype == np.int32
     assert split.histories(part).values_N.dtype == np.int32
+    assert split.histories("all").values_N.dtype == np.int32

@@ -6,7 +6,6 @@ import pytest
 
 from palr_jax.errors import UserError
 from palr_jax.io.files import (
-    fingerprint,
     read_arrays,
     read_json,
     replacing,
@@ -75,10 +74,3 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.npz", x=np.array([{}], dtype=object))
     with pytest.raises(UserError, match=r"a\.npz cannot be read"):
         read_arrays(tmp_path / "a.npz")
-
-
-def test_fingerprint_ignores_the_order_of_keys_only() -> None:
-    value = {"a": 1, "b": [1, 2]}
-    assert fingerprint(value) == fingerprint({"b": [1, 2], "a": 1})
-    for other in ({"a": 2, "b": [1, 2]}, {"a": 1, "b": [2, 1]}, {"a": 1}):
-        assert fingerprint(other) != fingerprint(value)

@@ -74,7 +74,7 @@ def test_all_weights_in_parts_of_a_batch_are_trained_alike_on_a_mesh(
     streams, tmp_path, monkeypatch
 ) -> None:
     parts = FinetuneConfig(**{**vars(CONFIG), "steps": 4, "accumulate": 2})
-    monkeypatch.setattr("tests.training.test_mesh.CONFIG", parts)
+    monkeypatch.setattr("tests.parallel.test_mesh.CONFIG", parts)
     expected = losses(streams, MeshConfig(), None, tmp_path / "one")
     found = losses(streams, MeshConfig(data=1, fsdp=2, tensor=2), None, tmp_path / "mesh")
     np.testing.assert_allclose(found, expected, rtol=2e-5)
@@ -82,7 +82,7 @@ def test_all_weights_in_parts_of_a_batch_are_trained_alike_on_a_mesh(
 
 def test_a_run_goes_on_on_a_mesh_of_another_shape(streams, alone, tmp_path, monkeypatch) -> None:
     half = FinetuneConfig(**{**vars(CONFIG), "save_every": 10})
-    monkeypatch.setattr("tests.training.test_mesh.CONFIG", half)
+    monkeypatch.setattr("tests.parallel.test_mesh.CONFIG", half)
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "_finite", _stop_after_12)
         with pytest.raises(KeyboardInterrupt):

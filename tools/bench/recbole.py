@@ -119,8 +119,7 @@ def write_interactions(split: Split, path: Path) -> None:
     """All interactions in RecBole's format; its leave-one-out split gives the same parts."""
     with path.open("w", encoding="utf-8") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        for user in range(split.num_users):
-            items = [*split.train[user], split.validation_U[user], split.test_U[user]]
+        for user, items in enumerate(split.histories("all")):
             file.writelines(f"{user}\t{item}\t{place}\n" for place, item in enumerate(items))
 
 

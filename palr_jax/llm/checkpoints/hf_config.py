@@ -32,6 +32,7 @@ from palr_jax.llm.config import (
 # The default of transformers for a Mistral config without a window.
 _MISTRAL_WINDOW = 4096
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_ROPE_KINDS = ("default", "linear", "llama3")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -209,20 +210,27 @@ def _has_window(content: _Content) -> bool:
 
 
 def _rope(content: _Content, where: str) -> tuple[float, LinearScaling | Llama3Scaling | None]:
-    named = (content.rope_parameters, content.rope_scaling)
-    rope = next((rope for rope in named if rope and rope.model_fields_set), _Rope())
+    named = [
+        rope
+        for rope in (content.rope_parameters, content.rope_scaling)
+        if rope and rope.model_fields_set
+    ]
+    for rope in named:
+        if _kind(rope) not in _ROPE_KINDS:
+            raise UserError(
+                f"{where}: rope type {_kind(rope)!r} is not supported; default, linear and llama3 "
+                "are"
+            )
+    _refuse_contradiction(content, named, where)
+    rope = named[0] if named else _Rope()
     theta = rope.rope_theta or content.rope_theta or 10_000.0
-    kind = rope.rope_type or rope.type or "default"
+    kind = _kind(rope)
     if rope.partial_rotary_factor not in (None, 1.0):
         raise UserError(f"{where}: partial_rotary_factor is not supported")
     if kind == "default":
         return theta, None
     if kind == "linear":
         return theta, LinearScaling(_given(rope, "factor", where))
-    if kind != "llama3":
-        raise UserError(
-            f"{where}: rope type {kind!r} is not supported; default, linear and llama3 are"
-        )
     try:
         return theta, Llama3Scaling(
             factor=_given(rope, "factor", where),
@@ -232,6 +240,27 @@ def _rope(content: _Content, where: str) -> tuple[float, LinearScaling | Llama3S
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _kind(rope: _Rope) -> str:
+    return rope.rope_type or rope.type or "default"
+
+
+def _refuse_contradiction(content: _Content, named: list[_Rope], where: str) -> None:
+    """Refuses a config of which transformers reads other rotary settings by its version."""
+    thetas = {content.rope_theta, *(rope.rope_theta for rope in named)} - {None}
+    if len(thetas) > 1:
+        raise UserError(
+            f"{where} gives rope_theta as {' and as '.join(sorted(map(str, thetas)))}: "
+            "keep the one that the model was trained with"
+        )
+    apart = {"rope_theta", "rope_type", "type"}
+    settings = [(_kind(rope), rope.model_dump(exclude=apart)) for rope in named]
+    if any(one != settings[0] for one in settings):
+        raise UserError(
+            f"{where}: rope_parameters and rope_scaling differ: keep the one that the model was "
+            "trained with"
+        )
 
 
 def _given(rope: _Rope, key: str, where: str) -> Any:

@@ -92,7 +92,8 @@ def assemble(
 ) -> dict[ParamPath, jax.Array]:
     """The arrays of all parameters, read tensor by tensor into their shards.
 
-    In addition to the arrays themselves, at most one tensor is in memory.
+    In addition to the arrays themselves, at most one tensor is in memory; two to compare a head
+    that should be the embedding with it.
 
     Args:
         config: the shape of the model.
@@ -102,9 +103,11 @@ def assemble(
         placement: the sharding of each parameter.
 
     Raises:
-        UserError: as `check_tensors`.
+        UserError: as `check_tensors`, or a head that should be the embedding has other values.
     """
     check_tensors(config, tensors, where)
+    if config.tie_embeddings:
+        _check_head(tensors, where)
     arrays = {}
     for path, shape in base_parameters(config).items():
         sharding = placement(path, shape)
@@ -121,6 +124,16 @@ def assemble(
             stack = _set_layer(stack, value, layer).block_until_ready()
         arrays[path] = stack
     return arrays
+
+
+def _check_head(tensors: Mapping[str, Stored], where: str) -> None:
+    """Refuses a tied head with values of its own, which transformers uses since its version 5."""
+    embedding, head = tensors[_TOP[("embedding_VD",)]], tensors.get(_TOP[("head_VD",)])
+    if head is not None and not np.array_equal(embedding.read(), head.read()):
+        raise UserError(
+            f"{where}: lm_head.weight is not the embedding, though the config ties them: set "
+            "tie_word_embeddings to false if the head is to be used, else leave that tensor out"
+        )
 
 
 def build(

@@ -16,7 +16,7 @@ from palr_jax import llm
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.loading import import_weights
 from palr_jax.llm.compute import compute_over
-from palr_jax.llm.config import LoRAConfig
+from palr_jax.llm.config import LinearScaling, LoRAConfig
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
@@ -95,6 +95,51 @@ def test_an_old_table_and_a_tied_head_are_passed_over(tmp_path: Path) -> None:
     model, _ = llm.load(tmp_path)
     for mine, other in zip(jax.tree.leaves(model), jax.tree.leaves(plain), strict=True):
         np.testing.assert_array_equal(mine, other)
+
+
+def test_a_tied_head_with_values_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Transformers 4 leaves it out, transformers 5 uses it."""
+    folder = tmp_path / "model"
+    write_checkpoint(folder, VARIANTS["smollm2"])
+    file = folder / "model.safetensors"
+    values = load_file(file)
+    values["lm_head.weight"] = values["model.embed_tokens.weight"] * 2
+    save_file(values, file)
+    assert "lm_head.weight is not the embedding, though the config ties them" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("rope", "complaint"),
+    [
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "as 10000.0 and as 500000.0"),
+        (
+            {"rope_parameters": {"rope_type": "default"},
+             "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            "rope type 'dynamic' is not supported",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default"},
+             "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_parameters and rope_scaling differ",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0},
+             "rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_parameters and rope_scaling differ",
+        ),
+    ],
+)  # fmt: skip
+def test_a_config_that_contradicts_itself_is_refused(folder: Path, rope, complaint) -> None:
+    rewrite(folder, {"rope_theta": 5e5, "rope_scaling": None, **rope})
+    assert complaint in refusal(folder)
+
+
+def test_rotary_settings_may_be_given_twice(folder: Path) -> None:
+    linear = {"type": "linear", "factor": 2.0}
+    newer = {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}
+    rewrite(folder, {"rope_theta": 5e5, "rope_scaling": linear, "rope_parameters": newer})
+    config = llm.load(folder)[0].config
+    assert (config.rope_theta, config.rope_scaling) == (5e5, LinearScaling(2.0))
 
 
 @pytest.mark.parametrize(
