@@ -7,7 +7,7 @@ from typing import Any
 from palr_jax.errors import UserError
 
 
-def list_of(value: Any, what: str) -> list[Any]:
+def list_of(value: object, what: str) -> list[Any]:
     """The entries of a list, a tuple, an array or another series with an order.
 
     Raises:
@@ -22,7 +22,7 @@ def list_of(value: Any, what: str) -> list[Any]:
         raise UserError(f"{what}: a list is expected, not {_shown(value)}") from None
 
 
-def texts_of(value: Any, what: str) -> list[str]:
+def texts_of(value: object, what: str) -> list[str]:
     """A list of texts, titles for example.
 
     Raises:
@@ -34,7 +34,7 @@ def texts_of(value: Any, what: str) -> list[str]:
     return entries
 
 
-def lists_of_texts(value: Any, what: str) -> list[list[str]]:
+def lists_of_texts(value: object, what: str) -> list[list[str]]:
     """A list of lists of texts, one for each user for example.
 
     Raises:
@@ -44,7 +44,7 @@ def lists_of_texts(value: Any, what: str) -> list[list[str]]:
     return [texts_of(row, f"{what}, list {number}") for number, row in enumerate(rows, 1)]
 
 
-def text_of(value: Any, what: str) -> str:
+def text_of(value: object, what: str) -> str:
     """A text.
 
     Raises:
@@ -70,7 +70,7 @@ def whole_number(value: Any, what: str, least: int) -> int:
     return number
 
 
-def flag(value: Any, what: str) -> bool:
+def flag(value: object, what: str) -> bool:
     """True or False.
 
     Raises:
@@ -81,7 +81,7 @@ def flag(value: Any, what: str) -> bool:
     return value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value in an error, whatever its length."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:60]}…"

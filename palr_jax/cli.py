@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from palr_jax.command_line import MESH_AXES, parse
 from palr_jax.config import Config, load_config, option_keys
@@ -79,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"{run.results}\n{run.report}")
 
 
-def _print_retrievers(rows: list[dict[str, Any]], source: str) -> None:
+def _print_retrievers(rows: list[dict[str, object]], source: str) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 

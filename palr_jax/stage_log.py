@@ -34,7 +34,7 @@ class Stage:
     """
 
     name: str
-    settings: Any
+    settings: object
     inputs: tuple[Path, ...] = ()
     after: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = ()

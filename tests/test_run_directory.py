@@ -145,6 +145,12 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path: Path, weight: str, name
         run.read_weights()
 
 
+def test_a_run_of_version_0_1_keeps_its_presets(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.config_file.write_text("palr_jax: 0.1.0\nname: x\ntuned: {caser: {dim: 8}}\n")
+    assert run.read_config() == Config(name="x", retriever_presets={"caser": {"dim": 8}})
+
+
 def test_weights_of_version_0_1_have_no_gate(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.fusion.write_text('{"ranker": 0.5, "popularity": 0.1, "tuned on": "some users"}')

@@ -113,10 +113,10 @@ class Config:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """A config as nested plain data, in the form that YAML holds."""
-    return typing.cast(dict[str, Any], TypeAdapter(Config).dump_python(config, mode="json"))
+    return typing.cast(dict[str, object], TypeAdapter(Config).dump_python(config, mode="json"))
 
 
-def _check_preset(model: Model, values: dict[str, Any]) -> None:
+def _check_preset(model: Model, values: dict[str, object]) -> None:
     """Raises a ValueError if values of the `retriever` section are not valid for a model."""
     where = f"retriever_presets.{model}"
     if "model" in values:

@@ -167,7 +167,7 @@ def _parsed(line: str, path: Path, number: int, json_only: bool) -> Any:
 class _Record:
     """The object on a line, with its file and line number."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     path: Path
     number: int
 

@@ -36,7 +36,7 @@ class Link:
         """Of the connection, for `select`."""
         return self._connection.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, object]) -> None:
         """Sends a message; whether the other one is gone shows when it is read from."""
         with suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")

@@ -101,7 +101,7 @@ def devices(topology: Topology) -> list[jax.Device]:
         return jax.devices("cpu")[: topology.chips]
     kind = topology.name.split(":")[0].lstrip("0123456789x")
     # The two cores of a v4 or v5p act as one device (megacore); for v4 this must be requested.
-    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    options: dict[str, object] = {"chip_config_name": "megacore"} if kind == "v4" else {}
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     name = f"{kind}:{'x'.join(map(str, topology.shape))}"

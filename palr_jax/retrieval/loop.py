@@ -153,7 +153,7 @@ def binding(config: RetrieverConfig, split: Split, seed: int) -> dict[str, Any]:
     return settings(config, split.num_items, seed) | {"data": digest(split)}
 
 
-def cut(arrays: Any, size: int) -> list[Any]:
+def cut(arrays: object, size: int) -> list[Any]:
     """Cuts a pytree of arrays along the leading axis; a remainder below `size` is dropped."""
     count = len(jax.tree.leaves(arrays)[0]) // size
 
@@ -166,7 +166,7 @@ def cut(arrays: Any, size: int) -> list[Any]:
 def _epoch(
     step: Step,
     state: RetrieverState,
-    batches: list[Any],
+    batches: list[object],
     key: jax.Array,
     epoch: int,
     advance: Advance,

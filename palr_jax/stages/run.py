@@ -133,7 +133,7 @@ def made_from(stage: str, config: Config) -> dict[str, Any]:
     keys = _MADE_FROM[stage]
     if stage == "finetune" and needs_proposals(config):
         keys = (*keys, "retriever")
-    made: dict[str, Any] = {key: values[key] for key in keys}
+    made: dict[str, object] = {key: values[key] for key in keys}
     if (
         stage == "profile"
     ):  # an LLM's profiles take long, so only settings that change their text count

@@ -68,7 +68,7 @@ class Feed:
             states |= {int(number): state for number, state in gathered.items()}
         return [states[number] for number in range(self._count)]
 
-    def set_state(self, states: list[Any]) -> None:
+    def set_state(self, states: list[object]) -> None:
         """Restores the states from `get_state`, which may have run on another mesh."""
         for number, stream in self._streams.items():
             stream.set_state(states[number])

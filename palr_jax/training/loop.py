@@ -120,7 +120,7 @@ def finetune(
             say(f"{name}: resuming at step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        told_to_stop: Any = False
+        told_to_stop: object = False
         log = MetricsLog(
             metrics_file, name, config.log_every, model, after=first, last=config.steps
         )
@@ -156,7 +156,7 @@ def finetune(
 
 
 def _validation_loss(
-    graph: Any,
+    graph: object,
     state: TrainState,
     frozen: nnx.State,
     validation: Sequence[AnyBatch],

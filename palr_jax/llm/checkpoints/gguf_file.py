@@ -100,7 +100,7 @@ def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any
     return config, tensors, metadata
 
 
-def _other_parts(path: Path, metadata: dict[str, Any]) -> list[tuple[int, Path]]:
+def _other_parts(path: Path, metadata: dict[str, object]) -> list[tuple[int, Path]]:
     """The other files of a split model, with their numbers from 1."""
     count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if not isinstance(count, int) or count <= 1:
@@ -125,7 +125,9 @@ def _other_parts(path: Path, metadata: dict[str, Any]) -> list[tuple[int, Path]]
     return list(enumerate(parts, 1))
 
 
-def _config(metadata: dict[str, Any], entries: dict[str, TensorEntry], path: Path) -> LlamaConfig:
+def _config(
+    metadata: dict[str, object], entries: dict[str, TensorEntry], path: Path
+) -> LlamaConfig:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise UserError(

@@ -129,7 +129,7 @@ class _Cursor:
 
 
 def _metadata(cursor: _Cursor) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, object] = {}
     for _ in range(cursor.values):
         key = cursor.string()
         if key in metadata:
@@ -138,7 +138,7 @@ def _metadata(cursor: _Cursor) -> dict[str, Any]:
     return metadata
 
 
-def _entries(path: Path, cursor: _Cursor, metadata: dict[str, Any]) -> dict[str, TensorEntry]:
+def _entries(path: Path, cursor: _Cursor, metadata: dict[str, object]) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
     for _ in range(cursor.tensors):
         entry = _entry(path, cursor)

@@ -50,7 +50,7 @@ class _Rope(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_all_layers(cls, value: Any) -> Any:
+    def _of_all_layers(cls, value: object) -> Any:
         if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
             raise ValueError("different settings per layer are not supported")
         return value
@@ -64,14 +64,14 @@ class _Content(BaseModel):
     attention_bias: StrictBool | None = None
     mlp_bias: StrictBool | None = None
     hidden_act: StrictStr = "silu"
-    quantization_config: Any = None
-    sliding_window: Any = None
+    quantization_config: object = None
+    sliding_window: object = None
     use_sliding_window: StrictBool | None = True
     layer_types: list[StrictStr] | None = None
     partial_rotary_factor: StrictFloat | None = None
-    num_local_experts: Any = None
-    num_experts: Any = None
-    n_routed_experts: Any = None
+    num_local_experts: object = None
+    num_experts: object = None
+    n_routed_experts: object = None
     vocab_size: Positive
     hidden_size: Positive
     num_hidden_layers: Positive
@@ -100,7 +100,7 @@ def read_config(path: Path) -> LlamaConfig:
     return from_hf(read_object(path), str(path))
 
 
-def from_hf(hf: dict[str, Any], where: str) -> LlamaConfig:
+def from_hf(hf: dict[str, object], where: str) -> LlamaConfig:
     """The shape that the content of a `config.json` describes; `where` names it in errors.
 
     Raises:
@@ -135,7 +135,7 @@ def to_hf(
     config: LlamaConfig, begin_ids: tuple[int, ...] = (), eos_id: int | None = None
 ) -> dict[str, object]:
     """The content of a `config.json` that transformers reads as the same model."""
-    scaling: dict[str, Any] | None = None
+    scaling: dict[str, object] | None = None
     match config.rope_scaling:
         case LinearScaling(factor):
             scaling = {"rope_type": "linear", "factor": factor}
@@ -170,7 +170,7 @@ def to_hf(
     }
 
 
-def _refuse_other_models(hf: dict[str, Any], where: str) -> None:
+def _refuse_other_models(hf: dict[str, object], where: str) -> None:
     """Refuses other kinds of models first, as their configs may have different keys."""
     kind, architectures = hf.get("model_type"), hf.get("architectures")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:

@@ -7,7 +7,7 @@ a setting is refused unless it is known to change neither, or is off.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field, StrictBool
 
@@ -103,7 +103,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
     )
 
 
-def _refuse_unsupported(values: dict[str, Any], path: Path) -> None:
+def _refuse_unsupported(values: dict[str, object], path: Path) -> None:
     kind, start = values.get("peft_type"), values.get("init_lora_weights", True)
     if kind != "LORA":
         raise UserError(f"{path}: peft_type {kind!r} is not supported; plain LoRA is")

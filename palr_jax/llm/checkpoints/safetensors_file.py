@@ -111,7 +111,7 @@ def _entry(path: Path, start: int, size: int, info: dict[str, Any]) -> Stored:
     return Stored(shape, dtype, partial(_read_tensor, path, start + first, shape, dtype))
 
 
-def _whole(number: Any) -> int:
+def _whole(number: object) -> int:
     if type(number) is not int or number < 0:
         raise ValueError(f"its header holds {number!r} instead of a size")
     return number

@@ -79,7 +79,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def validated(model: type[Model], value: Any, where: str) -> Model:
+def validated(model: type[Model], value: object, where: str) -> Model:
     """Validates parsed JSON against a typed model; `where` names the file in errors.
 
     Raises:

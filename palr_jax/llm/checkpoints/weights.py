@@ -204,7 +204,7 @@ def disassemble(model: Llama) -> Iterator[tuple[str, Stored]]:
 
 
 def _parameter(model: Llama, path: ParamPath) -> Any:
-    value: Any = model
+    value: object = model
     for name in path:
         value = getattr(value, name)
     return value

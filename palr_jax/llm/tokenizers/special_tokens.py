@@ -43,7 +43,7 @@ class _Names(BaseModel):
     unk_token: StrictStr | Token | None = None
     pad_token: StrictStr | Token | None = None
     additional_special_tokens: list[StrictStr | Token] | None = None
-    extra_special_tokens: list[StrictStr | Token] | dict[str, Any] | None = None
+    extra_special_tokens: list[StrictStr | Token] | dict[str, object] | None = None
     add_bos_token: StrictBool | None = None
     added_tokens_decoder: dict[_Id, Token] | None = None
 
