@@ -251,7 +251,7 @@ def test_long_histories_are_cut_and_it_is_said(
     recommender: Recommender, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = recommender.ranker.writer
-    short = replace(writer.config, length=len(writer.prompt([], "", [20, 31, 7])) + 30)
+    short = replace(writer.config, length=len(writer.prompt([], "", [20, 31, 7]).tokens_T) + 30)
     tight = type(writer)(writer.tokenizer, recommender.ranker.items, short)
     cut = replace(recommender, ranker=replace(recommender.ranker, writer=tight))
     assert len(cut.rank(HISTORY * 2, OWN)) == 3

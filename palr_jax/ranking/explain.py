@@ -102,7 +102,7 @@ def lifts(
     parts = []
     for user, profile in enumerate(profiles):
         candidates_C = candidates_UC[user][candidates_UC[user] >= 0]
-        kept_H = ranker.writer.kept_for_ranking(histories[user], profile, candidates_C)
+        kept_H = ranker.writer.ranking_prompt(histories[user], profile, candidates_C).kept_H
         shorter = [np.delete(kept_H, place) for place in range(len(kept_H))]
         rows += [kept_H, kept_H, *shorter]
         sentences += [profile, "", *[profile] * len(kept_H)]

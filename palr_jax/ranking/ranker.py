@@ -243,11 +243,10 @@ class Ranker:
             if candidates_UC is not None:
                 candidates = candidates_UC[user][candidates_UC[user] >= 0]
             if candidates is not None:
-                kept_H = self.writer.kept_for_ranking(histories[user], profile, candidates)
-                tokens_T, item_T = self.writer.ranking_prompt(kept_H, profile, candidates)
+                prompt = self.writer.ranking_prompt(histories[user], profile, candidates)
             else:
-                kept_H = self.writer.kept(histories[user], profile)
-                tokens_T, item_T = self.writer.marked_prompt(kept_H, profile)
+                prompt = self.writer.prompt(histories[user], profile)
+            tokens_T, item_T, kept_H = prompt
             cut += len(kept_H) < min(len(histories[user]), room.history)
             rows.append(tokens_T)
             marks.append(item_T)

@@ -268,13 +268,13 @@ def _examples(
     examples = []
     for number, user in enumerate(task.users[:_EXAMPLES]):
         items_C = task.candidates_UC[number]
-        prompt_T, _ = writer.ranking_prompt(
+        prompt = writer.ranking_prompt(
             task.histories[number], task.profiles[number], items_C[items_C >= 0]
         )
         examples.append(
             SlateExample(
                 user=str(split.user_ids[user]),
-                prompt=tokenizer.decode(prompt_T),
+                prompt=tokenizer.decode(prompt.tokens_T),
                 target=titles[split.test_U[user]],
                 slates={
                     name: [titles[item] for item in slate_UK[number] if item >= 0]

@@ -108,9 +108,10 @@ def some_users(count: int, candidates: int, instructions: int = 1) -> Users:
     profiles = keyword_profiles(histories, table, config.profile, config.instruct)
     writer = PromptWriter(tokenizer, items, config.instruct)
     prompts = Ragged.from_rows(
-        writer.prompt(histories[row], profiles[row], candidates_BC[row]) for row in range(count)
+        writer.prompt(histories[row], profiles[row], candidates_BC[row]).tokens_T
+        for row in range(count)
     )
-    shared = Prefix(writer.instruction_length(with_candidates=True))
+    shared = Prefix(writer.prefix_length(with_candidates=True))
     return Users(prompts, items, candidates_BC, shared)
 
 
