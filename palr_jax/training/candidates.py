@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from palr_jax.decoding.candidate_head import Known, head_of
-from palr_jax.decoding.score import Choices, path_logps, siblings, with_item_scores
+from palr_jax.decoding.score import path_logps, siblings, with_item_scores
+from palr_jax.decoding.score_plan import Choices
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, TokenLayout
 

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from palr_jax.decoding.candidate_head import CandidateHead, Known, RankingLlama
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
 from palr_jax.instruct.moments import MomentExample, MomentMaker
 from palr_jax.instruct.packing import Packing
