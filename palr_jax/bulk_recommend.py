@@ -12,7 +12,7 @@ import polars as pl
 from jax.experimental import multihost_utils
 
 from palr_jax.config import to_dict
-from palr_jax.decoding.score import Sizes
+from palr_jax.decoding.score_plan import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
 from palr_jax.io.files import reading, replacing
@@ -133,8 +133,10 @@ def _make(
     sizes = Sizes()
     for _, _, candidates_UC, _ in parts:
         sizes = sizes.cover(recommender.ranker.sizes(candidates_UC))
+    ranker = dataclasses.replace(recommender.ranker, fit=sizes.cover)
+    recommender = dataclasses.replace(recommender, ranker=ranker)
     for start, known, candidates_UC, retriever_UC in parts:
-        fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance, sizes)
+        fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance)
         table = _table(recommender, start, candidates_UC, fused_UC, k)
         with replacing(_part(folder, start), by_all=True) as temporary:
             table.write_parquet(temporary)

@@ -80,6 +80,12 @@ class Ragged:
         shift_K = start_K - end_K + length_K
         return self.values_N[np.repeat(shift_K, length_K) + np.arange(length_K.sum())]
 
+    def padded(self, width: int, fill: int) -> np.ndarray:
+        """The rows, none longer than `width`, padded on the right: int32 [R, width]."""
+        values_RW = np.full((len(self), width), fill, np.int32)
+        values_RW[np.arange(width) < self.lengths_R[:, None]] = self.values_N
+        return values_RW
+
     def last(self, width: int, fill: int) -> np.ndarray:
         """The last `width` values of each row, right-aligned and padded on the left: [R, width]."""
         column_W = np.arange(width) - width

@@ -17,7 +17,7 @@ from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
-from palr_jax.decoding.score import Sizes
+from palr_jax.decoding.score_plan import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
 from palr_jax.evaluation.metrics import SLATE
@@ -25,7 +25,7 @@ from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.paths import path_of
-from palr_jax.io.progress import Advance
+from palr_jax.io.progress import Advance, progress
 from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.ragged import Ragged
@@ -114,6 +114,8 @@ class Recommender:
                 f"{len(ranker.items)} items, the catalog {len(prepared.catalog)}): run `palr run` "
                 "with its config"
             )
+        # Few sizes, because each is compiled.
+        ranker = replace(ranker, fit=Sizes.rounded)
         weights = directory.read_weights()
         return cls(config, prepared, prepared.catalog, retriever, ranker, weights, step)
 
@@ -195,7 +197,8 @@ class Recommender:
         else:
             candidates_UC = self._own(self._items(candidates, "candidates", known), banned)
             retriever_UC = None
-        fused_UC = self.fused(known, candidates_UC, retriever_UC, "rank")
+        with progress("rank", len(known), "users") as advance:
+            fused_UC = self.fused(known, candidates_UC, retriever_UC, advance)
         slates = self._slates(candidates_UC, fused_UC, k)
         if not explain:
             return slates
@@ -218,7 +221,6 @@ class Recommender:
             some,
             self.profiles(some),
             items_UC,
-            self._sizes(items_UC),
             scores_UC,
         )
         for user, mine in zip(users, why, strict=True):
@@ -241,7 +243,8 @@ class Recommender:
         known = self._items([texts_of(history, "history")], "history")
         own = self._items([texts_of(candidates, "candidates")], "candidates")
         candidates_UC = self._own(own, Ragged.from_rows([[]]))
-        logp_C = self._score(known, candidates_UC, "rank")[0, : len(own[0])]
+        with progress("rank", 1, "users") as advance:
+            logp_C = self._score(known, candidates_UC, advance)[0, : len(own[0])]
         order_C = np.argsort(-logp_C, kind="stable")
         titles = [self.catalog.titles[item] for item in candidates_UC[0]]
         return [(titles[place], float(logp_C[place])) for place in order_C]
@@ -297,8 +300,7 @@ class Recommender:
         known: Ragged,
         candidates_UC: np.ndarray,
         retriever_UC: np.ndarray | None,
-        shown: str | Advance,
-        sizes: Sizes | None = None,
+        advance: Advance,
     ) -> np.ndarray:
         """Log-probability of each candidate by retriever and ranker, [U, C]; -inf where is none.
 
@@ -306,16 +308,16 @@ class Recommender:
             known: histories.
             candidates_UC: item indices, -1 where there is none.
             retriever_UC: scores of the candidates; if None, the ranker's score is used alone.
-            shown: where progress is shown.
-            sizes: as of `Ranker.score`.
+            advance: reports finished users.
         """
         whole_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
         users = np.flatnonzero((candidates_UC >= 0).any(axis=1))
+        advance(len(candidates_UC) - len(users))
         if not len(users):
             return whole_UC
         some, items_UC = known.take(users), candidates_UC[users]
         scores_UC = None if retriever_UC is None else retriever_UC[users]
-        ranker_UC = self._score(some, items_UC, shown, sizes, scores_UC)
+        ranker_UC = self._score(some, items_UC, advance, scores_UC)
         if scores_UC is None:
             whole_UC[users] = ranker_UC
             return whole_UC
@@ -329,8 +331,7 @@ class Recommender:
         self,
         known: Ragged,
         candidates_UC: np.ndarray,
-        shown: str | Advance,
-        sizes: Sizes | None = None,
+        advance: Advance,
         retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         evaluate, profiles = self.config.evaluate, self.profiles(known)
@@ -338,17 +339,11 @@ class Recommender:
             known,
             profiles,
             candidates_UC,
-            shown,
+            advance,
             evaluate.shuffles,
             self.config.seed,
-            sizes or self._sizes(candidates_UC),
             retriever_UC,
         )
-
-    def _sizes(self, candidates_UC: np.ndarray) -> Sizes:
-        """Sizes with room for these candidates, few in number: each is a program of its own."""
-        sizes = self.ranker.sizes(candidates_UC)
-        return replace(sizes, fed=to_power_of_two(sizes.fed, 8))
 
     def _items(
         self, given: Sequence[Sequence[str]], what: str, like: Ragged | None = None

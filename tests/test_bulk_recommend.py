@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from palr_jax.cli import main
 from palr_jax.decoding import score as score_module
 from palr_jax.ragged import Ragged
 from tests.locations import ROOT
+from tests.progress import silent
 
 
 @pytest.fixture
@@ -150,19 +152,15 @@ def test_a_thousand_batches_share_a_program_for_each_width(recommender: Recommen
     histories = Ragged.from_rows(rng.permutation(69)[: rng.integers(0, 6)] for _ in range(users))
     candidates = np.array([rng.permutation(69)[:20] for _ in range(users)])
     profiles = [""] * users
-    sizes = ranker.sizes(candidates)
+    ranker = replace(ranker, fit=ranker.sizes(candidates).cover)
     widths = {
-        -(-len(prompt) // 128) for prompt in _rows(ranker.prompts(histories, profiles, candidates))
+        -(-len(prompt) // 128) for prompt in ranker.read(histories, profiles, candidates).tokens
     }
     before = score_module.score_step._cache_size()
     for start in range(0, users, 16):
         few = slice(start, start + 16)
-        ranker.score(histories.take(range(users)[few]), profiles[few], candidates[few], "", sizes)
+        ranker.score(histories.take(range(users)[few]), profiles[few], candidates[few], silent)
     assert score_module.score_step._cache_size() - before <= len(widths)
-
-
-def _rows(ragged: Ragged) -> list[np.ndarray]:
-    return [ragged[row] for row in range(len(ragged))]
 
 
 def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

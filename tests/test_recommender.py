@@ -12,6 +12,7 @@ from palr_jax import Recommender, UserError
 from palr_jax.decoding import score as score_module
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.config import MeshConfig
+from tests.progress import silent
 
 HISTORY = ["Story, 3 (1953)", "Story, 5 (1955)", "Story, 4 (1954)"]
 OWN = ["Story, 20 (1970)", "Story, 31 (1981)", "Story, 8 (1958)"]
@@ -82,7 +83,7 @@ def test_explanations_are_differences_of_scores(recommender: Recommender) -> Non
             without = replace(recommender, config=recommender.config)
             known = without._items([[one for one in HISTORY if one != title]], "histories")
             candidates = np.array([[recommender.catalog.index_of(other) for other in OWN]])
-            logp = without.ranker.score(known, [profile], candidates, "test")[0]
+            logp = without.ranker.score(known, [profile], candidates, silent)[0]
             place = OWN.index(item.title)
             assert lift == pytest.approx(whole[item.title] - logp[place], abs=1e-4)
 
@@ -95,7 +96,7 @@ def test_a_mean_over_orders_depends_on_the_given_order_less(recommender: Recomme
     profiles = recommender.profiles(known)
 
     def spread(orders: int) -> float:
-        logp = ranker.score_in_orders(known, profiles, given, "test", orders, seed=1)
+        logp = ranker.score_in_orders(known, profiles, given, silent, orders, seed=1)
         np.testing.assert_allclose(np.exp(logp).sum(1), 1, atol=1e-4)
         by_item = np.take_along_axis(logp, np.argsort(given, axis=1), axis=1)
         return float(by_item.std(axis=0).mean())
@@ -251,7 +252,7 @@ def test_long_histories_are_cut_and_it_is_said(
     recommender: Recommender, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = recommender.ranker.writer
-    short = replace(writer.config, length=len(writer.prompt([], "", [20, 31, 7])) + 30)
+    short = replace(writer.config, length=len(writer.prompt([], "", [20, 31, 7]).tokens_T) + 30)
     tight = type(writer)(writer.tokenizer, recommender.ranker.items, short)
     cut = replace(recommender, ranker=replace(recommender.ranker, writer=tight))
     assert len(cut.rank(HISTORY * 2, OWN)) == 3

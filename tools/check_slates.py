@@ -11,16 +11,19 @@ for greedily, by the best item, by draws and by `score`; every tenth from the wh
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from flax import nnx
 
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import Catalog
+from palr_jax.decoding.generate import Mode
 from palr_jax.evaluation.fusion import slates
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.io.progress import progress
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
@@ -28,6 +31,7 @@ from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
+from palr_jax.ranking.write import write_from_candidates, write_from_catalog
 from palr_jax.run_directory import RunDirectory
 
 ITEMS, CANDIDATES = 10, 50
@@ -78,11 +82,15 @@ def check_all(ranker: Ranker, histories: Ragged, seed: int) -> dict[str, int]:
     candidates_UC = random_candidates(histories, len(ranker.items), seed)
     profiles = [""] * len(histories)
     checked = {}
-    for mode in ("greedy", "beam", "sample"):
-        slate_UK = ranker.write(histories, profiles, candidates_UC, ITEMS, mode, mode)  # type: ignore[arg-type]
+    for mode in get_args(Mode):
+        with progress(mode, len(histories), "users") as advance:
+            slate_UK = write_from_candidates(
+                ranker, histories, profiles, candidates_UC, ITEMS, advance, mode
+            )
         check(slate_UK, histories, candidates_UC)
         checked[mode] = len(slate_UK)
-    logp_UC = ranker.score(histories, profiles, candidates_UC, "score")
+    with progress("score", len(histories), "users") as advance:
+        logp_UC = ranker.score(histories, profiles, candidates_UC, advance)
     slate_UK = np.where(
         -np.sort(-logp_UC, axis=1)[:, :ITEMS] > -np.inf, slates(candidates_UC, logp_UC), -1
     )
@@ -90,7 +98,8 @@ def check_all(ranker: Ranker, histories: Ragged, seed: int) -> dict[str, int]:
     np.testing.assert_allclose(np.exp(logp_UC).sum(axis=1), 1, atol=1e-4)
     checked["score"] = len(slate_UK)
     some = histories.take(np.arange(0, len(histories), 10))
-    slate_UK = ranker.write_from_catalog(some, profiles[: len(some)], ITEMS, "catalog")
+    with progress("catalog", len(some), "users") as advance:
+        slate_UK = write_from_catalog(ranker, some, profiles[: len(some)], ITEMS, advance)
     check(slate_UK, some, None)
     checked["catalog"] = len(slate_UK)
     return checked

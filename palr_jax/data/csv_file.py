@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from palr_jax.data.reading import Content, not_utf8
+from palr_jax.data.table_file import TableFile
 from palr_jax.errors import UserError
 
 _SEPARATORS = ",;\t|"
@@ -19,24 +20,15 @@ _SAMPLE_RECORDS = 20
 
 
 @dataclass(frozen=True)
-class CsvFile:
+class CsvFile(TableFile):
     """The text of a table.
 
     Attributes:
-        content: the file.
         separator: the field separator, a single byte.
-        header: the fields of the first record, names or values.
     """
 
-    content: Content
     separator: str
-    header: list[str]
     is_named = False
-
-    @property
-    def file(self) -> Path:
-        """The name of the file in errors."""
-        return self.content.file
 
     def read(
         self, places: list[int], has_header: bool
@@ -124,7 +116,7 @@ def open_csv(content: Content, separator: str | None, fits: Callable[[list[str]]
         does_fit = fits(header)
         score = (does_fit, alike if does_fit else 0, 0 if does_fit else len(header))
         if score > best_score:
-            best, best_score = CsvFile(content, candidate, header), score
+            best, best_score = CsvFile(content, header, candidate), score
     assert best is not None, "there is a candidate"
     return best
 

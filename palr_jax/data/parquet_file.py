@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from palr_jax.data.reading import Content, check_size
+from palr_jax.data.table_file import TableFile
 from palr_jax.errors import UserError
 
 _FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
@@ -17,22 +17,10 @@ _ROW_BYTES = 8
 
 
 @dataclass(frozen=True)
-class ParquetFile:
-    """The bytes of a Parquet file.
+class ParquetFile(TableFile):
+    """The bytes of a Parquet file; its header holds the names of the columns."""
 
-    Attributes:
-        content: the file.
-        header: names of its columns.
-    """
-
-    content: Content
-    header: list[str]
     is_named = True
-
-    @property
-    def file(self) -> Path:
-        """The name of the file in errors."""
-        return self.content.file
 
     def read(
         self, places: list[int], has_header: bool

@@ -1,9 +1,6 @@
 """Any pair of tables, interactions and items, as text (CSV and similar formats) or Parquet."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import polars as pl
 
@@ -13,6 +10,7 @@ from palr_jax.data.csv_file import open_csv
 from palr_jax.data.parquet_file import open_parquet
 from palr_jax.data.raw import RawTables, items_table
 from palr_jax.data.reading import Content, given, read_content
+from palr_jax.data.table_file import TableFile
 from palr_jax.errors import UserError, shown
 from palr_jax.io.progress import say
 
@@ -21,29 +19,6 @@ _EXPECTED = "a .csv, .tsv, .inter or .item file, also with .gz, or a .parquet fi
 # RecBole appends the type of a column to its name: "item_id:token".
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _OPTIONAL = ("timestamp", "categories")
-
-
-class _Table(Protocol):
-    """A file that holds a table.
-
-    Attributes:
-        file: its name in errors.
-        header: the fields of its first record.
-        is_named: whether that record is known to hold the names of the columns.
-    """
-
-    @property
-    def file(self) -> Path: ...
-
-    @property
-    def header(self) -> list[str]: ...
-
-    @property
-    def is_named(self) -> bool: ...
-
-    def read(
-        self, places: list[int], has_header: bool
-    ) -> tuple[pl.DataFrame, Callable[[int], str]]: ...
 
 
 def read_table(config: DataConfig) -> RawTables:
@@ -94,7 +69,7 @@ def _content(path: str | None, key: str) -> Content:
     return read_content(file, mend)
 
 
-def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> _Table:
+def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> TableFile:
     if content.file.suffix == ".parquet":
         return open_parquet(content)
 
@@ -105,7 +80,7 @@ def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> _
     return open_csv(content, columns.separator, fits)
 
 
-def _columns(table: _Table, names: dict[str, str | None], key: str) -> dict[str, Column]:
+def _columns(table: TableFile, names: dict[str, str | None], key: str) -> dict[str, Column]:
     """The columns of these names, without optional ones that the table lacks.
 
     Raises:
@@ -167,7 +142,7 @@ def _counted(header: list[str], name: str) -> list[int]:
     return [int(name) - 1]
 
 
-def _places(table: _Table, names: dict[str, str | None], layout: _Layout) -> dict[str, int]:
+def _places(table: TableFile, names: dict[str, str | None], layout: _Layout) -> dict[str, int]:
     """The index of each role's column, without optional roles that no column can match."""
     places = {}
     for role, found in layout.places.items():

@@ -18,19 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from palr_jax.decoding.score import (
-    DEAD,
-    Choices,
-    ScorePlan,
-    Sizes,
-    above,
-    edge_logits,
-    path_logps,
-    plan_score,
-    siblings,
-    sizes_of,
-    tree_layout,
-)
+from palr_jax.decoding.score import DEAD, above, edge_logits, path_logps, siblings, tree_layout
+from palr_jax.decoding.score_plan import Choices, ScorePlan, Sizes, plan_score, sizes_of
 from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.kv_cache import KVCache, view_after
 from palr_jax.llm.llama import Llama

@@ -70,8 +70,8 @@ class ExampleMaker:
             # Shuffled, so that the order of the candidates does not reveal the targets.
             candidates = rng.permutation(np.concatenate([target_L, negatives]))
         label_M = self.writer.label(target_L)
-        prompt_T = self.writer.prompt(history_H, self.profiles[user], candidates, len(label_M))
-        return Example(prompt_T, label_M, bool(len(before) or len(after)), swapped)
+        prompt = self.writer.prompt(history_H, self.profiles[user], candidates, len(label_M))
+        return Example(prompt.tokens_T, label_M, bool(len(before) or len(after)), swapped)
 
     def pack(
         self, examples: Sequence[Example], packing: Packing, rng: np.random.Generator

@@ -17,7 +17,7 @@ from palr_jax.instruct.choices import PathChoices, path_choices
 from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.negatives import Retrieved
 from palr_jax.instruct.packing import Packing, best_fit
-from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.instruct.prompts import Prompt, PromptWriter
 from palr_jax.ragged import Ragged
 
 
@@ -150,15 +150,14 @@ class MomentMaker:
         newest = length_Q[-1] if len(length_Q) else self.retrieved.moments[user][-1]
         fed = sum(len(choices.fed_F) for *_, choices in asked)
         known = self.train[user][:newest]
-        kept = len(self.writer.kept_in_history(known, self.config.length - fed))
-        kept_H = known[len(known) - kept :]
-        tokens_T, item_T = self.writer.history_prompt(known, self.config.length - fed)
-        end_H = np.flatnonzero(item_T >= 0)
-        builder = _Builder(tokens_T, item_T)
+        prompt = self.writer.history_prompt(known, self.config.length - fed)
+        end_H = np.flatnonzero(prompt.marks_T >= 0)
+        builder = _Builder(prompt)
         for length, (items_S, prior_S, choices) in zip(length_Q, asked, strict=True):
-            last = kept - (newest - length) - 1  # index of the newest item before the moment
+            # Index of the newest item before the moment.
+            last = len(prompt.kept_H) - (newest - length) - 1
             if last >= 0:
-                builder.ask(int(end_H[last]), items_S, kept_H[: last + 1], prior_S, choices)
+                builder.ask(int(end_H[last]), items_S, prompt.kept_H[: last + 1], prior_S, choices)
         return builder.build()
 
     def _candidates_example(
@@ -169,20 +168,17 @@ class MomentMaker:
         shuffled = self.config.candidate_order == "shuffled"
         listed_S = rng.permutation(items_S) if shuffled else items_S
         known = self.train[user][: self.retrieved.moments.values_N[number]]
-        tokens_T, item_T = self.writer.marked_prompt(
-            known, self.profiles[user], listed_S, len(choices.fed_F)
-        )
-        builder = _Builder(tokens_T, item_T)
-        kept_H = self.writer.kept(known, self.profiles[user], listed_S, len(choices.fed_F))
-        builder.ask(len(tokens_T) - 1, items_S, kept_H, prior_S, choices)
+        prompt = self.writer.prompt(known, self.profiles[user], listed_S, len(choices.fed_F))
+        builder = _Builder(prompt)
+        builder.ask(len(prompt.tokens_T) - 1, items_S, prompt.kept_H, prior_S, choices)
         return builder.build()
 
 
 class _Builder:
     """Inserts the tokens that moments need into a prompt."""
 
-    def __init__(self, tokens_T: np.ndarray, item_T: np.ndarray) -> None:
-        self._prompt_T, self._item_T = tokens_T, item_T
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt_T, self._item_T = prompt.tokens_T, prompt.marks_T
         self._asked: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, PathChoices]] = []
 
     def ask(

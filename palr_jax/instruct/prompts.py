@@ -4,6 +4,7 @@ Shapes: M label tokens, H history items.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,20 @@ from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.templates import template
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
+
+
+class Prompt(NamedTuple):
+    """A prompt, and which items are where in it.
+
+    Attributes:
+        tokens_T: int32.
+        marks_T: int32, the item whose text ends at each token; -1 at all other tokens.
+        kept_H: int64, the items of the history that the prompt holds, oldest first.
+    """
+
+    tokens_T: np.ndarray
+    marks_T: np.ndarray
+    kept_H: np.ndarray
 
 
 class PromptWriter:
@@ -38,8 +53,8 @@ class PromptWriter:
         profile: str,
         candidates: Sequence[int] | np.ndarray | None = None,
         label_tokens: int = 0,
-    ) -> np.ndarray:
-        """A prompt, int32 [T]; with candidates, one of the task Recommend_Retrieval.
+    ) -> Prompt:
+        """A prompt; with candidates, one of the task Recommend_Retrieval.
 
         The history is cut to the newest `config.history` items, then further, oldest first,
         until prompt and label fit in `config.length` tokens.
@@ -47,84 +62,52 @@ class PromptWriter:
         Raises:
             UserError: the prompt does not fit even without history.
         """
-        return self.marked_prompt(history, profile, candidates, label_tokens)[0]
-
-    def marked_prompt(
-        self,
-        history: Sequence[int] | np.ndarray,
-        profile: str,
-        candidates: Sequence[int] | np.ndarray | None = None,
-        label_tokens: int = 0,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `prompt`, and its marks, int32 [T]: the item whose text ends at each token, or -1."""
-        parts, room = self._fixed(profile, candidates, label_tokens)
-        items_H = self._newest(np.asarray(history, np.int64), room)
-        parts[3:3] = [self._items.join(items_H)]
+        instruction = self._retrieval if candidates is not None else self._recommend
+        before = [instruction, self._profile(profile), self._history]
+        items_C = np.asarray([] if candidates is None else candidates, np.int64)
+        after = [self._candidates, self._items.join(items_C)] if candidates is not None else []
+        after.append(self._answer)
+        taken = sum(map(len, before)) + sum(map(len, after)) + label_tokens
+        if taken > self.config.length:
+            raise UserError(
+                f"a prompt needs {taken} tokens without any history item: "
+                f"raise instruct.length ({self.config.length}) or lower instruct.candidates"
+            )
+        kept_H = self._newest(np.asarray(history, np.int64), self.config.length - taken)
+        parts = [*before, self._items.join(kept_H), *after]
         marks = [np.full(len(part), -1, np.int32) for part in parts]
-        marks[3] = self._marks(items_H)
+        marks[3] = self._marks(kept_H)
         if candidates is not None:
-            marks[5] = self._marks(np.asarray(candidates, np.int64))
-        return np.concatenate(parts), np.concatenate(marks)
+            marks[5] = self._marks(items_C)
+        return Prompt(np.concatenate(parts), np.concatenate(marks), kept_H)
 
     def ranking_prompt(
         self, history: Sequence[int] | np.ndarray, profile: str, candidates: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt for ranking candidates, in the form of `config.prompt`, and its marks.
-
-        See `marked_prompt`.
-        """
+    ) -> Prompt:
+        """The prompt for ranking candidates, in the form of `config.prompt`."""
         if self.config.prompt == "history":
             return self.history_prompt(history)
-        return self.marked_prompt(history, profile, candidates)
-
-    def kept_for_ranking(
-        self, history: Sequence[int] | np.ndarray, profile: str, candidates: np.ndarray
-    ) -> np.ndarray:
-        """The items of a history that a `ranking_prompt` holds, oldest first."""
-        if self.config.prompt == "history":
-            return self.kept_in_history(history)
-        return self.kept(history, profile, candidates)
+        return self.prompt(history, profile, candidates)
 
     def history_prompt(
         self, history: Sequence[int] | np.ndarray, room: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A prompt that the next item continues, int32 [T], and the marks of `marked_prompt`.
+    ) -> Prompt:
+        """A prompt that the next item continues.
 
         The history is cut to the newest `config.history` items, then further, oldest first,
         until the prompt fits in `room` tokens, by default `config.length`.
         """
-        items_H = self.kept_in_history(history, room)
         head = self._begin_history
-        tokens_T = np.concatenate([head, self._items.join(items_H)])
-        return tokens_T, np.concatenate([np.full(len(head), -1, np.int32), self._marks(items_H)])
-
-    def kept_in_history(
-        self, history: Sequence[int] | np.ndarray, room: int | None = None
-    ) -> np.ndarray:
-        """The items of a history that a `history_prompt` holds, oldest first."""
-        room = (self.config.length if room is None else room) - len(self._begin_history)
-        return self._newest(np.asarray(history, np.int64), room)
+        room = (self.config.length if room is None else room) - len(head)
+        kept_H = self._newest(np.asarray(history, np.int64), room)
+        marks_T = np.concatenate([np.full(len(head), -1, np.int32), self._marks(kept_H)])
+        return Prompt(np.concatenate([head, self._items.join(kept_H)]), marks_T, kept_H)
 
     def _marks(self, items_H: np.ndarray) -> np.ndarray:
         length_H = self._items.offsets_R1[items_H + 1] - self._items.offsets_R1[items_H]
         item_T = np.full(int(length_H.sum()), -1, np.int32)
         item_T[np.cumsum(length_H) - 1] = items_H
         return item_T
-
-    def kept(
-        self,
-        history: Sequence[int] | np.ndarray,
-        profile: str,
-        candidates: Sequence[int] | np.ndarray | None = None,
-        label_tokens: int = 0,
-    ) -> np.ndarray:
-        """The items of a history that a prompt holds, oldest first.
-
-        Raises:
-            UserError: as `prompt`.
-        """
-        _, room = self._fixed(profile, candidates, label_tokens)
-        return self._newest(np.asarray(history, np.int64), room)
 
     def prefix_length(self, with_candidates: bool) -> int:
         """Number of leading tokens that all prompts share, with candidates or without."""
@@ -135,22 +118,6 @@ class PromptWriter:
     def label(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
         """The answer to a prompt, int32 [M], including the end token."""
         return np.concatenate([self._items.join(items), self._end])
-
-    def _fixed(
-        self, profile: str, candidates: Sequence[int] | np.ndarray | None, label_tokens: int
-    ) -> tuple[list[np.ndarray], int]:
-        """All parts of a prompt but the history, which goes to index 3, and the room for it."""
-        instruction = self._retrieval if candidates is not None else self._recommend
-        parts = [instruction, self._profile(profile), self._history, self._answer]
-        if candidates is not None:
-            parts[3:3] = [self._candidates, self._items.join(candidates)]
-        taken = sum(map(len, parts)) + label_tokens
-        if taken > self.config.length:
-            raise UserError(
-                f"a prompt needs {taken} tokens without any history item: "
-                f"raise instruct.length ({self.config.length}) or lower instruct.candidates"
-            )
-        return parts, self.config.length - taken
 
     def _newest(self, history_H: np.ndarray, room: int) -> np.ndarray:
         """The newest items whose tokens fit in `room`, at most `config.history` of them."""

@@ -38,6 +38,21 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
         yield advance
 
 
+def in_passes(advance: Advance, passes: int) -> Advance:
+    """An `Advance` for several passes over the same units, each of which is reported once.
+
+    Units are reported evenly over all passes, as if a pass did the same part of every unit.
+    """
+    done = 0
+
+    def advance_pass(amount: int = 1, note: str = "") -> None:
+        nonlocal done
+        done += amount
+        advance(done // passes - (done - amount) // passes, note)
+
+    return advance_pass
+
+
 @contextmanager
 def _bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     columns = (

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.config import Config
-from palr_jax.decoding.score import ScorePlan, score_step
+from palr_jax.decoding.score import score_step
+from palr_jax.decoding.score_plan import ScorePlan
 from palr_jax.errors import UserError
 from palr_jax.io.paths import path_of
 from palr_jax.llm.axes import check_divides, shardings
@@ -38,7 +39,7 @@ from palr_jax.planning.compile import (
 from palr_jax.planning.roofline import Seconds, Work, collective_seconds, mfu_bound, seconds
 from palr_jax.planning.suggest import Choice, fastest_mesh, largest_batch, traffic_seconds
 from palr_jax.ranking.base_model import scratch_shape
-from palr_jax.ranking.ranker import prompt_width
+from palr_jax.ranking.batches import prompt_width
 from palr_jax.training.feed import check_rows
 from palr_jax.training.loop import trainable
 from palr_jax.training.step import Batch, abstract_state, train_step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax.decoding.score import Sizes
+from palr_jax.io.progress import progress
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
 
@@ -52,7 +52,6 @@ def explanations(
     histories: Ragged,
     profiles: Sequence[str],
     candidates_UC: np.ndarray,
-    sizes: Sizes | None = None,
     retriever_UC: np.ndarray | None = None,
 ) -> list[dict[str, Explanation]]:
     """Why each candidate of each user, by its title.
@@ -63,10 +62,9 @@ def explanations(
         histories: items per user, oldest first.
         profiles: a sentence per user.
         candidates_UC: item indices, padded with -1.
-        sizes: as of `Ranker.score`.
         retriever_UC: the retriever's scores of the candidates, for a ranker with a prior.
     """
-    found = lifts(ranker, histories, profiles, candidates_UC, sizes, retriever_UC)
+    found = lifts(ranker, histories, profiles, candidates_UC, retriever_UC)
     return [
         {
             titles[item]: _explanation(mine, profile, place, titles)
@@ -89,7 +87,6 @@ def lifts(
     histories: Ragged,
     profiles: Sequence[str],
     candidates_UC: np.ndarray,
-    sizes: Sizes | None = None,
     retriever_UC: np.ndarray | None = None,
 ) -> list[Lifts]:
     """Scores every user's prompt once more without each of its history items and its profile.
@@ -102,7 +99,7 @@ def lifts(
     parts = []
     for user, profile in enumerate(profiles):
         candidates_C = candidates_UC[user][candidates_UC[user] >= 0]
-        kept_H = ranker.writer.kept_for_ranking(histories[user], profile, candidates_C)
+        kept_H = ranker.writer.ranking_prompt(histories[user], profile, candidates_C).kept_H
         shorter = [np.delete(kept_H, place) for place in range(len(kept_H))]
         rows += [kept_H, kept_H, *shorter]
         sentences += [profile, "", *[profile] * len(kept_H)]
@@ -110,9 +107,10 @@ def lifts(
         parts.append(kept_H)
     # The prior stays what it is: what is taken away is what the ranker reads.
     scores_XC = None if retriever_UC is None else retriever_UC[users]
-    logp_XC = ranker.score(
-        Ragged.from_rows(rows), sentences, candidates_UC[users], "explain", sizes, scores_XC
-    )
+    with progress("explain", len(rows), "users") as advance:
+        logp_XC = ranker.score(
+            Ragged.from_rows(rows), sentences, candidates_UC[users], advance, scores_XC
+        )
     logp_XC = np.where(np.isfinite(logp_XC), logp_XC, 0)  # padding
     result, start = [], 0
     for kept_H in parts:

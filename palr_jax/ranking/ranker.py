@@ -1,11 +1,9 @@
 """The ranker: prompts, a LLaMA and a trie, joined.
 
-Shapes: U users, B users of a batch, C candidates, I items of the catalog, K items of a slate, T
-prompt tokens.
+Shapes: U users, B users of a batch, C candidates, T prompt tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -13,32 +11,35 @@ import numpy as np
 
 from palr_jax.config import Config, Variant
 from palr_jax.decoding.candidate_head import Known, head_of
-from palr_jax.decoding.generate import Mode, Slate, generate
-from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
-from palr_jax.decoding.search import search
-from palr_jax.decoding.trie import build
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import ScorePlan, Sizes, join, plan_score, sizes_of
+from palr_jax.decoding.trie import Trie, build
 from palr_jax.errors import UserError
 from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.io.progress import Advance, progress, say
+from palr_jax.io.progress import Advance, in_passes, say
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import Prefix
-from palr_jax.padding import to_multiple, to_power_of_two
+from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.sharding import Shards, fetch, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_model, with_head
+from palr_jax.ranking.batches import Prompts, batches_of, padded, read_prompts
 from palr_jax.run_directory import RunDirectory
 from palr_jax.training.loop import load_trained
 
-# Tries of this many users are measured at a time.
+# Tries of this many users are built at a time.
 _TRIES_AT_ONCE = 512
+
+
+def _smallest(sizes: Sizes) -> Sizes:
+    return sizes
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """Ranks candidates of users, or writes slates from the whole catalog.
+    """Ranks the candidates of users; `palr_jax.ranking.write` writes slates with it.
 
-    The argument `shown` of its methods is the label of a new progress bar, or the `Advance` of an
-    existing one.
+    Its methods report every user that is done to their argument `advance`.
 
     Attributes:
         model: the LLaMA.
@@ -46,6 +47,8 @@ class Ranker:
         items: the tokens of every item.
         batch_size: users at a time.
         shards: the mesh that `model` and the users of a batch are divided over.
+        fit: the smallest sizes with room for the tries of a call → the sizes that are used. By
+            default the smallest; larger ones let calls share compiled programs.
     """
 
     model: Llama
@@ -53,14 +56,14 @@ class Ranker:
     items: Ragged
     batch_size: int
     shards: Shards
+    fit: Callable[[Sizes], Sizes] = _smallest
 
     def score(
         self,
         histories: Ragged,
         profiles: Sequence[str],
         candidates_UC: np.ndarray,
-        shown: str | Advance,
-        sizes: Sizes | None = None,
+        advance: Advance,
         retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         """log P(candidate | prompt), float32 [U, C]; the probabilities of a user sum to 1.
@@ -69,39 +72,24 @@ class Ranker:
             histories: items per user, oldest first.
             profiles: a sentence per user.
             candidates_UC: item indices, padded with -1 (the result is -inf there).
-            shown: where progress is shown.
-            sizes: with room for the candidates' tries, so that calls share programs.
+            advance: reports finished users.
             retriever_UC: the retriever's scores of the candidates, which a ranker with a prior
                 starts from; without them, or where one is not finite, the prior is uniform.
 
         Raises:
             UserError: the model returned NaN.
         """
-        prompts, marks, kept = self._marked_prompts(histories, profiles, candidates_UC)
-        prefix = self._prefix(with_candidates=True)
-        sizes = sizes or self.sizes(candidates_UC)
-        prior_UC = log_prior(candidates_UC, retriever_UC)
-        logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
-        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
-            plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes, self._whole)
-            known = self._known(marks, kept, rows_B, tokens_BT.shape[1], candidates_UC, prior_UC)
-            tokens_BT, length_B, plan, known = self.shards.spread(
-                (tokens_BT, length_B, plan, known)
-            )
-            logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, prefix, known))
-            _check(logp_BC)
-            logp_UC[rows_B] = logp_BC
-        return logp_UC
+        plan = self._plan(candidates_UC)
+        return self._score(histories, profiles, candidates_UC, plan, advance, retriever_UC)
 
     def score_in_orders(
         self,
         histories: Ragged,
         profiles: Sequence[str],
         candidates_UC: np.ndarray,
-        shown: str | Advance,
+        advance: Advance,
         orders: int,
         seed: int,
-        sizes: Sizes | None = None,
         retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         """As `score`, with the mean probability over random orders of the candidates in prompts.
@@ -110,203 +98,142 @@ class Ranker:
         `orders` times `score`; 0 orders means the given order.
         """
         if not orders:
-            return self.score(histories, profiles, candidates_UC, shown, sizes, retriever_UC)
-        sizes = sizes or self.sizes(candidates_UC)
-        rng = np.random.default_rng(seed)
+            return self.score(histories, profiles, candidates_UC, advance, retriever_UC)
+        plan, rng = self._plan(candidates_UC), np.random.default_rng(seed)
+        advance = in_passes(advance, orders)
         total_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
-        for number in range(1, orders + 1):
+        for _ in range(orders):
             order_UC = rng.permuted(np.indices(candidates_UC.shape)[1], axis=1)
-            shuffled_UC = np.take_along_axis(candidates_UC, order_UC, axis=1)
-            if isinstance(shown, str):
-                bar: str | Advance = f"{shown}, order {number} of {orders}"
-            else:  # a user is done with the last order
-                bar = shown if number == orders else _ignore
+            items_UC = np.take_along_axis(candidates_UC, order_UC, axis=1)
             scores_UC = None
             if retriever_UC is not None:
                 scores_UC = np.take_along_axis(retriever_UC, order_UC, axis=1)
-            logp_UC = self.score(histories, profiles, shuffled_UC, bar, sizes, scores_UC)
+            logp_UC = self._score(
+                histories, profiles, items_UC, plan.in_order(order_UC), advance, scores_UC
+            )
             back_UC = np.argsort(order_UC, axis=1)
             total_UC = np.logaddexp(total_UC, np.take_along_axis(logp_UC, back_UC, axis=1))
         return total_UC - np.float32(np.log(orders))
 
-    def write(
+    def score_batch(
         self,
-        histories: Ragged,
-        profiles: Sequence[str],
-        candidates_UC: np.ndarray,
-        k: int,
-        shown: str | Advance,
-        mode: Mode = "greedy",
-        temperature: float = 1.0,
-        seed: int = 0,
+        prompts: Prompts,
+        plan: ScorePlan,
+        candidates_BC: np.ndarray,
+        prior_BC: np.ndarray,
+        width: int = 0,
     ) -> np.ndarray:
-        """Slates written item by item from the candidates, int32 [U, K]; padded with -1.
+        """log P(candidate | prompt) of one batch, float32 [B, C], by one call of one program.
+
+        The shapes select the program: B, C, the sizes of the plan and the width of the prompts.
 
         Args:
-            histories: items per user, oldest first; none of them is written.
-            profiles: a sentence per user.
-            candidates_UC: item indices, padded with -1.
-            k: items of a slate.
-            shown: where progress is shown.
-            mode: how the next item is chosen.
-            temperature: of sample.
-            seed: of sample; what a user gets does not depend on the other users.
+            prompts: of B users.
+            plan: of the tries of their candidates.
+            candidates_BC: item indices, padded with -1.
+            prior_BC: see `log_prior`.
+            width: the least number of tokens that prompts are padded to.
 
         Raises:
             UserError: the model returned NaN.
         """
-        prompts = self.prompts(histories, profiles, candidates_UC)
-        prefix = self._prefix(with_candidates=True)
-        sizes = self.sizes(candidates_UC)
-        slate_UK = np.full((len(histories), k), -1, np.int32)
-        key_U = jax.random.split(jax.random.key(seed), len(histories))
-        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
-            items_BC, seen_BY = candidates_UC[rows_B], _seen(histories, rows_B)
-            allowed_BC = (items_BC >= 0) & (items_BC[:, :, None] != seen_BY[:, None]).all(axis=2)
-            trie = build(self.items, items_BC)
-            tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
-            written = generate(
-                self.model, tokens_BT, length_B, trie, allowed_BC, k, mode, temperature,
-                key_U[rows_B], sizes, prefix,
-            )  # fmt: skip
-            _check(fetch(written.logp_BK))
-            slate_UK[rows_B] = _items_of(written, items_BC)
-        return slate_UK
-
-    def write_from_catalog(
-        self,
-        histories: Ragged,
-        profiles: Sequence[str],
-        k: int,
-        shown: str | Advance,
-        width: int = 1,
-    ) -> np.ndarray:
-        """Slates written item by item from all unseen items, int32 [U, K].
-
-        Args:
-            histories: items per user, oldest first; none of them is written.
-            profiles: a sentence per user.
-            k: items of a slate.
-            shown: where progress is shown.
-            width: hypotheses of an item; see `search`.
-
-        Raises:
-            UserError: the model returned NaN.
-        """
-        prompts = self.prompts(histories, profiles, None)
-        prefix = self._prefix(with_candidates=False)
-        slate_UK = np.full((len(histories), k), -1, np.int32)
-        catalog = build(self.items, np.arange(len(self.items))[None])
-        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
-            seen_BY = _seen(histories, rows_B)
-            tokens_BT, length_B = self.shards.spread((tokens_BT, length_B))
-            written = search(
-                self.model, tokens_BT, length_B, catalog, seen_BY, k, width, prefix=prefix
-            )
-            _check(fetch(written.logp_BK))
-            slate_UK[rows_B] = fetch(written.slot_BK)
-        return slate_UK
+        tokens_BT, length_B = padded(prompts.tokens, width)
+        known = self._known(prompts, tokens_BT.shape[1], candidates_BC, prior_BC)
+        tokens_BT, length_B, plan, known = self.shards.spread((tokens_BT, length_B, plan, known))
+        prefix = self.prefix(with_candidates=True)
+        logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, prefix, known))
+        check_numbers(logp_BC)
+        return logp_BC
 
     def sizes(self, candidates_UC: np.ndarray) -> Sizes:
-        """Sizes with room for the tries of all these users."""
+        """The smallest sizes with room for the tries of all these users."""
         sizes = Sizes()
-        for start in range(0, len(candidates_UC), _TRIES_AT_ONCE):
-            chunk_RC = candidates_UC[start : start + _TRIES_AT_ONCE]
-            sizes = sizes.cover(sizes_of(build(self.items, chunk_RC), self._whole))
+        for trie in self._tries(candidates_UC):
+            sizes = sizes.cover(sizes_of(trie, self.reads_titles))
         return sizes
 
     @property
-    def _whole(self) -> bool:
+    def reads_titles(self) -> bool:
         """Whether the model reads the whole text of every candidate."""
         head = head_of(self.model)
         return head is not None and head.title_D is not None
 
+    def read(
+        self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
+    ) -> Prompts:
+        """The prompt of every user; see `read_prompts`."""
+        return read_prompts(self.writer, histories, profiles, candidates_UC)
+
     def prompts(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
-    ) -> Ragged:
-        """The prompt of every user; logs how many histories were cut below the configured length.
-
-        Raises:
-            UserError: a prompt does not fit even without history.
-        """
-        return self._marked_prompts(histories, profiles, candidates_UC)[0]
-
-    def _marked_prompts(
-        self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
-    ) -> tuple[Ragged, Ragged, Ragged]:
-        """Prompts, at the last token of each item the item and elsewhere -1, and the histories in
-        the prompts.
-        """
-        rows, marks, kept, cut, room = [], [], [], 0, self.writer.config
-        for user, profile in enumerate(profiles):
-            candidates = None
-            if candidates_UC is not None:
-                candidates = candidates_UC[user][candidates_UC[user] >= 0]
-            if candidates is not None:
-                kept_H = self.writer.kept_for_ranking(histories[user], profile, candidates)
-                tokens_T, item_T = self.writer.ranking_prompt(kept_H, profile, candidates)
-            else:
-                kept_H = self.writer.kept(histories[user], profile)
-                tokens_T, item_T = self.writer.marked_prompt(kept_H, profile)
-            cut += len(kept_H) < min(len(histories[user]), room.history)
-            rows.append(tokens_T)
-            marks.append(item_T)
-            kept.append(kept_H)
+    ) -> Prompts:
+        """As `read`; says how many histories were cut below the configured length."""
+        prompts, room = self.read(histories, profiles, candidates_UC), self.writer.config
+        wanted_U = np.minimum(histories.lengths_R, room.history)
+        cut = int((prompts.kept.lengths_R < wanted_U).sum())
         if cut:
             say(
-                f"{cut:,} of {len(rows):,} histories were cut below {room.history} items, oldest "
-                f"first, to fit instruct.length ({room.length})"
+                f"{cut:,} of {len(wanted_U):,} histories were cut below {room.history} items, "
+                f"oldest first, to fit instruct.length ({room.length})"
             )
-        return Ragged.from_rows(rows), Ragged.from_rows(marks), Ragged.from_rows(kept)
+        return prompts
+
+    def prefix(self, with_candidates: bool) -> Prefix:
+        """The instruction that all prompts of a task begin with."""
+        length = self.writer.prefix_length(with_candidates)
+        return Prefix(length, groups=self.shards.ways("batch"))
+
+    def batches(self, prompts: Prompts, advance: Advance) -> Iterator[np.ndarray]:
+        """The users of each batch; few users make a small one."""
+        most = max(to_power_of_two(len(prompts.tokens)), self.shards.ways("batch"))
+        return batches_of(prompts.tokens, min(self.batch_size, most), advance)
+
+    def _score(
+        self,
+        histories: Ragged,
+        profiles: Sequence[str],
+        candidates_UC: np.ndarray,
+        plan: ScorePlan,
+        advance: Advance,
+        retriever_UC: np.ndarray | None,
+    ) -> np.ndarray:
+        """`score` with the plan of all users."""
+        prompts = self.prompts(histories, profiles, candidates_UC)
+        prior_UC = log_prior(candidates_UC, retriever_UC)
+        logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
+        for rows_B in self.batches(prompts, advance):
+            logp_UC[rows_B] = self.score_batch(
+                prompts.take(rows_B), plan.take(rows_B), candidates_UC[rows_B], prior_UC[rows_B]
+            )
+        return logp_UC
+
+    def _plan(self, candidates_UC: np.ndarray) -> ScorePlan:
+        """The plan of all users; it takes a few KB per user, a trie ten times as much."""
+        parts, sizes = [], Sizes()
+        for trie in self._tries(candidates_UC):
+            smallest = sizes_of(trie, self.reads_titles)
+            parts.append(plan_score(trie, smallest, self.reads_titles))
+            sizes = sizes.cover(smallest)
+        sizes = self.fit(sizes)
+        return join([part.padded(sizes) for part in parts])
+
+    def _tries(self, candidates_UC: np.ndarray) -> Iterator[Trie]:
+        for start in range(0, max(len(candidates_UC), 1), _TRIES_AT_ONCE):
+            yield build(self.items, candidates_UC[start : start + _TRIES_AT_ONCE])
 
     def _known(
-        self,
-        marks: Ragged,
-        kept: Ragged,
-        rows_B: np.ndarray,
-        width: int,
-        candidates_UC: np.ndarray,
-        prior_UC: np.ndarray,
+        self, prompts: Prompts, width: int, candidates_BC: np.ndarray, prior_BC: np.ndarray
     ) -> Known | None:
         """What a candidate head needs of some users; None for a model without one."""
         head = head_of(self.model)
         if head is None:
             return None
-        taken = marks.take(rows_B)
-        item_BT = np.full((len(rows_B), width), -1, np.int32)
-        item_BT[np.arange(width) < taken.lengths_R[:, None]] = taken.values_N
         return Known(
-            head.with_vector(item_BT),
-            head.with_vector(candidates_UC[rows_B]),
-            head.with_vector(kept.take(rows_B).last(self.writer.config.history, fill=-1)),
-            prior_UC[rows_B],
+            head.with_vector(prompts.marks.padded(width, fill=-1)),
+            head.with_vector(candidates_BC),
+            head.with_vector(prompts.kept.last(self.writer.config.history, fill=-1)),
+            prior_BC,
         )
-
-    def _prefix(self, with_candidates: bool) -> Prefix:
-        """The instruction that all prompts of a task begin with."""
-        length = self.writer.prefix_length(with_candidates)
-        return Prefix(length, groups=self.shards.ways("batch"))
-
-    def _batches(
-        self, prompts: Ragged, shown: str | Advance
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Users by prompt length: row indices [B], padded prompts [B, T], lengths [B].
-
-        The last batch repeats users, so that every batch has the same number of rows. Few users
-        make a small batch.
-        """
-        size = min(self.batch_size, max(to_power_of_two(len(prompts)), self.shards.ways("batch")))
-        order_U = np.argsort(prompts.lengths_R, kind="stable")
-        bar = (
-            progress(shown, len(order_U), "users") if isinstance(shown, str) else nullcontext(shown)
-        )
-        with bar as advance:
-            for start in range(0, len(order_U), size):
-                rows_B = order_U[start : start + size]
-                fresh = len(rows_B)
-                rows_B = np.resize(rows_B, size)
-                yield rows_B, *padded(prompts.take(rows_B))
-                advance(fresh)
 
 
 def log_prior(candidates_UC: np.ndarray, retriever_UC: np.ndarray | None) -> np.ndarray:
@@ -326,43 +253,17 @@ def log_prior(candidates_UC: np.ndarray, retriever_UC: np.ndarray | None) -> np.
     return np.where(candidates_UC >= 0, score_UC - total_U1, 0).astype(np.float32)
 
 
-def _ignore(amount: int = 1, note: str = "") -> None:
-    """An `Advance` without a progress bar."""
+def check_numbers(logp: np.ndarray) -> None:
+    """Checks log-probabilities.
 
-
-def _seen(histories: Ragged, rows_B: np.ndarray) -> np.ndarray:
-    """The histories of some users, padded with -1 to one width for all batches."""
-    longest = max(int(histories.lengths_R.max(initial=0)), 1)
-    return histories.take(rows_B).last(longest, fill=-1)
-
-
-def _items_of(slate: Slate, items_BC: np.ndarray) -> np.ndarray:
-    """The items in the slots that were written, [B, K]; padded with -1."""
-    slot_BK = np.asarray(slate.slot_BK)
-    item_BK = np.take_along_axis(items_BC, np.maximum(slot_BK, 0), axis=1)
-    return np.where(slot_BK < 0, -1, item_BK)
-
-
-def _check(logp: np.ndarray) -> None:
+    Raises:
+        UserError: the model returned NaN.
+    """
     if np.isnan(logp).any():
         raise UserError(
             "the ranker's log-probabilities are not numbers: its weights are damaged, or its "
             "training went astray (see the losses in metrics.jsonl)"
         )
-
-
-def prompt_width(length: int) -> int:
-    """The padded length of prompts of `length` tokens; few lengths mean few compiled programs."""
-    return to_multiple(length, 32 if length <= 256 else 128)
-
-
-def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as rows of one width, int32 [B, T], and their lengths, int32 [B]."""
-    length_B = prompts.lengths_R.astype(np.int32)
-    width = prompt_width(int(length_B.max()))
-    tokens_BT = np.zeros((len(prompts), width), np.int32)
-    tokens_BT[np.arange(width) < length_B[:, None]] = prompts.values_N
-    return tokens_BT, length_B
 
 
 def load_ranker(

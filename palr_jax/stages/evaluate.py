@@ -20,7 +20,9 @@ from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
 from palr_jax.evaluation.significance import paired_bootstrap
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.files import read_lines, reading, write_arrays, write_json, write_text
+from palr_jax.io.progress import progress
 from palr_jax.ranking.ranker import Ranker, load_ranker
+from palr_jax.ranking.write import write_from_candidates, write_from_catalog
 from palr_jax.retrieval.models import ROW_NAMES
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages.controls import measure_controls
@@ -99,9 +101,10 @@ def _ranker_rows(
     rows: list[Row] = []
     if "PALR_v1" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v1")
-        slate_UK = ranker.write_from_catalog(
-            task.histories, task.profiles, SLATE, "evaluate PALR_v1", config.evaluate.width
-        )
+        with progress("evaluate PALR_v1", len(task.users), "users") as advance:
+            slate_UK = write_from_catalog(
+                ranker, task.histories, task.profiles, SLATE, advance, config.evaluate.width
+            )
         rows.append(_row_of(task, "PALR_v1", slate_UK))
     if "PALR_v2" not in config.ranker.variants:
         return rows, []
@@ -127,10 +130,11 @@ def _slates(config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray) -
             return slates_of(task.candidates_UC, ranker_UC)
         case "generate" | "beam" | "sample" as decoding:
             mode: Mode = "greedy" if decoding == "generate" else decoding
-            return ranker.write(
-                task.histories, task.profiles, task.candidates_UC, SLATE, "write PALR_v2", mode,
-                config.evaluate.temperature, config.seed,
-            )  # fmt: skip
+            with progress("write PALR_v2", len(task.users), "users") as advance:
+                return write_from_candidates(
+                    ranker, task.histories, task.profiles, task.candidates_UC, SLATE, advance, mode,
+                    config.evaluate.temperature, config.seed,
+                )  # fmt: skip
 
 
 def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker) -> Weights:
@@ -268,13 +272,13 @@ def _examples(
     examples = []
     for number, user in enumerate(task.users[:_EXAMPLES]):
         items_C = task.candidates_UC[number]
-        prompt_T, _ = writer.ranking_prompt(
+        prompt = writer.ranking_prompt(
             task.histories[number], task.profiles[number], items_C[items_C >= 0]
         )
         examples.append(
             SlateExample(
                 user=str(split.user_ids[user]),
-                prompt=tokenizer.decode(prompt_T),
+                prompt=tokenizer.decode(prompt.tokens_T),
                 target=titles[split.test_U[user]],
                 slates={
                     name: [titles[item] for item in slate_UK[number] if item >= 0]

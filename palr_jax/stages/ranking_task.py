@@ -10,6 +10,7 @@ import numpy as np
 from palr_jax.config import Config
 from palr_jax.data.split import Part, Split
 from palr_jax.evaluation.fusion import Scores, log_popularity
+from palr_jax.io.progress import progress
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
 from palr_jax.run_directory import RunDirectory
@@ -86,12 +87,13 @@ def rank(
         shown: label of the progress bar.
         with_prior: whether a ranker with a prior gets the retriever's scores.
     """
-    return ranker.score_in_orders(
-        task.histories,
-        task.profiles,
-        task.candidates_UC,
-        shown,
-        config.evaluate.shuffles,
-        config.seed,
-        retriever_UC=task.retriever_UC if with_prior else None,
-    )
+    with progress(shown, len(task.users), "users") as advance:
+        return ranker.score_in_orders(
+            task.histories,
+            task.profiles,
+            task.candidates_UC,
+            advance,
+            config.evaluate.shuffles,
+            config.seed,
+            task.retriever_UC if with_prior else None,
+        )

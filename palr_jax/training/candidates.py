@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from palr_jax.decoding.candidate_head import Known, head_of
-from palr_jax.decoding.score import Choices, path_logps, siblings, with_item_scores
+from palr_jax.decoding.score import path_logps, siblings, with_item_scores
+from palr_jax.decoding.score_plan import Choices
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, TokenLayout
 
@@ -89,14 +90,30 @@ def candidate_loss(
     if text_loss:
         loss += text_loss * _text_nll(model, batch, hidden_BTD) / count
     real_BT = jnp.asarray(batch.horizon_BT) >= 0
-    metrics = {
+    accuracy = (is_best_N * weight_N).sum() / count
+    return loss, batch_metrics(loss, accuracy, weight_N, real_BT, batch.position_BT)
+
+
+def batch_metrics(
+    loss: jax.Array, accuracy: jax.Array, weight: Array, real_BT: jax.Array, position_BT: Array
+) -> dict[str, jax.Array]:
+    """The metrics of a batch of any objective.
+
+    Args:
+        loss: the loss.
+        accuracy: the share of correct predictions.
+        weight: 1 for each prediction, 0 for padding.
+        real_BT: whether a token is not padding.
+        position_BT: the position of each token in its example; it sees as many others.
+    """
+    return {
         "loss": loss,
-        "accuracy": (is_best_N * weight_N).sum() / count,
+        "accuracy": accuracy,
         "tokens": real_BT.sum(),
-        "label tokens": weight_N.sum(),
-        "pairs": jnp.where(real_BT, batch.position_BT + 1, 0).sum(dtype=jnp.float32),
+        "label tokens": weight.sum(),
+        # The pairs of a large batch overflow an int32.
+        "pairs": jnp.where(real_BT, position_BT + 1, 0).sum(dtype=jnp.float32),
     }
-    return loss, metrics
 
 
 def _hidden(

@@ -15,7 +15,7 @@ from palr_jax.llm.axes import shardings
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
 from palr_jax.parallel.sharding import Shards
-from palr_jax.training.candidates import MomentBatch, candidate_loss
+from palr_jax.training.candidates import MomentBatch, batch_metrics, candidate_loss
 from palr_jax.training.config import FinetuneConfig
 
 
@@ -112,16 +112,8 @@ def label_loss(
     count = jnp.maximum(batch.weight_BM.sum() if label_count is None else label_count, 1)
     correct_BM = (logits_BMV.argmax(-1) == batch.target_BM) * batch.weight_BM
     loss = (nll_BM * batch.weight_BM).sum() / count
-    real_BT = batch.segment_BT > 0
-    metrics = {
-        "loss": loss,
-        "accuracy": correct_BM.sum() / count,
-        "tokens": real_BT.sum(),
-        "label tokens": batch.weight_BM.sum(),
-        # The pairs of a large batch overflow an int32.
-        "pairs": jnp.where(real_BT, batch.position_BT + 1, 0).sum(dtype=jnp.float32),
-    }
-    return loss, metrics
+    real_BT, accuracy = jnp.asarray(batch.segment_BT) > 0, correct_BM.sum() / count
+    return loss, batch_metrics(loss, accuracy, batch.weight_BM, real_BT, batch.position_BT)
 
 
 def loss_of(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from palr_jax.decoding import generate as generate_module
 from palr_jax.decoding.generate import Slate, generate
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
 from palr_jax.llm.axes import shardings
 from palr_jax.llm.compute import compute_over

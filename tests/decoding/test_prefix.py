@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import ArrayLike
 
 from palr_jax.decoding.generate import generate
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.search import search
 from palr_jax.decoding.trie import build
 from palr_jax.llm.llama import Llama

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palr_jax.decoding import score as score_module
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
 from palr_jax.llm.llama import Llama
 from palr_jax.ragged import Ragged

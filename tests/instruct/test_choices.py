@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palr_jax.decoding.score import plan_score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
 from palr_jax.instruct.choices import path_choices
 from palr_jax.instruct.moments import edges_of

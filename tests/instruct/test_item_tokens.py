@@ -150,7 +150,7 @@ def test_every_item_has_the_same_tokens_everywhere(
             items = np.arange(start, min(start + 40, len(catalog)))
             trie = build(tokens, items[None])
             label = iter(writer.label(items)[:-1].tolist())
-            prompt = writer.prompt([], "", items)
+            prompt = writer.prompt([], "", items).tokens_T
             front = len(prompt) - len(tokens.join(items)) - len(each.encode("Recommendations:\n"))
             listed = iter(prompt[front:].tolist())
             for item in items:

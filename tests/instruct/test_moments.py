@@ -81,7 +81,7 @@ def test_the_history_never_sees_what_is_fed_for_a_moment(
             fed_T[moment.fed : moment.fed + len(moment.choices.fed_F)] = True
         assert not sees_TT[~fed_T][:, fed_T].any()
         plain = tokenizer.decode(example.tokens_T[~fed_T])
-        assert plain == tokenizer.decode(maker.writer.history_prompt(train[user][:-1])[0])
+        assert plain == tokenizer.decode(maker.writer.history_prompt(train[user][:-1]).tokens_T)
         for moment in example.moments:
             for offset, depth in enumerate(moment.choices.depth_F):
                 token = moment.fed + offset

@@ -13,7 +13,7 @@ PROFILE = "The user enjoys drama movies."
 
 
 def test_the_prompt_reads_as_the_paper_has_it(writer: PromptWriter, tokenizer: Tokenizer) -> None:
-    text = tokenizer.decode(writer.prompt([0, 1], PROFILE, candidates=[4, 2, 3]))
+    text = tokenizer.decode(writer.prompt([0, 1], PROFILE, candidates=[4, 2, 3]).tokens_T)
     assert text == (
         "Recommend 4 other movies based on the user's history from the candidate list.\n"
         "The user enjoys drama movies.\n"
@@ -28,7 +28,7 @@ def test_the_prompt_reads_as_the_paper_has_it(writer: PromptWriter, tokenizer: T
 def test_without_candidates_and_profile_both_parts_vanish(
     writer: PromptWriter, tokenizer: Tokenizer
 ) -> None:
-    text = tokenizer.decode(writer.prompt([0], ""))
+    text = tokenizer.decode(writer.prompt([0], "").tokens_T)
     assert text == (
         "Recommend 4 other movies based on the user's history.\n"
         'The user watched these movies:\n"Night 0 (1980)"\nRecommendations:\n'
@@ -39,7 +39,7 @@ def test_item_tokens_are_the_same_in_history_candidates_and_label(
     writer: PromptWriter, item_tokens: Ragged, tokenizer: Tokenizer
 ) -> None:
     (bos,), eos = tokenizer.begin_ids, tokenizer.eos_id
-    prompt = writer.prompt([5, 6], PROFILE, candidates=[7, 8])
+    prompt = writer.prompt([5, 6], PROFILE, candidates=[7, 8]).tokens_T
     assert prompt[0] == bos
     history, candidates = np.concatenate([item_tokens[5], item_tokens[6]]), item_tokens[7]
     for part in (history, candidates):
@@ -51,7 +51,7 @@ def test_item_tokens_are_the_same_in_history_candidates_and_label(
 def test_only_the_newest_items_stand_in_the_history(
     writer: PromptWriter, tokenizer: Tokenizer
 ) -> None:
-    text = tokenizer.decode(writer.prompt(list(range(9)), ""))
+    text = tokenizer.decode(writer.prompt(list(range(9)), "").tokens_T)
     assert "Ice, Fire 3" not in text
     assert text.index("Léon 4") < text.index("Day 8")
 
@@ -59,11 +59,15 @@ def test_only_the_newest_items_stand_in_the_history(
 def test_a_long_prompt_loses_its_oldest_history_and_nothing_else(
     tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
 ) -> None:
-    full = PromptWriter(tokenizer, item_tokens, instruct_config).prompt([0, 1, 2], PROFILE, [3, 4])
-    config = replace(instruct_config, length=len(full) + 9)
-    cut = PromptWriter(tokenizer, item_tokens, config).prompt([0, 1, 2], PROFILE, [3, 4], 10)
-    assert tokenizer.decode(cut) == tokenizer.decode(full).replace('"Night 0 (1980)"\n', "")
-    assert len(cut) + 10 <= config.length
+    writer = PromptWriter(tokenizer, item_tokens, instruct_config)
+    full_T, _, kept_H = writer.prompt([0, 1, 2], PROFILE, [3, 4])
+    assert kept_H.tolist() == [0, 1, 2]
+    config = replace(instruct_config, length=len(full_T) + 9)
+    writer = PromptWriter(tokenizer, item_tokens, config)
+    cut_T, _, kept_H = writer.prompt([0, 1, 2], PROFILE, [3, 4], 10)
+    assert tokenizer.decode(cut_T) == tokenizer.decode(full_T).replace('"Night 0 (1980)"\n', "")
+    assert kept_H.tolist() == [1, 2]
+    assert len(cut_T) + 10 <= config.length
 
 
 def test_a_prompt_that_cannot_fit_is_refused(

@@ -32,11 +32,11 @@ def test_an_own_template_makes_the_prompt(tokenizer: Tokenizer, item_tokens: Rag
         answer="",
     )
     writer = PromptWriter(tokenizer, item_tokens, InstructConfig(template=own))
-    assert tokenizer.decode(writer.prompt([0], "Likes drama.", [2])) == (
+    assert tokenizer.decode(writer.prompt([0], "Likes drama.", [2]).tokens_T) == (
         "Order 10 movies, {best} first\nLikes drama.\nSeen:\n"
         '"Night 0 (1980)"\nChoose from:\n"Day 2 (1982)"\n'
     )
-    assert tokenizer.decode(writer.prompt([0], "")) == 'Seen:\n"Night 0 (1980)"\n'
+    assert tokenizer.decode(writer.prompt([0], "").tokens_T) == 'Seen:\n"Night 0 (1980)"\n'
 
 
 @pytest.mark.parametrize(

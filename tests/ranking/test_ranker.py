@@ -10,6 +10,8 @@ from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
+from palr_jax.ranking.write import write_from_candidates, write_from_catalog
+from tests.progress import silent
 
 
 @pytest.fixture
@@ -29,10 +31,12 @@ def test_scores_and_slates_over_a_mesh_are_those_of_one_device(rankers, train: R
     histories = train.take(np.arange(6))
     candidates_UC = np.array([np.setdiff1d(np.arange(30), histories[u])[:8] for u in range(6)])
     profiles = ["The user enjoys Drama movies."] * 6
-    one, many = (r.score(histories, profiles, candidates_UC, "score") for r in rankers)
+    one, many = (r.score(histories, profiles, candidates_UC, silent) for r in rankers)
     np.testing.assert_allclose(np.exp(many).sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-4)
-    one, many = (r.write(histories, profiles, candidates_UC, 3, "write") for r in rankers)
+    one, many = (
+        write_from_candidates(r, histories, profiles, candidates_UC, 3, silent) for r in rankers
+    )
     np.testing.assert_array_equal(one, many)
-    one, many = (r.write_from_catalog(histories, profiles, 3, "write") for r in rankers)
+    one, many = (write_from_catalog(r, histories, profiles, 3, silent) for r in rankers)
     np.testing.assert_array_equal(one, many)

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from palr_jax.decoding.candidate_head import CandidateHead, Known, RankingLlama
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
 from palr_jax.instruct.moments import MomentExample, MomentMaker
 from palr_jax.instruct.packing import Packing
@@ -140,7 +141,7 @@ def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
     batch = as_batch(maker, [example])
     ranking = float(candidate_loss(model, batch)[0])
     both, _ = candidate_loss(model, batch, text_loss=0.5)
-    text_T = maker.writer.history_prompt(train[11][:-1])[0]
+    text_T = maker.writer.history_prompt(train[11][:-1]).tokens_T
     logp_TV = jax.nn.log_softmax(model(jnp.asarray(text_T[None]), None)[0])
     # The head has no item vectors, so it adds zeros.
     nll = -float(logp_TV[np.arange(len(text_T) - 1), text_T[1:]].sum())

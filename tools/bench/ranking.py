@@ -42,7 +42,8 @@ from flax import nnx
 from palr_jax.config import load_config
 from palr_jax.data import prepare as preparing
 from palr_jax.decoding.generate import generate
-from palr_jax.decoding.score import plan_score, score
+from palr_jax.decoding.score import score
+from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
@@ -51,7 +52,7 @@ from palr_jax.llm.checkpoints.loading import load
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_tokenizer
-from palr_jax.ranking.ranker import padded
+from palr_jax.ranking.batches import padded
 from palr_jax.retrieval.models import MODELS
 
 CONFIG = Path("configs/quickstart.yaml")
@@ -108,9 +109,10 @@ def some_users(count: int, candidates: int, instructions: int = 1) -> Users:
     profiles = keyword_profiles(histories, table, config.profile, config.instruct)
     writer = PromptWriter(tokenizer, items, config.instruct)
     prompts = Ragged.from_rows(
-        writer.prompt(histories[row], profiles[row], candidates_BC[row]) for row in range(count)
+        writer.prompt(histories[row], profiles[row], candidates_BC[row]).tokens_T
+        for row in range(count)
     )
-    shared = Prefix(writer.instruction_length(with_candidates=True))
+    shared = Prefix(writer.prefix_length(with_candidates=True))
     return Users(prompts, items, candidates_BC, shared)
 
 
