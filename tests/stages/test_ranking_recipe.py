@@ -222,9 +222,9 @@ def test_an_ablation_row_trains_the_ranker_alone(here: Path, capfd) -> None:
     table, log = capfd.readouterr()
     assert "retrieve: done before, skipped" in log
     assert "candidates to learn from" not in log  # what trains their retriever says so
-    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
-    assert names == ["row", "---", "as configured", "fewer steps"]
-    decisions = [int(line.split("|")[2]) for line in table.splitlines()[2:]]
+    cells = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in cells] == ["row", "---", "as configured", "fewer steps"]
+    decisions = [int(row[1]) for row in cells[2:]]
     assert 0 < decisions[1] < decisions[0]
     before = (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
