@@ -14,7 +14,7 @@ import numpy as np
 from palr_jax.config import Config, Variant
 from palr_jax.decoding.candidate_head import Known, head_of
 from palr_jax.decoding.generate import Mode, Slate, generate
-from palr_jax.decoding.score import Sizes, plan_score, score, sizes_of
+from palr_jax.decoding.score import ScorePlan, Sizes, plan_score, score, sizes_of
 from palr_jax.decoding.search import search
 from palr_jax.decoding.trie import build, round_up
 from palr_jax.errors import UserError
@@ -30,6 +30,29 @@ from palr_jax.untuned import make_model, with_head
 
 # Tries of this many users are measured at a time.
 _TRIES_AT_ONCE = 512
+
+
+class NotNumbersError(UserError):
+    """The model returned NaN, whatever was asked: its weights are damaged."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the model reads of some users.
+
+    Attributes:
+        tokens: the prompt of each.
+        marks: of every token of a prompt, the item whose text it ends; -1 elsewhere.
+        kept: the items of each history that stand in the prompt, oldest first.
+    """
+
+    tokens: Ragged
+    marks: Ragged
+    kept: Ragged
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Prompts":
+        """The prompts of the given rows, in the given order."""
+        return Prompts(self.tokens.take(rows), self.marks.take(rows), self.kept.take(rows))
 
 
 @dataclass(frozen=True)
@@ -76,23 +99,48 @@ class Ranker:
         Raises:
             UserError: the model returned NaN.
         """
-        prompts, marks, kept = self._marked_prompts(histories, profiles, candidates_UC)
-        prefix = self._prefix(with_candidates=True)
+        prompts = self.read(histories, profiles, candidates_UC)
+        self._say_cut(histories, prompts)
         sizes = sizes or self.sizes(candidates_UC)
         prior_UC = log_prior(candidates_UC, retriever_UC)
         logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
-        for rows_B, tokens_BT, length_B in self._batches(prompts, shown):
-            plan = plan_score(build(self.items, candidates_UC[rows_B]), sizes, self._whole)
-            known = self._known(marks, kept, rows_B, tokens_BT.shape[1], candidates_UC, prior_UC)
-            tokens_BT, length_B, plan, known = self.shards.spread(
-                (tokens_BT, length_B, plan, known)
+        for rows_B, _, _ in self._batches(prompts.tokens, shown):
+            items_BC = candidates_UC[rows_B]
+            plan = plan_score(build(self.items, items_BC), sizes, self.reads_titles)
+            logp_UC[rows_B] = self.score_batch(
+                prompts.take(rows_B), plan, items_BC, prior_UC[rows_B]
             )
-            logp_BC = fetch(
-                score(self.model, tokens_BT, length_B, plan, self.shards, prefix, known)
-            )
-            _check(logp_BC)
-            logp_UC[rows_B] = logp_BC
         return logp_UC
+
+    def score_batch(
+        self,
+        prompts: Prompts,
+        plan: ScorePlan,
+        candidates_BC: np.ndarray,
+        prior_BC: np.ndarray,
+        width: int = 0,
+    ) -> np.ndarray:
+        """log P(candidate | prompt) of one batch, float32 [B, C], by one call of one program.
+
+        Which program that is, the shapes decide: B, C, the sizes of the plan and the width.
+
+        Args:
+            prompts: of B users.
+            plan: of the tries of their candidates.
+            candidates_BC: item indices, -1 where there is none.
+            prior_BC: as `log_prior` gives it.
+            width: tokens that prompts are padded to, at least; by default as few as can be.
+
+        Raises:
+            UserError: the model returned NaN.
+        """
+        tokens_BT, length_B = padded(prompts.tokens, width)
+        known = self._known(prompts, tokens_BT.shape[1], candidates_BC, prior_BC)
+        tokens_BT, length_B, plan, known = self.shards.spread((tokens_BT, length_B, plan, known))
+        prefix = self._prefix(with_candidates=True)
+        logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, self.shards, prefix, known))
+        _check(logp_BC)
+        return logp_BC
 
     def score_in_orders(
         self,
@@ -213,11 +261,11 @@ class Ranker:
         sizes = Sizes()
         for start in range(0, len(candidates_UC), _TRIES_AT_ONCE):
             chunk_RC = candidates_UC[start : start + _TRIES_AT_ONCE]
-            sizes = sizes.cover(sizes_of(build(self.items, chunk_RC), self._whole))
+            sizes = sizes.cover(sizes_of(build(self.items, chunk_RC), self.reads_titles))
         return sizes
 
     @property
-    def _whole(self) -> bool:
+    def reads_titles(self) -> bool:
         """Whether the model reads the whole text of every candidate."""
         head = head_of(self.model)
         return head is not None and head.title_D is not None
@@ -230,15 +278,15 @@ class Ranker:
         Raises:
             UserError: a prompt does not fit even without history.
         """
-        return self._marked_prompts(histories, profiles, candidates_UC)[0]
+        prompts = self.read(histories, profiles, candidates_UC)
+        self._say_cut(histories, prompts)
+        return prompts.tokens
 
-    def _marked_prompts(
+    def read(
         self, histories: Ragged, profiles: Sequence[str], candidates_UC: np.ndarray | None
-    ) -> tuple[Ragged, Ragged, Ragged]:
-        """Prompts, at the last token of each item the item and elsewhere -1, and the histories in
-        the prompts.
-        """
-        rows, marks, kept, cut, room = [], [], [], 0, self.writer.config
+    ) -> Prompts:
+        """As `prompts`, with what a candidate head needs beside the tokens; says nothing."""
+        rows, marks, kept = [], [], []
         for user, profile in enumerate(profiles):
             candidates = None
             if candidates_UC is not None:
@@ -249,38 +297,35 @@ class Ranker:
             else:
                 kept_H = self.writer.kept(histories[user], profile)
                 tokens_T, item_T = self.writer.marked_prompt(kept_H, profile)
-            cut += len(kept_H) < min(len(histories[user]), room.history)
             rows.append(tokens_T)
             marks.append(item_T)
             kept.append(kept_H)
+        return Prompts(Ragged.from_rows(rows), Ragged.from_rows(marks), Ragged.from_rows(kept))
+
+    def _say_cut(self, histories: Ragged, prompts: Prompts) -> None:
+        room = self.writer.config
+        wanted_U = np.minimum(histories.lengths_R[: len(prompts.kept)], room.history)
+        cut = int((prompts.kept.lengths_R < wanted_U).sum())
         if cut:
             say(
-                f"{cut:,} of {len(rows):,} histories were cut below {room.history} items, oldest "
-                f"first, to fit instruct.length ({room.length})"
+                f"{cut:,} of {len(wanted_U):,} histories were cut below {room.history} items, "
+                f"oldest first, to fit instruct.length ({room.length})"
             )
-        return Ragged.from_rows(rows), Ragged.from_rows(marks), Ragged.from_rows(kept)
 
     def _known(
-        self,
-        marks: Ragged,
-        kept: Ragged,
-        rows_B: np.ndarray,
-        width: int,
-        candidates_UC: np.ndarray,
-        prior_UC: np.ndarray,
+        self, prompts: Prompts, width: int, candidates_BC: np.ndarray, prior_BC: np.ndarray
     ) -> Known | None:
         """What a candidate head needs of some users; None for a model without one."""
         head = head_of(self.model)
         if head is None:
             return None
-        taken = marks.take(rows_B)
-        item_BT = np.full((len(rows_B), width), -1, np.int32)
-        item_BT[np.arange(width) < taken.lengths_R[:, None]] = taken.values_N
+        item_BT = np.full((len(candidates_BC), width), -1, np.int32)
+        item_BT[np.arange(width) < prompts.marks.lengths_R[:, None]] = prompts.marks.values_N
         return Known(
             head.with_vector(item_BT),
-            head.with_vector(candidates_UC[rows_B]),
-            head.with_vector(kept.take(rows_B).last(self.writer.config.history, fill=-1)),
-            prior_UC[rows_B],
+            head.with_vector(candidates_BC),
+            head.with_vector(prompts.kept.last(self.writer.config.history, fill=-1)),
+            prior_BC,
         )
 
     def _prefix(self, with_candidates: bool) -> Prefix:
@@ -346,7 +391,7 @@ def _items_of(slate: Slate, items_BC: np.ndarray) -> np.ndarray:
 
 def _check(logp: np.ndarray) -> None:
     if np.isnan(logp).any():
-        raise UserError(
+        raise NotNumbersError(
             "the ranker's log-probabilities are not numbers: its weights are damaged, or its "
             "training went astray (see the losses in metrics.jsonl)"
         )
@@ -358,10 +403,10 @@ def prompt_width(length: int) -> int:
     return -(-length // step) * step
 
 
-def padded(prompts: Ragged) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as rows of one width, int32 [B, T], and their lengths, int32 [B]."""
+def padded(prompts: Ragged, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as rows of one width (at least `width`), int32 [B, T], and lengths, int32 [B]."""
     length_B = prompts.lengths_R.astype(np.int32)
-    width = prompt_width(int(length_B.max()))
+    width = max(width, prompt_width(int(length_B.max())))
     tokens_BT = np.zeros((len(prompts), width), np.int32)
     tokens_BT[np.arange(width) < length_B[:, None]] = prompts.values_N
     return tokens_BT, length_B
