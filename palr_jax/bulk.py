@@ -1,10 +1,12 @@
-"""Slates for all users of a run: in parts that survive a kill, divided among processes.
+"""Slates for many users, of a run or of a file: in parts that survive a kill, divided among processes.
 
 Shapes: U users, C candidates, K items of a slate.
 """
 
 import dataclasses
+import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -15,6 +17,8 @@ from jax.experimental import multihost_utils
 from palr_jax import processes
 from palr_jax.config import to_dict
 from palr_jax.decoding.score import Sizes
+from palr_jax.data.catalog import By
+from palr_jax.data.histories import read_histories
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
 from palr_jax.files import fingerprint, read_json, reading, replacing
@@ -34,17 +38,56 @@ _ENDINGS = (".parquet", ".csv")
 Job = dict[str, str | int]
 
 
-def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
-    """Writes the slates of all users of the data set as a table, Parquet or CSV.
+@dataclass(frozen=True)
+class Users:
+    """Whom to recommend to.
+
+    Attributes:
+        ids: str, [U].
+        histories: all items of each, oldest first.
+    """
+
+    ids: np.ndarray
+    histories: Ragged
+
+
+def users_of(recommender: Recommender) -> Users:
+    """All users of the data set."""
+    split = recommender.prepared.split
+    before = split.histories("test")
+    joined_N = np.insert(before.values_N, before.offsets_R1[1:], split.test_U)
+    return Users(split.user_ids, Ragged.from_lengths(joined_N, before.lengths_R + 1))
+
+
+def users_in(file: Path, recommender: Recommender, by: By) -> Users:
+    """The users in a file (see `palr_jax.data.histories.read_histories`).
+
+    Raises:
+        UserError: as `read_histories`, or an item is not in the catalog.
+    """
+    found, rows, catalog = read_histories(file), [], recommender.catalog
+    for user, names in zip(found.users, found.items, strict=True):
+        try:
+            rows.append([catalog.index_by(name, by) for name in names])
+        except UserError as error:
+            raise UserError(f"{file}, user {user!r}: {error}") from None
+    return Users(np.array(found.users), Ragged.from_rows(rows))
+
+
+def recommend_all(
+    recommender: Recommender, k: int, output: Path, users: Users | None = None
+) -> None:
+    """Writes the slates of many users as a table, Parquet or CSV.
 
     Its columns are user, rank, item_id, title and score; users stand in the order of the data.
-    The history of a user is all of their items. Every process makes its share of the parts, on
+    Every process makes its share of the parts, on
     its own devices; those that an attempt before has finished are kept.
 
     Args:
         recommender: of the run.
         k: items of a slate.
         output: the file, which is replaced; its ending says in which form: .parquet or .csv.
+        users: by default all of the data set, each with all of their items as history.
 
     Raises:
         UserError: `output` has another ending, or is a folder; processes disagree about the run,
@@ -52,17 +95,18 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
             `Recommender.recommend`.
     """
     check_output(output)
-    job = _job(recommender, k)
+    users = users or users_of(recommender)
+    job = _job(recommender, k, users)
     jobs = processes.gather(job)
     if any(other != job for other in jobs):
         raise UserError(f"processes differ in {_difference(jobs[0], jobs)}: start them all alike")
     processes.led(lambda: _check_own(_folder(output)))
     with locked(_folder(output)):
-        make_parts(recommender, k, output, jax.process_index(), jax.process_count())
+        make_parts(recommender, k, output, jax.process_index(), jax.process_count(), users)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("all parts are made")
         if jax.process_index() == 0:
-            join_parts(recommender, output)
+            join_parts(recommender, output, users)
 
 
 def check_output(output: Path) -> None:
@@ -79,27 +123,34 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output} is a folder: name a file")
 
 
-def make_parts(recommender: Recommender, k: int, output: Path, index: int, count: int) -> None:
+def make_parts(
+    recommender: Recommender,
+    k: int,
+    output: Path,
+    index: int,
+    count: int,
+    users: Users | None = None,
+) -> None:
     """Writes every `count`-th part, from number `index` on, unless it is there.
 
     Parts stand in a folder that is named as the output with `.parts` behind it.
     """
-    folder, users = _folder(output), recommender.prepared.split.num_users
-    _claim(folder, _job(recommender, k))
-    mine = list(_starts(recommender))[index::count]
+    folder, users = _folder(output), users or users_of(recommender)
+    _claim(folder, _job(recommender, k, users))
+    mine = list(_starts(users))[index::count]
     left = [start for start in mine if not _part(folder, start).exists()]
-    sizes = {start: min(PART, users - start) for start in mine}
+    sizes = {start: min(PART, len(users.ids) - start) for start in mine}
     total, todo = sum(sizes.values()), sum(sizes[start] for start in left)
     if todo < total:
         say(f"recommend: {total - todo:,} of {total:,} users are done already")
     with progress("recommend", total, "users", done=total - todo) as advance:
-        _make(recommender, k, folder, left, advance)
+        _make(recommender, k, folder, left, advance, users)
 
 
-def join_parts(recommender: Recommender, output: Path) -> None:
+def join_parts(recommender: Recommender, output: Path, users: Users | None = None) -> None:
     """Makes one table of all parts, which are deleted."""
     folder = _folder(output)
-    files = [_part(folder, start) for start in _starts(recommender)]
+    files = [_part(folder, start) for start in _starts(users or users_of(recommender))]
     with replacing(output) as temporary:
         parts = []
         for file in files:
@@ -117,46 +168,45 @@ def join_parts(recommender: Recommender, output: Path) -> None:
 
 
 def _make(
-    recommender: Recommender, k: int, folder: Path, starts: list[int], advance: Advance
+    recommender: Recommender,
+    k: int,
+    folder: Path,
+    starts: list[int],
+    advance: Advance,
+    users: Users,
 ) -> None:
     """Makes parts with one set of programs: their sizes have room for all users' candidates."""
     parts = []
     for start in starts:
-        known = _histories(recommender, start)
+        known = users.histories.take(range(start, min(start + PART, len(users.ids))))
         parts.append((start, known, *recommender.propose(known, known, k)))
     sizes = Sizes()
     for _, _, candidates_UC, _ in parts:
         sizes = sizes.cover(recommender.ranker.sizes(candidates_UC))
     for start, known, candidates_UC, retriever_UC in parts:
         fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance, sizes)
-        table = _table(recommender, start, candidates_UC, fused_UC, k)
+        ids = users.ids[start : start + PART]
+        table = _table(recommender, ids, candidates_UC, fused_UC, k)
         with replacing(_part(folder, start), by_all=True) as temporary:
             table.write_parquet(temporary)
 
 
-def _histories(recommender: Recommender, start: int) -> Ragged:
-    """All items of the users of a part, oldest first."""
-    split = recommender.prepared.split
-    users = range(start, min(start + PART, split.num_users))
-    return Ragged.from_rows(
-        np.concatenate([split.train[user], [split.validation_U[user], split.test_U[user]]])
-        for user in users
-    )
-
-
 def _table(
-    recommender: Recommender, start: int, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int
+    recommender: Recommender,
+    user_ids: np.ndarray,
+    candidates_UC: np.ndarray,
+    fused_UC: np.ndarray,
+    k: int,
 ) -> pl.DataFrame:
     catalog = recommender.catalog
     slate_UK = fusion.slates(candidates_UC, fused_UC, k)
-    users, places = slate_UK.shape
+    places = slate_UK.shape[1]
     items = slate_UK.reshape(-1)
     is_there = items >= 0  # few users have fewer than `places`
-    user_ids = recommender.prepared.split.user_ids[start : start + users]
     table = pl.DataFrame(
         {
             "user": np.repeat(user_ids.astype(str), places),
-            "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), users),
+            "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), len(user_ids)),
             "item_id": catalog.item_ids[items].astype(str),
             "title": np.array(catalog.titles, dtype=object)[items],
             "score": np.exp(-np.sort(-fused_UC, axis=1)[:, :places]).reshape(-1).astype(np.float32),
@@ -166,12 +216,15 @@ def _table(
     return table.filter(pl.Series(is_there))
 
 
-def _job(recommender: Recommender, k: int) -> Job:
+def _job(recommender: Recommender, k: int, users: Users) -> Job:
     """What the parts of one job have in common."""
     values = to_dict(recommender.config)
     del values["mesh"]
     values["weights"] = dataclasses.asdict(recommender.weights)
-    return {"config": fingerprint(values), "step": recommender.step, "k": k}
+    parts = ("\n".join(map(str, users.ids)).encode(), users.histories.values_N.tobytes(),
+             users.histories.offsets_R1.tobytes())  # fmt: skip
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    return {"config": fingerprint(values), "step": recommender.step, "k": k, "users": digest}
 
 
 def _claim(folder: Path, job: Job) -> None:
@@ -202,9 +255,9 @@ def _difference(job: Job, others: list[Job]) -> str:
     return ", ".join(name for name in job if any(other.get(name) != job[name] for other in others))
 
 
-def _starts(recommender: Recommender) -> range:
+def _starts(users: Users) -> range:
     """The first user of each part."""
-    return range(0, recommender.prepared.split.num_users, PART)
+    return range(0, len(users.ids), PART)
 
 
 def _folder(output: Path) -> Path:

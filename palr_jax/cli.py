@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from palr_jax import processes
+from palr_jax.compile_cache import keep_programs
 from palr_jax.config import Config, Variant, load_config, nearest, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
@@ -45,6 +47,7 @@ def _execute(argv: Sequence[str]) -> None:
     commands = {
         "plan": _plan,
         "recommend": _recommend,
+        "serve": _serve,
         "import-weights": _import_weights,
         "export": _export,
     }
@@ -87,8 +90,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     who.add_argument("--user", help="id of a user in the data")
     who.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
     who.add_argument("--users", choices=["all"], help="all users of the data, into --output")
+    who.add_argument(
+        "--input",
+        type=path_of,
+        metavar="FILE",
+        help="the users of a .parquet or .csv (user, item, timestamp) or a .jsonl, into --output",
+    )
     recommend.add_argument(
-        "--output", type=path_of, metavar="FILE.parquet", help="of --users all, or FILE.csv"
+        "--output", type=path_of, metavar="FILE.parquet", help="of many users, or FILE.csv"
+    )
+    recommend.add_argument(
+        "--by",
+        choices=["title", "id"],
+        default="title",
+        help="what items are named by, here and in --input (default: title)",
     )
     recommend.add_argument(
         "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
@@ -103,6 +118,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for axis, text in _MESH.items():
         devices.add_argument(f"--mesh.{axis}", type=int, metavar="N", default=1, help=text)
     _add_processes(recommend)
+    _add_cache(recommend)
+    _add_serve(commands)
 
     _add_weight_commands(commands)
 
@@ -116,6 +133,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             "--from",
             "--to",
             "--topology",
+            "--host",
+            "--port",
             "--weights",
             "--adapter",
         ]
@@ -131,6 +150,47 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--processes", type=int, metavar="N", help="how many there are")
     group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-program-cache",
+        action="store_true",
+        help="compile anew instead of keeping programs in ~/.cache/palr-jax",
+    )
+
+
+def _add_serve(commands: Any) -> None:
+    text = "answer requests over HTTP, with a page to try the run on"
+    command = commands.add_parser("serve", help=text, description=text, allow_abbrev=False)
+    command.add_argument(
+        "--run", required=True, type=path_of, help="a run directory, or a checkpoint in it"
+    )
+    command.add_argument("--host", default="127.0.0.1", help="to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8000, help="default 8000")
+    command.add_argument(
+        "--api-key-file", type=path_of, metavar="FILE", help="keys, one a line: requests need one"
+    )
+    command.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a page from elsewhere that may ask, may be repeated (default: none may)",
+    )
+    command.add_argument(
+        "--max-batch", type=int, default=32, metavar="N", help="prompts of a batch (default 32)"
+    )
+    command.add_argument(
+        "--wait-ms", type=float, default=3.0, metavar="MS", help="for others, before a batch goes"
+    )
+    command.add_argument(
+        "--queue", type=int, default=256, metavar="N", help="histories that may wait (default 256)"
+    )
+    command.add_argument(
+        "--cache", type=int, default=4096, metavar="N", help="answers that are kept (default 4096)"
+    )
+    _add_cache(command)
 
 
 def _add_weight_commands(commands: Any) -> None:
@@ -252,16 +312,49 @@ def _export(arguments: argparse.Namespace) -> None:
     print(line)
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise UserError("serving needs FastAPI and uvicorn: pip install 'palr-jax[serve]'")
+    for name, least in (("max_batch", 1), ("queue", 1), ("cache", 0), ("wait_ms", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is at least {least}")
+    if not 0 <= arguments.port < 65_536:
+        raise UserError(f"--port {arguments.port}: it goes from 0 to 65535")
+    from palr_jax.serving.server import read_keys, serve  # noqa: PLC0415
+    from palr_jax.serving.service import Settings  # noqa: PLC0415
+
+    keys = () if arguments.api_key_file is None else read_keys(arguments.api_key_file)
+    settings = Settings(
+        max_batch=arguments.max_batch,
+        wait_ms=arguments.wait_ms,
+        queue=arguments.queue,
+        cache=arguments.cache,
+        api_keys=keys,
+        cors_origins=tuple(arguments.cors_origin),
+    )
+    if not arguments.no_program_cache:
+        keep_programs()
+    from palr_jax.recommender import Recommender  # noqa: PLC0415
+
+    serve(lambda: Recommender.load(arguments.run), settings, arguments.host, arguments.port)
+
+
 def _recommend(arguments: argparse.Namespace) -> None:
+    is_bulk = arguments.users is not None or arguments.input is not None
+    if is_bulk != (arguments.output is not None):
+        raise UserError(
+            "--users all (or --input FILE) and --output FILE.parquet (or .csv) go together: "
+            "give both"
+        )
+    if is_bulk:
+        _refuse_in_bulk(arguments)
+    group = (arguments.coordinator, arguments.processes, arguments.process)
+    if not arguments.no_program_cache:
+        keep_programs()
     from palr_jax.recommender import Recommender  # noqa: PLC0415
     from palr_jax.sharding import MeshConfig  # noqa: PLC0415
 
-    if (arguments.users is None) != (arguments.output is None):
-        raise UserError("--users all and --output FILE.parquet (or .csv) go together: give both")
-    if arguments.users:
-        _refuse_with_all(arguments)
-    group = (arguments.coordinator, arguments.processes, arguments.process)
-    if arguments.users:
+    if is_bulk:
         processes.join(*group)
     elif any(value is not None for value in group):
         raise UserError("several processes make the slates of --users all, not one user's")
@@ -269,13 +362,16 @@ def _recommend(arguments: argparse.Namespace) -> None:
     if min(sizes.values()) < 1:
         raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")
     recommender = Recommender.load(arguments.run, MeshConfig(**sizes))
-    if arguments.users:
-        from palr_jax.bulk import recommend_all  # noqa: PLC0415
+    if is_bulk:
+        from palr_jax.bulk import recommend_all, users_in  # noqa: PLC0415
 
-        recommend_all(recommender, arguments.k, arguments.output)
+        users = None
+        if arguments.input is not None:
+            users = users_in(arguments.input, recommender, arguments.by)
+        recommend_all(recommender, arguments.k, arguments.output, users)
         print(arguments.output)
         return
-    history = arguments.history or recommender.history_of(arguments.user)
+    history = arguments.history or recommender.history_of(arguments.user, arguments.by)
     own = arguments.candidates
     (slate,) = recommender.recommend(
         [history],
@@ -283,6 +379,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
         candidates=None if own is None else [own],
         exclude=[arguments.exclude],
         explain=arguments.explain,
+        by=arguments.by,
     )
     for place, item in enumerate(slate, 1):
         if arguments.json:
@@ -296,8 +393,8 @@ def _recommend(arguments: argparse.Namespace) -> None:
             print(f"    {'; '.join([*named, profile])}")
 
 
-def _refuse_with_all(arguments: argparse.Namespace) -> None:
-    """Checks what goes with --users all, before anything is loaded.
+def _refuse_in_bulk(arguments: argparse.Namespace) -> None:
+    """Checks what goes with --users all and --input, before anything is loaded.
 
     Raises:
         UserError: an option is for one user alone, or the output has no table's ending.
@@ -306,7 +403,8 @@ def _refuse_with_all(arguments: argparse.Namespace) -> None:
 
     for name in ("candidates", "exclude", "explain", "json"):
         if getattr(arguments, name):
-            raise UserError(f"--{name} is for one user, and does not go with --users all")
+            many = "--users all" if arguments.users else "--input"
+            raise UserError(f"--{name} is for one user, and does not go with {many}")
     check_output(arguments.output)
 
 

@@ -10,7 +10,7 @@ from palr_jax.llm.export import export_adapter, export_model
 from palr_jax.llm.loading import load
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig, Shards, make_mesh
-from palr_jax.training.loop import load_trained
+from palr_jax.training.trained import load_trained
 from palr_jax.untuned import make_model, with_head
 
 

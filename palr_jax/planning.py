@@ -27,7 +27,6 @@ from palr_jax.sharding import AXES, Shards, make_mesh
 from palr_jax.training.chips import Topology, parse_topology
 from palr_jax.training.feed import check_rows
 from palr_jax.training.flops import causal_pairs, rank_flops
-from palr_jax.training.loop import trainable
 from palr_jax.training.plan import (
     Program,
     bytes_per_chip,
@@ -40,6 +39,7 @@ from palr_jax.training.plan import (
 from palr_jax.training.roofline import Seconds, Work, collective_seconds, mfu_bound, seconds
 from palr_jax.training.step import Batch, abstract_state, train_step
 from palr_jax.training.suggest import Choice, fastest_mesh, largest_batch, traffic_seconds
+from palr_jax.training.trained import trainable
 from palr_jax.untuned import scratch_shape
 
 # Trie nodes that are fed and edges that are decided for 50 candidates, rounded up.

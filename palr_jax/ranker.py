@@ -25,7 +25,7 @@ from palr_jax.progress import Advance, progress, say
 from palr_jax.ragged import Ragged
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import Shards, fetch, make_mesh
-from palr_jax.training.loop import load_trained
+from palr_jax.training.trained import load_trained
 from palr_jax.untuned import make_model, with_head
 
 # Tries of this many users are measured at a time.

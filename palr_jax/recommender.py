@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from palr_jax.arguments import choice, flag, lists_of_texts, text_of, texts_of, whole_number
 from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
-from palr_jax.data.catalog import Catalog
+from palr_jax.data.catalog import By, Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.score import Sizes
 from palr_jax.decoding.trie import round_up
@@ -35,10 +35,7 @@ from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.sharding import MeshConfig
-from palr_jax.training.loop import trained_step
-
-By = Literal["title", "id"]
-"""What items are named by: their titles, or their ids in the source."""
+from palr_jax.training.trained import trained_step
 
 
 @dataclass(frozen=True)
@@ -381,13 +378,11 @@ class Recommender:
         by: By = "title",
     ) -> Ragged:
         """The items with the given titles or ids, one row per user."""
-        index_of = self.catalog.index_of
-        if choice(by, "by", get_args(By)) == "id":
-            index_of = self.catalog.index_of_id
+        choice(by, "by", get_args(By))
         lists = lists_of_texts(given, what)
         if like is not None and len(lists) != len(like):
             raise UserError(f"{len(lists)} lists for {len(like)} histories: give one for each")
-        return Ragged.from_rows([index_of(name) for name in row] for row in lists)
+        return Ragged.from_rows([self.catalog.index_by(name, by) for name in row] for row in lists)
 
     def _names(self, by: By) -> Sequence[str]:
         """The title or the id of every item."""

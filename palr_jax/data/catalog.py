@@ -5,11 +5,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from rapidfuzz import fuzz, process
 
 from palr_jax.errors import UserError
+
+By = Literal["title", "id"]
+"""What items are named by: their titles, or their ids in the source."""
 
 # White space, control characters, and lone surrogates (which no UTF-8 file can hold).
 _GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
@@ -84,6 +88,14 @@ class Catalog:
     def find_id(self, item_id: str) -> int | None:
         """As `index_of_id`, but None where that raises an error."""
         return self._by_id.get(item_id)
+
+    def index_by(self, name: str, by: By) -> int:
+        """The index of the item with this title or id.
+
+        Raises:
+            UserError: as `index_of` or `index_of_id`.
+        """
+        return self.index_of_id(name) if by == "id" else self.index_of(name)
 
     def nearest_ids(self, item_id: str) -> list[str]:
         """The three ids most like this one, the nearest first."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax.data.catalog import Catalog, normal_title
+from palr_jax.data.catalog import By, Catalog, normal_title
 from palr_jax.errors import UserError
 from palr_jax.explaining import explanation
-from palr_jax.recommender import By, Recommender
+from palr_jax.recommender import Recommender
 from palr_jax.serving import schemas
 from palr_jax.serving.limits import FieldError, Limits
 from palr_jax.serving.questions import Answer, Question
@@ -82,7 +82,7 @@ class Names:
     def _item(self, name: str, field: str) -> int:
         catalog = self.recommender.catalog
         try:
-            return catalog.index_of_id(name) if self.by == "id" else catalog.index_of(name)
+            return catalog.index_by(name, self.by)
         except UserError as error:
             near = catalog.nearest_ids(name) if self.by == "id" else catalog.nearest(name)
             raise FieldError(field, str(error), tuple(near)) from None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from palr_jax.recommender import By
+from palr_jax.data.catalog import By
 
 
 def _named(value: Any) -> Any:

@@ -8,7 +8,7 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.flops import causal_pairs
-from palr_jax.training.loop import trainable
+from palr_jax.training.trained import trainable
 from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
 
 TINY = LlamaConfig(
