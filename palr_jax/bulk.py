@@ -1,4 +1,6 @@
-"""Slates for many users, of a run or of a file: in parts that survive a kill, divided among processes.
+"""Slates for many users, of a run or of a file.
+
+They are made in parts that survive a kill, divided among processes.
 
 Shapes: U users, C candidates, K items of a slate.
 """
@@ -16,9 +18,9 @@ from jax.experimental import multihost_utils
 
 from palr_jax import processes
 from palr_jax.config import to_dict
-from palr_jax.decoding.score import Sizes
 from palr_jax.data.catalog import By
 from palr_jax.data.histories import read_histories
+from palr_jax.decoding.score import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
 from palr_jax.files import fingerprint, read_json, reading, replacing

@@ -357,7 +357,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
     if is_bulk:
         processes.join(*group)
     elif any(value is not None for value in group):
-        raise UserError("several processes make the slates of --users all, not one user's")
+        raise UserError("several processes make the slates of many users, not one user's")
     sizes = {axis: getattr(arguments, f"mesh.{axis}") for axis in _MESH}
     if min(sizes.values()) < 1:
         raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")

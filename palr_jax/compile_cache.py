@@ -9,7 +9,7 @@ def keep_programs() -> None:
 
     Whoever has set JAX_COMPILATION_CACHE_DIR has decided: nothing is changed then. A program is
     found again by its contents, the versions of JAX and the device, so that it never is a stale
-    one; the folder may be deleted at any time. Where the folder cannot be written, JAX warns and compiles.
+    one; the folder may be deleted at any time. Where it cannot be written, JAX warns and compiles.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
