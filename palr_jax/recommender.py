@@ -386,8 +386,9 @@ class Recommender:
 
     def _names(self, by: By) -> Sequence[str]:
         """The title or the id of every item."""
-        is_id = choice(by, "by", get_args(By)) == "id"
-        return self.catalog.item_ids if is_id else self.catalog.titles
+        if choice(by, "by", get_args(By)) == "title":
+            return self.catalog.titles
+        return list(map(str, self.catalog.item_ids))
 
     def _own(self, given: Ragged, banned: Ragged) -> np.ndarray:
         """Given candidates that are not banned, padded with -1, [U, C]."""

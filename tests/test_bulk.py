@@ -171,4 +171,4 @@ def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[
 
 def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--run", "runs/tiny", "--user", "1", "--process", "0"]) == 2
-    assert "several processes make the slates of --users all" in capsys.readouterr().err
+    assert "several processes make the slates of many users" in capsys.readouterr().err

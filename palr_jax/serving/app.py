@@ -72,9 +72,9 @@ def create_app(service: Service, started: Callable[[], None] = lambda: None) -> 
         title="PALR", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Recommendations by a retriever and a LLaMA that ranks what it proposes.",
     )  # fmt: skip
-    _add_health(app, service)
     _add_answers(app, service)
     _add_catalog(app, service)
+    _add_health(app, service)
     _add_page(app)
     _add_errors(app)
     settings = service.settings

@@ -142,7 +142,8 @@ class Batcher:
 
     def _taken(self) -> list[tuple[asyncio.Future[Outcome], Question]]:
         """The oldest questions, as many as a batch holds, out of the queue."""
-        batch, rows = [], 0
+        batch: list[tuple[asyncio.Future[Outcome], Question]] = []
+        rows = 0
         for future, question in list(self._waiting.items()):
             rows += _rows(question)
             if batch and rows > self._most_rows:

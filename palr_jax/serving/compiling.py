@@ -15,7 +15,7 @@ class Compilations:
         self._lock = threading.Lock()
         monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, seconds: float, **_: str | int) -> None:
+    def _heard(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _EVENT:
             with self._lock:
                 self.count += 1

@@ -54,7 +54,9 @@ class Names:
             raise FieldError(field, "no candidates: name some")
         if new_titles and self.by == "id":
             raise FieldError("new_titles", "a new item has no id: name items by their titles")
-        items, fresh, count = [], {}, len(self.recommender.catalog)
+        items: list[int] = []
+        fresh: dict[str, int] = {}
+        count = len(self.recommender.catalog)
         for number, name in enumerate(names):
             item = self._known(name)
             if item is None and new_titles:

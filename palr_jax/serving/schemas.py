@@ -14,7 +14,7 @@ def _named(value: Any) -> Any:
 
 Name = Annotated[StrictStr, BeforeValidator(_named)]
 Names = list[Name]
-_BY = Field(default="title", description="what items are named by: title or id")
+_BY = Field(description="what items are named by")
 
 
 class _Request(BaseModel):
@@ -30,7 +30,7 @@ class RecommendRequest(_Request):
         description="items of each user, oldest first", examples=[[["Toy Story (1995)"]]]
     )
     k: StrictInt = Field(default=10, description="items of a slate")
-    by: By = _BY
+    by: Annotated[By, _BY] = "title"
     candidates: list[Names] | None = Field(
         default=None, description="of each user, to be ranked instead of the retriever's"
     )
@@ -54,7 +54,7 @@ class RankRequest(_Request):
         description="items to rank, also such that the history holds",
         examples=[["Heat (1995)", "Babe (1995)"]],
     )
-    by: By = _BY
+    by: Annotated[By, _BY] = "title"
     new_titles: StrictBool = Field(
         default=False, description="candidates that no item has are ranked by their text"
     )

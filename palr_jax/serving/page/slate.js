@@ -163,7 +163,7 @@ function moved(item) {
   }
   if (item.retriever_rank === null) return element("span");
   const by = item.retriever_rank - item.rank;
-  const sign = by > 0 ? "▲" : by < 0 ? "▼" : "＝";
+  const sign = by > 0 ? "▲" : by < 0 ? "▼" : "=";
   const told = `the retriever's number ${item.retriever_rank}`;
   return element("span", { class: `move ${direction(item)}`, title: told },
     element("span", { "aria-hidden": "true" }, by ? `${sign} ${Math.abs(by)}` : sign),
