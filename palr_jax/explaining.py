@@ -137,5 +137,5 @@ def ablations(
 def lifts_of(kept_H: np.ndarray, logp_XC: np.ndarray) -> Lifts:
     """What the parts of a prompt add, from the scores of its `ablations`, [H + 2, C]."""
     whole_C, plain_C, *without = np.where(np.isfinite(logp_XC), logp_XC, 0)  # no candidate: -inf
-    lift_HC = whole_C - np.reshape(without, (len(kept_H), -1))
+    lift_HC = whole_C - np.reshape(without, (len(kept_H), len(whole_C)))
     return Lifts(kept_H, lift_HC, whole_C - plain_C)

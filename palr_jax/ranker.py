@@ -441,7 +441,12 @@ def load_ranker(
             f"{config.mesh.data} x fsdp {config.mesh.fsdp} = {ways} devices"
         )
     model = make_model(
-        config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed, shards
+        config.ranker,
+        tokenizer.vocab_size,
+        config.finetune.length,
+        config.seed,
+        shards,
+        drawn=False,
     )
     if variant == "PALR_v2":
         model = with_head(model, config, run.read_vectors(config), shards)

@@ -162,6 +162,21 @@ def draw(config: LlamaConfig, lora: LoRAConfig | None, seed: int, shards: Shards
     return model
 
 
+def blank(config: LlamaConfig, shards: Shards) -> Llama:
+    """A Llama whose parameters are 0, to be read from a checkpoint: nothing is compiled for it."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0))))
+    zeros = jax.tree.map(
+        lambda leaf, place: jax.make_array_from_callback(
+            leaf.shape, place, lambda index: np.zeros(leaf.shape, leaf.dtype)[index]
+        ),
+        abstract,
+        _placed(abstract, placement(shards)),
+    )
+    model = nnx.merge(graph, zeros)
+    model.compute = compute_over(shards)
+    return model
+
+
 def _placed(abstract: nnx.State, placement: Placement) -> Any:
     """The same tree with the sharding of every parameter in its place."""
     return jax.tree.map_with_path(

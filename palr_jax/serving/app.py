@@ -285,7 +285,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, None, str(error.detail))
+        # FastAPI says so of a body that its parser gives up on.
+        field = "body" if error.status_code == 400 else None
+        return _error(error.status_code, field, str(error.detail))
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:

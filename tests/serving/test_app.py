@@ -276,10 +276,9 @@ def test_a_full_queue_says_when_to_ask_again(served: Served) -> None:
     assert batcher is not None
     room, batcher._room = batcher._room, 4
     try:
-        answer = served.client.post(
-            "/v1/recommend",
-            json={"histories": [[], HISTORY, OWN, OWN[:1], OWN[1:]], "exclude": [OWN] * 5},
-        )
+        titles = served.recommender.catalog.titles
+        histories = [[titles[number], titles[number + 9], OWN[0]] for number in range(5)]
+        answer = served.client.post("/v1/recommend", json={"histories": histories})
     finally:
         batcher._room = room
     assert answer.status_code == 503

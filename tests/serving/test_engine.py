@@ -36,7 +36,7 @@ def questions(seed: int, count: int, items: int = 69) -> list[Question]:
         history = tuple(map(int, rng.permutation(items)[: rng.integers(0, 40)]))
         others = [item for item in rng.permutation(items).tolist() if item not in history]
         if number % 3 == 0:
-            own = tuple(others[: rng.integers(1, 33)])
+            own = tuple(others[: rng.integers(1, 32)])
             fresh = ("A story, told anew (2030)",) if number % 2 else ()
             own += tuple(range(items, items + len(fresh)))
             made.append(Question(history, own, fresh=fresh, explain=number % 6 == 0))
