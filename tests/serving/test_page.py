@@ -61,8 +61,7 @@ class Page:
 
     def add(self, text: str) -> None:
         before = len(self.texts("#history .text"))
-        self.search(text)
-        self.find("#query").send_keys(Keys.ENTER)
+        self.find("#query").send_keys(text, Keys.ENTER)
         self.until(f"document.querySelectorAll('#history li').length === {before + 1}")
         self.settled()
 

@@ -2,7 +2,7 @@
 
     python tools/bench/serving.py --run runs/quickstart
 
-Starts `palr serve` on the run and sends it `--requests` requests with 1, 8 and 64 clients, each with
+Starts `palr serve` on the run and sends it 10,000 requests with 1, 8 and 64 clients each, each with
 the history of some user, cut at random. No answers are kept, so that each request
 is computed. Every answer is compared with `Recommender.recommend` called for that history alone,
 whose time is the one to beat. Prints one JSON object.

@@ -30,6 +30,7 @@ function request() {
 
 function soon(wait) {
   clearTimeout(timer);
+  $("results").setAttribute("aria-busy", "true"); // what is shown is no longer the answer
   timer = setTimeout(recommend, wait);
 }
 

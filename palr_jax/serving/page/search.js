@@ -35,6 +35,8 @@ export function startSearch(pick, fail) {
 
   function hide() {
     list.hidden = true;
+    list.replaceChildren();
+    items = [];
     input.setAttribute("aria-expanded", "false");
     input.removeAttribute("aria-activedescendant");
   }
@@ -42,13 +44,14 @@ export function startSearch(pick, fail) {
   function choose(number) {
     const item = items[number];
     input.value = "";
-    items = [];
     hide();
     pick(item);
     input.focus();
   }
 
-  async function ask() {
+  // Who presses Enter before the list is there gets the first of it.
+  async function ask(first = false) {
+    clearTimeout(timer);
     running?.abort();
     running = new AbortController();
     const query = input.value.trim();
@@ -57,7 +60,8 @@ export function startSearch(pick, fail) {
       const found = await get(`/v1/items?count=12&query=${encodeURIComponent(query)}`, running.signal);
       items = found.items;
       active = items.length ? 0 : -1;
-      show();
+      if (first && items.length) choose(0);
+      else show();
     } catch (error) {
       if (error.name !== "AbortError") fail(error, ask);
     }
@@ -65,10 +69,12 @@ export function startSearch(pick, fail) {
 
   input.addEventListener("input", () => {
     clearTimeout(timer);
+    items = [];
     timer = setTimeout(ask, 90);
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return hide();
+    if (event.key === "Enter" && !items.length) return ask(true);
     if (list.hidden || !items.length) return;
     if (event.key === "ArrowDown") active = (active + 1) % items.length;
     else if (event.key === "ArrowUp") active = (active + items.length - 1) % items.length;
