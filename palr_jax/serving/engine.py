@@ -216,15 +216,19 @@ class Engine:
         return scores, [tokenizer.decode(prompts.tokens[row].tolist()) for row in range(len(rows))]
 
     def _batches(self, prompts: Prompts, rows: list[Row]) -> Iterator[list[int]]:
-        """Rows that share a shape: of one width, and of one room by the number of candidates."""
-        usual = self.shapes.usual
-        groups: dict[tuple[int, bool], list[int]] = {}
+        """Rows that are scored together, long prompts first; with few rows left empty."""
+        usual, widths = self.shapes.usual, {}
         for number, tokens in enumerate(prompts.tokens.lengths_R):
-            is_long = len(rows[number].items_C) > usual.candidates
-            groups.setdefault((self.shapes.width_for(int(tokens)), is_long), []).append(number)
-        for numbers in groups.values():
-            for start in range(0, len(numbers), usual.rows[-1]):
-                yield numbers[start : start + usual.rows[-1]]
+            widths[number] = self.shapes.width_for(int(tokens))
+        for is_long in (False, True):
+            numbers = [n for n, row in enumerate(rows)
+                       if (len(row.items_C) > usual.candidates) == is_long]  # fmt: skip
+            numbers.sort(key=lambda number: -widths[number])
+            while numbers:
+                alike = sum(widths[number] == widths[numbers[0]] for number in numbers)
+                size = usual.rows_to_take(alike)
+                yield numbers[:size]
+                numbers = numbers[size:]
 
     def _score_batch(
         self, recommender: Recommender, prompts: Prompts, rows: list[Row]

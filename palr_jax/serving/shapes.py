@@ -35,6 +35,13 @@ class Room:
         """The least number of rows that holds `count`; the largest of all if there is none."""
         return next((rows for rows in self.rows if rows >= count), self.rows[-1])
 
+    def rows_to_take(self, count: int) -> int:
+        """Of so many rows, how many the next batch takes: at least half of it is then full."""
+        above = self.rows_for(count)
+        if above <= 2 * count:
+            return above
+        return max(rows for rows in self.rows if rows <= count)
+
     def holds(self, candidates: int, sizes: Sizes) -> bool:
         """Whether so many candidates, whose tries have these sizes, fit."""
         return candidates <= self.candidates and self.sizes.cover(sizes) == self.sizes
