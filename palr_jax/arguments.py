@@ -1,7 +1,7 @@
 """Checks of what is given to the Python API: a wrong kind is one line, and not a wrong result."""
 
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from palr_jax.errors import UserError
@@ -78,6 +78,18 @@ def flag(value: object, what: str) -> bool:
     """
     if not isinstance(value, bool):
         raise UserError(f"{what}: True or False is expected, not {_shown(value)}")
+    return value
+
+
+def choice(value: object, what: str, choices: Sequence[str]) -> str:
+    """One of some texts.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        names = " or ".join(map(repr, choices))
+        raise UserError(f"{what}: {names} is expected, not {_shown(value)}")
     return value
 
 

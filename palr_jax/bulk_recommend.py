@@ -1,9 +1,13 @@
-"""Slates for all users of a run: in parts that survive a kill, divided among processes.
+"""Slates for many users, of a run or of a file.
+
+They are made in parts that survive a kill, divided among processes.
 
 Shapes: U users, C candidates, K items of a slate.
 """
 
 import dataclasses
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -12,6 +16,8 @@ import polars as pl
 from jax.experimental import multihost_utils
 
 from palr_jax.config import to_dict
+from palr_jax.data.catalog import By
+from palr_jax.data.histories import read_histories
 from palr_jax.decoding.score_plan import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation import fusion
@@ -22,6 +28,7 @@ from palr_jax.io.paths import delete
 from palr_jax.io.progress import Advance, progress, say
 from palr_jax.io.provenance import changed, claim, fingerprint
 from palr_jax.parallel import processes
+from palr_jax.ragged import Ragged
 from palr_jax.recommender import Recommender
 
 # Users of a part: what a kill can cost.
@@ -29,21 +36,58 @@ PART = 512
 _JOB = "job.json"
 _ENDINGS = (".parquet", ".csv")
 
-# What the parts of one job have in common: config, k and step of the ranker.
+# What the parts of one job have in common: config, k, users and step of the ranker.
 Job = dict[str, str | int]
 
 
-def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
-    """Writes the slates of all users of the data set as a table, Parquet or CSV.
+@dataclass(frozen=True)
+class Users:
+    """Whom to recommend to.
 
-    Its columns are user, rank, item_id, title and score; users stand in the order of the data.
-    The history of a user is all of their items. Every process makes its share of the parts, on
-    its own devices; those that an attempt before has finished are kept.
+    Attributes:
+        ids: str, [U].
+        histories: all items of each, oldest first.
+    """
+
+    ids: np.ndarray
+    histories: Ragged
+
+
+def users_of(recommender: Recommender) -> Users:
+    """All users of the data set."""
+    split = recommender.prepared.split
+    return Users(split.user_ids, split.histories("all"))
+
+
+def users_in(file: Path, recommender: Recommender, by: By) -> Users:
+    """The users in a file (see `palr_jax.data.histories.read_histories`).
+
+    Raises:
+        UserError: as `read_histories`, or an item is not in the catalog.
+    """
+    found, rows, catalog = read_histories(file), [], recommender.catalog
+    for user, names in zip(found.users, found.items, strict=True):
+        try:
+            rows.append([catalog.index_by(name, by) for name in names])
+        except UserError as error:
+            raise UserError(f"{file}, user {user!r}: {error}") from None
+    return Users(np.array(found.users), Ragged.from_rows(rows))
+
+
+def recommend_all(
+    recommender: Recommender, k: int, output: Path, users: Users | None = None
+) -> None:
+    """Writes the slates of many users as a table, Parquet or CSV.
+
+    Its columns are user, rank, item_id, title and score; users are in the order of the data.
+    Every process makes its share of the parts, on its own devices; those that an earlier attempt
+    has finished are kept.
 
     Args:
         recommender: of the run.
         k: items of a slate.
         output: the file, which is replaced; its ending, .parquet or .csv, selects the format.
+        users: by default all of the data set, each with all of their items as history.
 
     Raises:
         UserError: `output` has another ending, or is a folder; processes disagree about the run,
@@ -52,17 +96,18 @@ def recommend_all(recommender: Recommender, k: int, output: Path) -> None:
     """
     check_output(output)
     recommender.check_k(k)  # before anything is written
-    job = _job(recommender, k)
+    users = users or users_of(recommender)
+    job = _job(recommender, k, users)
     jobs = processes.gather(job)
     if differing := sorted({name for other in jobs for name in changed(jobs[0], other)}):
         raise UserError(f"processes differ in {', '.join(differing)}: start them all alike")
     processes.led(lambda: _check_own(_folder(output)))
     with locked(_folder(output)):
-        make_parts(recommender, k, output, jax.process_index(), jax.process_count())
+        make_parts(recommender, k, output, jax.process_index(), jax.process_count(), users)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("all parts are made")
         if jax.process_index() == 0:
-            join_parts(recommender, output)
+            join_parts(recommender, output, users)
 
 
 def check_output(output: Path) -> None:
@@ -79,32 +124,39 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output} is a folder: name a file")
 
 
-def make_parts(recommender: Recommender, k: int, output: Path, index: int, count: int) -> None:
+def make_parts(
+    recommender: Recommender,
+    k: int,
+    output: Path,
+    index: int,
+    count: int,
+    users: Users | None = None,
+) -> None:
     """Writes every `count`-th part, from number `index` on, unless it exists.
 
     Parts are in a folder with the name of the output followed by `.parts`.
     """
-    folder, users = _folder(output), recommender.prepared.split.num_users
-    job = _job(recommender, k)
+    folder, users = _folder(output), users or users_of(recommender)
+    job = _job(recommender, k, users)
     if differing := changed(job, claim(folder / _JOB, job, by_all=True)):
         raise UserError(
             f"{folder} holds parts of a job with another {', '.join(differing)}: delete it or "
             "choose another --output"
         )
-    mine = list(_starts(recommender))[index::count]
+    mine = list(_starts(users))[index::count]
     left = [start for start in mine if not _part(folder, start).exists()]
-    sizes = {start: min(PART, users - start) for start in mine}
+    sizes = {start: min(PART, len(users.ids) - start) for start in mine}
     total, todo = sum(sizes.values()), sum(sizes[start] for start in left)
     if todo < total:
         say(f"recommend: {total - todo:,} of {total:,} users are done already")
     with progress("recommend", total, "users", done=total - todo) as advance:
-        _make(recommender, k, folder, left, advance)
+        _make(recommender, k, folder, left, advance, users)
 
 
-def join_parts(recommender: Recommender, output: Path) -> None:
+def join_parts(recommender: Recommender, output: Path, users: Users | None = None) -> None:
     """Makes one table of all parts, which are deleted."""
     folder = _folder(output)
-    files = [_part(folder, start) for start in _starts(recommender)]
+    files = [_part(folder, start) for start in _starts(users or users_of(recommender))]
     with replacing(output) as temporary:
         parts = []
         for file in files:
@@ -122,13 +174,17 @@ def join_parts(recommender: Recommender, output: Path) -> None:
 
 
 def _make(
-    recommender: Recommender, k: int, folder: Path, starts: list[int], advance: Advance
+    recommender: Recommender,
+    k: int,
+    folder: Path,
+    starts: list[int],
+    advance: Advance,
+    users: Users,
 ) -> None:
     """Makes parts with one set of programs: their sizes have room for all users' candidates."""
     parts = []
     for start in starts:
-        users = range(start, min(start + PART, recommender.prepared.split.num_users))
-        known = recommender.prepared.split.histories("all", users)
+        known = users.histories.take(range(start, min(start + PART, len(users.ids))))
         parts.append((start, known, *recommender.propose(known, known, k)))
     sizes = Sizes()
     for _, _, candidates_UC, _ in parts:
@@ -137,24 +193,28 @@ def _make(
     recommender = dataclasses.replace(recommender, ranker=ranker)
     for start, known, candidates_UC, retriever_UC in parts:
         fused_UC = recommender.fused(known, candidates_UC, retriever_UC, advance)
-        table = _table(recommender, start, candidates_UC, fused_UC, k)
+        ids = users.ids[start : start + PART]
+        table = _table(recommender, ids, candidates_UC, fused_UC, k)
         with replacing(_part(folder, start), by_all=True) as temporary:
             table.write_parquet(temporary)
 
 
 def _table(
-    recommender: Recommender, start: int, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int
+    recommender: Recommender,
+    user_ids: np.ndarray,
+    candidates_UC: np.ndarray,
+    fused_UC: np.ndarray,
+    k: int,
 ) -> pl.DataFrame:
     catalog = recommender.catalog
     slate_UK = fusion.slates(candidates_UC, fused_UC, k)
-    users, places = slate_UK.shape
+    places = slate_UK.shape[1]
     items = slate_UK.reshape(-1)
     is_there = items >= 0  # few users have fewer than `places`
-    user_ids = recommender.prepared.split.user_ids[start : start + users]
     table = pl.DataFrame(
         {
             "user": np.repeat(user_ids.astype(str), places),
-            "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), users),
+            "rank": np.tile(np.arange(1, places + 1, dtype=np.int32), len(user_ids)),
             "item_id": catalog.item_ids[items].astype(str),
             "title": np.array(catalog.titles, dtype=object)[items],
             "score": np.exp(-np.sort(-fused_UC, axis=1)[:, :places]).reshape(-1).astype(np.float32),
@@ -164,12 +224,15 @@ def _table(
     return table.filter(pl.Series(is_there))
 
 
-def _job(recommender: Recommender, k: int) -> Job:
+def _job(recommender: Recommender, k: int, users: Users) -> Job:
     """What the parts of one job have in common."""
     values = to_dict(recommender.config)
     del values["mesh"]
     values["weights"] = dataclasses.asdict(recommender.weights)
-    return {"config": fingerprint(values), "step": recommender.step, "k": k}
+    parts = ("\n".join(map(str, users.ids)).encode(), users.histories.values_N.tobytes(),
+             users.histories.offsets_R1.tobytes())  # fmt: skip
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    return {"config": fingerprint(values), "step": recommender.step, "k": k, "users": digest}
 
 
 def _check_own(folder: Path) -> None:
@@ -183,9 +246,9 @@ def _check_own(folder: Path) -> None:
         raise UserError(f"{folder} holds {others[0]!r} and no parts: choose another --output")
 
 
-def _starts(recommender: Recommender) -> range:
+def _starts(users: Users) -> range:
     """The first user of each part."""
-    return range(0, recommender.prepared.split.num_users, PART)
+    return range(0, len(users.ids), PART)
 
 
 def _folder(output: Path) -> Path:

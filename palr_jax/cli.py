@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from palr_jax.command_line import MESH_AXES, parse
 from palr_jax.config import Config, load_config, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
+from palr_jax.io.compile_cache import keep_programs
 from palr_jax.io.paths import path_of
 from palr_jax.parallel import processes, watch
 
@@ -28,6 +30,7 @@ def _execute(argv: Sequence[str]) -> None:
     commands = {
         "plan": _plan,
         "recommend": _recommend,
+        "serve": _serve,
         "import-weights": _import_weights,
         "export": _export,
     }
@@ -130,30 +133,66 @@ def _export(arguments: argparse.Namespace) -> None:
     print(line)
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise UserError("serving needs FastAPI and uvicorn: pip install 'palr-jax[serve]'")
+    for name, least in (("max_batch", 1), ("queue", 1), ("cache", 0), ("wait_ms", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is at least {least}")
+    if not 0 <= arguments.port < 65_536:
+        raise UserError(f"--port {arguments.port}: it goes from 0 to 65535")
+    from palr_jax.serving.server import read_keys, serve  # noqa: PLC0415
+    from palr_jax.serving.service import Settings  # noqa: PLC0415
+
+    keys = () if arguments.api_key_file is None else read_keys(arguments.api_key_file)
+    settings = Settings(
+        max_batch=arguments.max_batch,
+        wait_ms=arguments.wait_ms,
+        queue=arguments.queue,
+        cache=arguments.cache,
+        api_keys=keys,
+        cors_origins=tuple(arguments.cors_origin),
+    )
+    if not arguments.no_program_cache:
+        keep_programs()
+    from palr_jax.recommender import Recommender  # noqa: PLC0415
+
+    serve(lambda: Recommender.load(arguments.run), settings, arguments.host, arguments.port)
+
+
 def _recommend(arguments: argparse.Namespace) -> None:
+    is_bulk = arguments.users is not None or arguments.input is not None
+    if is_bulk != (arguments.output is not None):
+        raise UserError(
+            "--users all (or --input FILE) and --output FILE.parquet (or .csv) go together: "
+            "give both"
+        )
+    if is_bulk:
+        _refuse_in_bulk(arguments)
+    group = (arguments.coordinator, arguments.processes, arguments.process)
+    if not arguments.no_program_cache:
+        keep_programs()
     from palr_jax.parallel.config import MeshConfig  # noqa: PLC0415
     from palr_jax.recommender import Recommender  # noqa: PLC0415
 
-    if (arguments.users is None) != (arguments.output is None):
-        raise UserError("--users all and --output FILE.parquet (or .csv) go together: give both")
-    if arguments.users:
-        _refuse_with_all(arguments)
-    group = (arguments.coordinator, arguments.processes, arguments.process)
-    if arguments.users:
+    if is_bulk:
         processes.join(*group)
     elif any(value is not None for value in group):
-        raise UserError("several processes make the slates of --users all, not one user's")
+        raise UserError("several processes make the slates of many users, not one user's")
     sizes = {axis: getattr(arguments, f"mesh.{axis}") for axis in MESH_AXES}
     if min(sizes.values()) < 1:
         raise UserError("--mesh.data, --mesh.fsdp and --mesh.tensor are at least 1")
     recommender = Recommender.load(arguments.run, MeshConfig(**sizes))
-    if arguments.users:
-        from palr_jax.bulk_recommend import recommend_all  # noqa: PLC0415
+    if is_bulk:
+        from palr_jax.bulk_recommend import recommend_all, users_in  # noqa: PLC0415
 
-        recommend_all(recommender, arguments.k, arguments.output)
+        users = None
+        if arguments.input is not None:
+            users = users_in(arguments.input, recommender, arguments.by)
+        recommend_all(recommender, arguments.k, arguments.output, users)
         print(arguments.output)
         return
-    history = arguments.history or recommender.history_of(arguments.user)
+    history = arguments.history or recommender.history_of(arguments.user, arguments.by)
     own = arguments.candidates
     (slate,) = recommender.recommend(
         [history],
@@ -161,6 +200,7 @@ def _recommend(arguments: argparse.Namespace) -> None:
         candidates=None if own is None else [own],
         exclude=[arguments.exclude],
         explain=arguments.explain,
+        by=arguments.by,
     )
     for place, item in enumerate(slate, 1):
         if arguments.json:
@@ -174,8 +214,8 @@ def _recommend(arguments: argparse.Namespace) -> None:
             print(f"    {'; '.join([*named, profile])}")
 
 
-def _refuse_with_all(arguments: argparse.Namespace) -> None:
-    """Checks what goes with --users all, before anything is loaded.
+def _refuse_in_bulk(arguments: argparse.Namespace) -> None:
+    """Checks what goes with --users all and --input, before anything is loaded.
 
     Raises:
         UserError: an option is for one user alone, or the output has no table's ending.
@@ -184,7 +224,8 @@ def _refuse_with_all(arguments: argparse.Namespace) -> None:
 
     for name in ("candidates", "exclude", "explain", "json"):
         if getattr(arguments, name):
-            raise UserError(f"--{name} is for one user, and does not go with --users all")
+            many = "--users all" if arguments.users else "--input"
+            raise UserError(f"--{name} is for one user, and does not go with {many}")
     check_output(arguments.output)
 
 

@@ -26,7 +26,8 @@ _STAGES = {
 }
 _PLAN = "compile a config for chips that are absent: memory, traffic, time, better meshes"
 _SHOW = "print examples of the ranker's instruction data, and statistics"
-_RECOMMEND = "recommend items to one user, or to all users of a run"
+_RECOMMEND = "recommend items to one user, to the users of a file, or to all users of a run"
+_SERVE = "answer requests over HTTP, with a page to try the run on"
 # Axes of the mesh that `palr recommend` takes.
 MESH_AXES = {
     "data": "devices that divide the users and hold copies of the weights",
@@ -82,12 +83,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             _add_processes(command)
         _add_config(command)
     _add_recommend(commands)
+    _add_serve(commands)
     _add_weight_commands(commands)
 
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [f"--{key}" for key in option_keys()]
         flags += ["--config", "--run", "--from", "--to", "--topology", "--weights", "--adapter"]
+        flags += ["--host", "--port"]
         flag = unknown[0].split("=")[0]
         raise UserError(f"unknown argument {flag}; {nearest(flag, flags)}")
     return arguments
@@ -133,8 +136,24 @@ def _add_recommend(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--history", nargs="+", metavar="TITLE", help="titles of a history, oldest first"
     )
     who.add_argument("--users", choices=["all"], help="all users of the run; needs --output")
+    who.add_argument(
+        "--input",
+        type=path_of,
+        metavar="FILE",
+        help="users of a .parquet or .csv file (user, item, timestamp) or a .jsonl file; needs "
+        "--output",
+    )
     command.add_argument(
-        "--output", type=path_of, metavar="FILE", help="a .parquet or .csv file for --users all"
+        "--output",
+        type=path_of,
+        metavar="FILE",
+        help="a .parquet or .csv file for --users all or --input",
+    )
+    command.add_argument(
+        "--by",
+        choices=["title", "id"],
+        default="title",
+        help="what items are named by, here and in --input (default: title)",
     )
     command.add_argument(
         "--candidates", nargs="+", metavar="TITLE", help="rank these instead of the retriever's"
@@ -154,6 +173,53 @@ def _add_recommend(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help_ = f"{text} (default: 1)"
         devices.add_argument(f"--mesh.{axis}", type=int, metavar="INT", default=1, help=help_)
     _add_processes(command)
+    _add_cache(command)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = commands.add_parser("serve", help=_SERVE, description=_SERVE, allow_abbrev=False)
+    command.add_argument(
+        "--run", required=True, type=path_of, help="a run directory, or a checkpoint in it"
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    command.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    command.add_argument(
+        "--api-key-file", type=path_of, metavar="FILE", help="keys, one per line; requests need one"
+    )
+    command.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another origin whose pages may send requests; can be repeated",
+    )
+    command.add_argument(
+        "--max-batch", type=int, default=32, metavar="N", help="prompts of a batch (default: 32)"
+    )
+    command.add_argument(
+        "--wait-ms",
+        type=float,
+        default=3.0,
+        metavar="MS",
+        help="time that a batch waits for more requests (default: 3)",
+    )
+    command.add_argument(
+        "--queue", type=int, default=256, metavar="N", help="histories that may wait (default: 256)"
+    )
+    command.add_argument(
+        "--cache", type=int, default=4096, metavar="N", help="answers that are kept (default: 4096)"
+    )
+    _add_cache(command)
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-program-cache",
+        action="store_true",
+        help="compile again instead of keeping programs in ~/.cache/palr-jax",
+    )
 
 
 def _add_processes(command: argparse.ArgumentParser) -> None:

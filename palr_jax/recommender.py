@@ -6,23 +6,24 @@ Shapes: U users, C candidates, K items of a slate, H history items in a prompt.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
 import jax
 import numpy as np
 
-from palr_jax.arguments import flag, lists_of_texts, text_of, texts_of, whole_number
+from palr_jax.arguments import choice, flag, lists_of_texts, text_of, texts_of, whole_number
 from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
-from palr_jax.data.catalog import Catalog
+from palr_jax.data.catalog import By, Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.score_plan import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
 from palr_jax.evaluation.metrics import SLATE
 from palr_jax.instruct.item_tokens import tokenize_items
-from palr_jax.instruct.profiles import category_table, keyword_profiles
+from palr_jax.instruct.profiles import CategoryTable, category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.paths import path_of
 from palr_jax.io.progress import Advance, progress
@@ -34,7 +35,7 @@ from palr_jax.ranking.ranker import Ranker, load_ranker
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
-from palr_jax.training.loop import trained_step
+from palr_jax.training.trained import trained_step
 
 
 @dataclass(frozen=True)
@@ -142,24 +143,24 @@ class Recommender:
         ids = [f"new-{fresh + number}" for number in range(1, len(titles) + 1)]
         longer = self.catalog.with_items(ids, titles, categories)
         tokenizer = self.ranker.writer.tokenizer
-        items = tokenize_items(longer, tokenizer, self.config.instruct).tokens
+        items = tokenize_items(longer, tokenizer, self.config.instruct, self.ranker.items).tokens
         writer = PromptWriter(tokenizer, items, self.config.instruct)
         return replace(
             self, catalog=longer, ranker=replace(self.ranker, writer=writer, items=items)
         )
 
-    def history_of(self, user_id: str) -> list[str]:
-        """The titles of all items of a user of the data set, oldest first.
+    def history_of(self, user_id: str, by: By = "title") -> list[str]:
+        """The titles (or ids) of all items of a user of the data set, oldest first.
 
         Raises:
-            UserError: no such user.
+            UserError: no such user, or items are named by nothing else.
         """
-        split = self.prepared.split
+        split, names = self.prepared.split, self._names(by)
         found = np.flatnonzero(split.user_ids == text_of(user_id, "user_id"))
         if not len(found):
             some = ", ".join(map(str, split.user_ids[:3]))
             raise UserError(f"user {user_id!r} is not in the data; there are {some}, …")
-        return [self.catalog.titles[item] for item in split.histories("all", found)[0]]
+        return [str(names[item]) for item in split.histories("all", found)[0]]
 
     def recommend(
         self,
@@ -168,6 +169,7 @@ class Recommender:
         candidates: Sequence[Sequence[str]] | None = None,
         exclude: Sequence[Sequence[str]] | None = None,
         explain: bool = False,
+        by: By = "title",
     ) -> list[list[Recommendation]]:
         """The k best unseen items for each history.
 
@@ -178,24 +180,26 @@ class Recommender:
                 proposes `retriever.candidates` of them.
             exclude: titles per user that are not to be recommended, beside those of the history.
             explain: say why, which costs about H more prompts per user.
+            by: what histories, candidates and excluded items are named by; "id" for their ids in
+                the source instead of titles.
 
         Raises:
-            UserError: a title is not in the catalog, a user's own candidates are all banned or one
+            UserError: an item is not in the catalog, a user's own candidates are all banned or one
                 of them is there twice, the lists are not as many as the histories, k is not a
                 number of items or more than the run's retriever proposes, or an argument is of
                 another kind.
         """
-        known = self._items(histories, "histories")
+        known = self._items(histories, "histories", by=by)
         k, explain = whole_number(k, "k", least=1), flag(explain, "explain")
         banned = known
         if exclude is not None:
-            banned = _joined(known, self._items(exclude, "exclude", known))
+            banned = _joined(known, self._items(exclude, "exclude", known, by))
         if not len(known):
             return []
         if candidates is None:
             candidates_UC, retriever_UC = self.propose(known, banned, k)
         else:
-            candidates_UC = self._own(self._items(candidates, "candidates", known), banned)
+            candidates_UC = self._own(self._items(candidates, "candidates", known, by), banned)
             retriever_UC = None
         with progress("rank", len(known), "users") as advance:
             fused_UC = self.fused(known, candidates_UC, retriever_UC, advance)
@@ -227,7 +231,9 @@ class Recommender:
             slates[user] = [replace(one, explanation=mine[one.title]) for one in slates[user]]
         return slates
 
-    def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[tuple[str, float]]:
+    def rank(
+        self, history: Sequence[str], candidates: Sequence[str], by: By = "title"
+    ) -> list[tuple[str, float]]:
         """The candidates, best first, with log P(candidate | history) by the ranker alone.
 
         The probabilities sum to 1.
@@ -235,30 +241,42 @@ class Recommender:
         Args:
             history: titles, oldest first.
             candidates: titles from any retriever; here also such that the history holds.
+            by: what items are named by, here and in the result.
 
         Raises:
-            UserError: a title is not in the catalog, there are no candidates, or one is there
+            UserError: an item is not in the catalog, there are no candidates, or one is there
                 twice.
         """
-        known = self._items([texts_of(history, "history")], "history")
-        own = self._items([texts_of(candidates, "candidates")], "candidates")
+        known = self._items([texts_of(history, "history")], "history", by=by)
+        own = self._items([texts_of(candidates, "candidates")], "candidates", by=by)
         candidates_UC = self._own(own, Ragged.from_rows([[]]))
         with progress("rank", 1, "users") as advance:
             logp_C = self._score(known, candidates_UC, advance)[0, : len(own[0])]
         order_C = np.argsort(-logp_C, kind="stable")
-        titles = [self.catalog.titles[item] for item in candidates_UC[0]]
-        return [(titles[place], float(logp_C[place])) for place in order_C]
+        names, items_C = self._names(by), candidates_UC[0]
+        return [(str(names[items_C[place]]), float(logp_C[place])) for place in order_C]
 
     def profiles(self, known: Ragged) -> list[str]:
         """The profile sentence of each history, from the categories of its items."""
-        return keyword_profiles(
-            known, category_table(self.catalog), self.config.profile, self.config.instruct
-        )
+        return keyword_profiles(known, self._categories, self.config.profile, self.config.instruct)
 
-    def propose(self, known: Ragged, banned: Ragged, k: int) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def _categories(self) -> CategoryTable:
+        return category_table(self.catalog)
+
+    def propose(
+        self, known: Ragged, banned: Ragged, k: int, room: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The retriever's candidates outside `banned`, [U, C], and their scores, [U, C].
 
         Behind the last candidate of a user, items are -1 and scores -inf.
+
+        Args:
+            known: histories.
+            banned: the same, and what else is not to be proposed.
+            k: how many of the candidates are wanted.
+            room: banned items outside the history that there is room for, at least, so that calls
+                with fewer share a program.
 
         Raises:
             UserError: k is more than there are candidates.
@@ -266,7 +284,7 @@ class Recommender:
         self.check_k(k)
         count, items = self.config.retriever.candidates, self.prepared.split.num_items
         of_run = Ragged.from_rows(row[row < items] for row in _rows(known))
-        extra = int((banned.lengths_R - known.lengths_R).max(initial=0))
+        extra = max(room, int((banned.lengths_R - known.lengths_R).max(initial=0)))
         # Every number of items asked for is a program of its own: few numbers.
         top = self.retriever.recommend(
             of_run, min(count + to_power_of_two(extra, 8), max(count, items))
@@ -318,14 +336,25 @@ class Recommender:
         some, items_UC = known.take(users), candidates_UC[users]
         scores_UC = None if retriever_UC is None else retriever_UC[users]
         ranker_UC = self._score(some, items_UC, advance, scores_UC)
-        if scores_UC is None:
-            whole_UC[users] = ranker_UC
-            return whole_UC
+        whole_UC[users] = self.joined(items_UC, scores_UC, ranker_UC)
+        return whole_UC
+
+    def joined(
+        self, items_UC: np.ndarray, retriever_UC: np.ndarray | None, ranker_UC: np.ndarray
+    ) -> np.ndarray:
+        """Log-probability of each candidate by retriever and ranker, from the scores of both.
+
+        Args:
+            items_UC: item indices, padded with -1; every user has a candidate.
+            retriever_UC: scores of the candidates; if None, the ranker's are returned unchanged.
+            ranker_UC: log-probabilities.
+        """
+        if retriever_UC is None:
+            return ranker_UC
         split = self.prepared.split
         popularity_UC = log_popularity(items_UC, split.train.values_N, split.num_items)
-        fused_UC = Scores(items_UC, scores_UC, ranker_UC, popularity_UC).fused(self.weights)
-        whole_UC[users] = fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
-        return whole_UC
+        fused_UC = Scores(items_UC, retriever_UC, ranker_UC, popularity_UC).fused(self.weights)
+        return fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
 
     def _score(
         self,
@@ -346,13 +375,24 @@ class Recommender:
         )
 
     def _items(
-        self, given: Sequence[Sequence[str]], what: str, like: Ragged | None = None
+        self,
+        given: Sequence[Sequence[str]],
+        what: str,
+        like: Ragged | None = None,
+        by: By = "title",
     ) -> Ragged:
-        """The items with the given titles, one row per user."""
+        """The items with the given titles or ids, one row per user."""
+        choice(by, "by", get_args(By))
         lists = lists_of_texts(given, what)
         if like is not None and len(lists) != len(like):
             raise UserError(f"{len(lists)} lists for {len(like)} histories: give one for each")
-        return Ragged.from_rows([self.catalog.index_of(title) for title in row] for row in lists)
+        return Ragged.from_rows([self.catalog.index_by(name, by) for name in row] for row in lists)
+
+    def _names(self, by: By) -> Sequence[str]:
+        """The title or the id of every item."""
+        if choice(by, "by", get_args(By)) == "title":
+            return self.catalog.titles
+        return list(map(str, self.catalog.item_ids))
 
     def _own(self, given: Ragged, banned: Ragged) -> np.ndarray:
         """Given candidates that are not banned, padded with -1, [U, C]."""

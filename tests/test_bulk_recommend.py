@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -50,6 +51,31 @@ def test_a_table_of_all_users_equals_one_by_one(here: Path, recommender: Recomme
     for (user,), group in table.group_by("user"):
         assert group["title"].n_unique() == 10
         assert not set(group["title"]) & set(recommender.history_of(str(user)))
+
+
+def test_users_of_a_file_are_ranked_as_one_by_one(here: Path, recommender: Recommender) -> None:
+    histories = {"a": ["3", "5", "4"], "b": [], "c": ["20"]}
+    lines = [json.dumps({"user": user, "history": ids}) for user, ids in histories.items()]
+    Path("mine.jsonl").write_text("\n".join(lines))
+    arguments = ["--run", "runs/tiny", "--input", "mine.jsonl", "--by", "id", "--k", "4"]
+    assert main(["recommend", *arguments, "--output", "recs.csv"]) == 0
+    table = pl.read_csv("recs.csv", schema_overrides={"item_id": pl.String})
+    assert table["user"].to_list() == [user for user in histories for _ in range(4)]
+    for user, ids in histories.items():
+        (slate,) = recommender.recommend([ids], 4, by="id")
+        mine = table.filter(pl.col("user") == user)
+        assert mine["item_id"].to_list() == [item.item_id for item in slate]
+        np.testing.assert_allclose(mine["score"], [item.score for item in slate], atol=1e-5)
+
+
+def test_a_file_with_an_unknown_item(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.jsonl").write_text('{"user": "a", "history": ["Stroy, 3 (1953)"]}')
+    arguments = ["--run", "runs/tiny", "--input", "mine.jsonl", "--output", "recs.csv"]
+    assert main(["recommend", *arguments]) == 2
+    assert "mine.jsonl, user 'a': no single item is titled" in capsys.readouterr().err
+    assert not Path("recs.csv").exists()
+    assert main(["recommend", *arguments[:4]]) == 2
+    assert "go together" in capsys.readouterr().err
 
 
 def test_shares_of_processes_make_the_same_table(recommender: Recommender) -> None:
@@ -165,12 +191,12 @@ def test_a_thousand_batches_share_a_program_for_each_width(recommender: Recommen
 
 def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--run", "runs/tiny", "--users", "all"]) == 2
-    assert "--users all and --output FILE.parquet (or .csv) go together" in capsys.readouterr().err
+    assert "go together: give both" in capsys.readouterr().err
 
 
 def test_one_user_is_no_work_for_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--run", "runs/tiny", "--user", "1", "--process", "0"]) == 2
-    assert "several processes make the slates of --users all" in capsys.readouterr().err
+    assert "several processes make the slates of many users" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("k", [0, -1, 21])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from palr_jax import Recommender, UserError
 from palr_jax.decoding import score as score_module
+from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.config import MeshConfig
 from tests.progress import silent
@@ -246,6 +247,35 @@ def test_numbers_that_are_none_end_in_one_line(recommender: Recommender) -> None
     hurt = replace(recommender, ranker=replace(recommender.ranker, model=broken))
     with pytest.raises(UserError, match="not numbers"):
         hurt.recommend([HISTORY])
+
+
+def test_items_are_named_by_title_or_id(recommender: Recommender) -> None:
+    history, own = ["3", "5", "4"], ["20", "31", "8"]
+    assert recommender.recommend([history], by="id", exclude=[own]) == recommender.recommend(
+        [HISTORY], exclude=[OWN]
+    )
+    by_title = dict(recommender.rank(HISTORY, OWN))
+    ranked = recommender.rank(history, own, by="id")
+    assert [by_title[OWN[own.index(item)]] for item, _ in ranked] == [logp for _, logp in ranked]
+    user = str(recommender.prepared.split.user_ids[0])
+    ids, titles = recommender.history_of(user, by="id"), recommender.history_of(user)
+    assert [recommender.catalog.index_of_id(one) for one in ids] == [
+        recommender.catalog.index_of(one) for one in titles
+    ]
+    with pytest.raises(UserError, match=r"no item has the id '31 '; the nearest ids are '31'"):
+        recommender.rank(["31 "], own, by="id")
+    with pytest.raises(UserError, match="by: 'title' or 'id' is expected, not 'isbn'"):
+        recommender.recommend([history], by="isbn")  # type: ignore[arg-type]
+
+
+def test_added_items_get_the_tokens_they_would_get_with_all(recommender: Recommender) -> None:
+    fresh = ["A tale (2031)", "A tale of tales " * 30, "A tale of tales " * 31]
+    more = recommender.with_items(fresh).ranker.items
+    longer = recommender.catalog.with_items(["new-1", "new-2", "new-3"], fresh)
+    writer = recommender.ranker.writer
+    whole = tokenize_items(longer, writer.tokenizer, recommender.config.instruct).tokens
+    np.testing.assert_array_equal(more.values_N, whole.values_N)
+    np.testing.assert_array_equal(more.offsets_R1, whole.offsets_R1)
 
 
 def test_long_histories_are_cut_and_it_is_said(

@@ -5,11 +5,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from rapidfuzz import fuzz, process
 
 from palr_jax.errors import UserError
+
+By = Literal["title", "id"]
+"""What items are named by: their titles, or their ids in the source."""
 
 # White space, control characters, and lone surrogates (which UTF-8 cannot encode).
 _GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
@@ -45,19 +49,58 @@ class Catalog:
             UserError: no item matches, or several match without case; names the three nearest
                 titles.
         """
+        index = self.find(title)
+        if index is not None:
+            return index
+        names = ", ".join(map(repr, self.nearest(title)))
+        raise UserError(f"no single item is titled {_asked(title)}; the nearest titles are {names}")
+
+    def find(self, title: str) -> int | None:
+        """As `index_of`, but None where that raises an error."""
         if title in self._by_title:
             return self._by_title[title]
         alike = self._by_folded.get(_folded(title), [])
         for indices in (self._of_form(title), alike):
             if len(indices) == 1:
                 return indices[0]
+        return None
+
+    def nearest(self, title: str) -> list[str]:
+        """The three titles most like this one, the nearest first."""
         found = process.extract(
             _folded(title[:_COMPARED]), list(self._by_folded), scorer=fuzz.ratio, limit=3
         )
         indices = [index for folded, *_ in found for index in self._by_folded[folded]][:3]
-        names = ", ".join(repr(self.titles[index]) for index in indices)
-        asked = repr(title[:_QUOTED]) + ("…" if len(title) > _QUOTED else "")
-        raise UserError(f"no single item is titled {asked}; the nearest titles are {names}")
+        return [self.titles[index] for index in indices]
+
+    def index_of_id(self, item_id: str) -> int:
+        """The index of the item with this id in the source.
+
+        Raises:
+            UserError: no item has it; the three nearest ids are named.
+        """
+        index = self.find_id(item_id)
+        if index is not None:
+            return index
+        names = ", ".join(map(repr, self.nearest_ids(item_id)))
+        raise UserError(f"no item has the id {_asked(item_id)}; the nearest ids are {names}")
+
+    def find_id(self, item_id: str) -> int | None:
+        """As `index_of_id`, but None where that raises an error."""
+        return self._by_id.get(item_id)
+
+    def index_by(self, name: str, by: By) -> int:
+        """The index of the item with this title or id.
+
+        Raises:
+            UserError: as `index_of` or `index_of_id`.
+        """
+        return self.index_of_id(name) if by == "id" else self.index_of(name)
+
+    def nearest_ids(self, item_id: str) -> list[str]:
+        """The three ids most like this one, the nearest first."""
+        found = process.extract(item_id[:_COMPARED], list(self._by_id), scorer=fuzz.ratio, limit=3)
+        return [name for name, *_ in found]
 
     def with_items(
         self,
@@ -102,6 +145,10 @@ class Catalog:
         return {title: index for index, title in enumerate(self.titles)}
 
     @cached_property
+    def _by_id(self) -> dict[str, int]:
+        return {str(item_id): index for index, item_id in enumerate(self.item_ids)}
+
+    @cached_property
     def _by_folded(self) -> dict[str, list[int]]:
         indices: dict[str, list[int]] = {}
         for index, title in enumerate(self.titles):
@@ -112,6 +159,11 @@ class Catalog:
         """The items whose titles have the normal form of this one."""
         normal, alike = normal_title(title), self._by_folded.get(_folded(title), [])
         return [index for index in alike if normal_title(self.titles[index]) == normal]
+
+
+def _asked(text: str) -> str:
+    """What was looked for in vain, as it stands in an error."""
+    return repr(text[:_QUOTED]) + ("…" if len(text) > _QUOTED else "")
 
 
 def _folded(title: str) -> str:

@@ -47,6 +47,15 @@ def read_tables(interactions: Content, items: Content, columns: Columns) -> RawT
     return RawTables(log, _items(items, columns), items.file)
 
 
+def read_columns(path: str, names: dict[str, str | None], key: str) -> dict[str, Column]:
+    """The columns of these names, by role; a timestamp may be missing.
+
+    Raises:
+        UserError: the file is missing, damaged or empty, or lacks a column; `key` is what gave it.
+    """
+    return _columns(_open(_content(path, key), Columns(), names), names, key)
+
+
 def _items(content: Content, columns: Columns) -> pl.DataFrame:
     names = {"title": columns.title, "categories": columns.categories}
     # A number in `item` is a column of the interactions, unless the title is a number as well.

@@ -25,20 +25,28 @@ class ItemTokens:
     cut: int
 
 
-def tokenize_items(catalog: Catalog, tokenizer: Tokenizer, config: InstructConfig) -> ItemTokens:
+def tokenize_items(
+    catalog: Catalog, tokenizer: Tokenizer, config: InstructConfig, known: Ragged | None = None
+) -> ItemTokens:
     """Tokenises every item of a catalog separately.
 
     A title over the budget of `config.title_tokens` is cut and ends in "…". If the tokens of an
     item equal those of an earlier one or of an empty title, its id is added to the text.
 
+    Args:
+        catalog: the items.
+        tokenizer: of the ranker.
+        config: the form of the texts.
+        known: the tokens of the first items, which are kept; by default of none.
+
     Raises:
         UserError: an item does not fit the budget even with an empty title, or is not unique even
             with its id.
     """
-    rows: list[np.ndarray] = []
-    seen = {tokenizer.encode(item_text(config, "", "")).tobytes()}
-    cut = 0
-    for item_id, title in zip(catalog.item_ids, catalog.titles, strict=True):
+    rows = [] if known is None else [known[item] for item in range(len(known))]
+    seen = {tokenizer.encode(item_text(config, "", "")).tobytes(), *(row.tobytes() for row in rows)}
+    cut, there = 0, len(rows)
+    for item_id, title in zip(catalog.item_ids[there:], catalog.titles[there:], strict=True):
         row = tokenizer.encode(item_text(config, item_id, title))
         too_long = len(row) > config.title_tokens
         if too_long:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from palr_jax.errors import UserError, reason
@@ -18,6 +19,10 @@ from palr_jax.parallel import processes
 # Orbax logs every file it writes, and every error several times. Users see an error once, as
 # `UserError`.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+# Elements that the host sums up; larger trees are left to the devices.
+_SMALL = 5_000_000
 
 
 class SavedSteps:
@@ -194,7 +199,31 @@ class Checkpoints(SavedSteps):
 
 def _digests(trees: dict[str, Any]) -> dict[str, int]:
     """A checksum per tree."""
-    return {name: int(_digest(tree)) for name, tree in trees.items()}
+    return {
+        name: _digest_on_host(tree) if _is_small(tree) else int(_digest(tree))
+        for name, tree in trees.items()
+    }
+
+
+def _is_small(tree: Any) -> bool:
+    """Whether the host sums up a tree faster than a program for it is compiled or loaded."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    is_here = all(leaf.is_fully_addressable for leaf in leaves)
+    return is_here and sum(leaf.size for leaf in leaves) < _SMALL
+
+
+def _digest_on_host(tree: Any) -> int:
+    """The same number as `_digest`."""
+    total = 0
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        array = np.asarray(leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf))
+        bits = array.view(f"uint{8 * array.dtype.itemsize}").astype(np.uint32)
+        index = np.full(array.shape, number, np.uint32)
+        for axis, size in enumerate(array.shape):
+            step = np.arange(size, dtype=np.uint32)
+            index = index * np.uint32(size) + step.reshape(-1, *[1] * (array.ndim - axis - 1))
+        total += int(np.sum(bits * (np.uint32(2) * index + np.uint32(1)), dtype=np.uint32))
+    return total % 2**32
 
 
 def _differing(found: dict[str, int], saved: dict[str, int]) -> list[str]:

@@ -41,8 +41,8 @@ from palr_jax.planning.suggest import Choice, fastest_mesh, largest_batch, traff
 from palr_jax.ranking.base_model import scratch_shape
 from palr_jax.ranking.batches import prompt_width
 from palr_jax.training.feed import check_rows
-from palr_jax.training.loop import trainable
 from palr_jax.training.step import Batch, abstract_state, train_step
+from palr_jax.training.trained import trainable
 
 # Trie nodes fed to the model, and edges scored, for 50 candidates, rounded up.
 _FED, _EDGES = 32, 128

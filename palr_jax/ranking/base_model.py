@@ -15,7 +15,7 @@ from palr_jax.instruct.templates import item_text, profile_text, template
 from palr_jax.io.paths import path_of
 from palr_jax.llm.axes import check_divides
 from palr_jax.llm.checkpoints.loading import fit_tokenizer, load, shape_of_weights, tokenizer_of
-from palr_jax.llm.checkpoints.weights import draw
+from palr_jax.llm.checkpoints.weights import blank, draw
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
@@ -75,11 +75,24 @@ def scratch_shape(config: RankerConfig, vocab_size: int, max_length: int) -> Lla
 
 
 def make_model(
-    config: RankerConfig, vocab_size: int, max_length: int, seed: int, shards: Shards
+    config: RankerConfig,
+    vocab_size: int,
+    max_length: int,
+    seed: int,
+    shards: Shards,
+    drawn: bool = True,
 ) -> Llama:
     """The LLaMA before fine-tuning: imported weights, or a small one drawn from `seed`.
 
     Every parameter is made in its shards; no host ever holds a whole one.
+
+    Args:
+        config: of the ranker.
+        vocab_size: tokens of the tokenizer.
+        max_length: tokens of a prompt.
+        seed: of what is drawn.
+        shards: the mesh.
+        drawn: False for a small model of which a checkpoint has every parameter: all are 0.
 
     Raises:
         UserError: the weights cannot be read, do not fit the tokenizer or the prompts, or do not
@@ -88,7 +101,9 @@ def make_model(
     if not config.weights:
         shape = scratch_shape(config, vocab_size, max_length)
         check_divides(shape, shards)
-        return draw(shape, config.lora, seed, shards)
+        if drawn or config.lora is not None:
+            return draw(shape, config.lora, seed, shards)
+        return blank(shape, shards)
     check_divides(shape_of_weights(path_of(config.weights)), shards)
     model, _ = load(config.weights, config.dtype, config.lora, seed, shards=shards)
     if model.config.vocab_size < vocab_size:

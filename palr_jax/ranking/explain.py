@@ -67,7 +67,7 @@ def explanations(
     found = lifts(ranker, histories, profiles, candidates_UC, retriever_UC)
     return [
         {
-            titles[item]: _explanation(mine, profile, place, titles)
+            titles[item]: explanation(mine, profile, place, titles)
             for place, item in enumerate(row)
             if item >= 0
         }
@@ -75,7 +75,8 @@ def explanations(
     ]
 
 
-def _explanation(found: Lifts, profile: str, place: int, titles: Sequence[str]) -> Explanation:
+def explanation(found: Lifts, profile: str, place: int, titles: Sequence[str]) -> Explanation:
+    """Why the candidate at a place of a user's list is recommended."""
     lift_H = found.lift_HC[:, place]
     order_H = [number for number in np.argsort(-lift_H)[:_NAMED] if lift_H[number] > 0]
     named = tuple((titles[found.item_H[number]], float(lift_H[number])) for number in order_H)
@@ -98,12 +99,10 @@ def lifts(
     users: list[int] = []
     parts = []
     for user, profile in enumerate(profiles):
-        candidates_C = candidates_UC[user][candidates_UC[user] >= 0]
-        kept_H = ranker.writer.ranking_prompt(histories[user], profile, candidates_C).kept_H
-        shorter = [np.delete(kept_H, place) for place in range(len(kept_H))]
-        rows += [kept_H, kept_H, *shorter]
-        sentences += [profile, "", *[profile] * len(kept_H)]
-        users += [user] * (len(kept_H) + 2)
+        kept_H, mine, theirs = ablations(ranker, histories[user], profile, candidates_UC[user])
+        rows += mine
+        sentences += theirs
+        users += [user] * len(mine)
         parts.append(kept_H)
     # The prior stays what it is: what is taken away is what the ranker reads.
     scores_XC = None if retriever_UC is None else retriever_UC[users]
@@ -111,11 +110,31 @@ def lifts(
         logp_XC = ranker.score(
             Ragged.from_rows(rows), sentences, candidates_UC[users], advance, scores_XC
         )
-    logp_XC = np.where(np.isfinite(logp_XC), logp_XC, 0)  # padding
     result, start = [], 0
     for kept_H in parts:
-        whole_C, plain_C, *without = logp_XC[start : start + len(kept_H) + 2]
-        start += len(kept_H) + 2
-        lift_HC = whole_C - np.reshape(without, (len(kept_H), -1))
-        result.append(Lifts(kept_H, lift_HC, whole_C - plain_C))
+        stop = start + len(kept_H) + 2
+        result.append(lifts_of(kept_H, logp_XC[start:stop]))
+        start = stop
     return result
+
+
+def ablations(
+    ranker: Ranker, history: np.ndarray, profile: str, candidates_C: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
+    """What is to be scored to explain the slate of a user.
+
+    Returns:
+        The history items in the prompt, int32 [H]; and of H + 2 prompts the history and the
+        profile: of the whole prompt, without the profile, and without each of the items.
+    """
+    there_C = candidates_C[candidates_C >= 0]
+    kept_H = ranker.writer.ranking_prompt(history, profile, there_C).kept_H
+    shorter = [np.delete(kept_H, place) for place in range(len(kept_H))]
+    return kept_H, [kept_H, kept_H, *shorter], [profile, "", *[profile] * len(kept_H)]
+
+
+def lifts_of(kept_H: np.ndarray, logp_XC: np.ndarray) -> Lifts:
+    """What the parts of a prompt add, from the scores of its `ablations`, [H + 2, C]."""
+    whole_C, plain_C, *without = np.where(np.isfinite(logp_XC), logp_XC, 0)  # padding: -inf
+    lift_HC = whole_C - np.reshape(without, (len(kept_H), len(whole_C)))
+    return Lifts(kept_H, lift_HC, whole_C - plain_C)

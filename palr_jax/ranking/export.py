@@ -12,7 +12,7 @@ from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ranking.base_model import make_model, with_head
 from palr_jax.run_directory import RunDirectory
-from palr_jax.training.loop import load_trained
+from palr_jax.training.trained import load_trained
 
 
 def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path) -> str:

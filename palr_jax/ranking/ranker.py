@@ -25,10 +25,14 @@ from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_model, with_head
 from palr_jax.ranking.batches import Prompts, batches_of, padded, read_prompts
 from palr_jax.run_directory import RunDirectory
-from palr_jax.training.loop import load_trained
+from palr_jax.training.trained import load_trained
 
 # Tries of this many users are built at a time.
 _TRIES_AT_ONCE = 512
+
+
+class NotNumbersError(UserError):
+    """The model returned NaN for a valid prompt: its weights are damaged."""
 
 
 def _smallest(sizes: Sizes) -> Sizes:
@@ -77,7 +81,7 @@ class Ranker:
                 starts from; without them, or where one is not finite, the prior is uniform.
 
         Raises:
-            UserError: the model returned NaN.
+            NotNumbersError: the model returned NaN.
         """
         plan = self._plan(candidates_UC)
         return self._score(histories, profiles, candidates_UC, plan, advance, retriever_UC)
@@ -135,7 +139,7 @@ class Ranker:
             width: the least number of tokens that prompts are padded to.
 
         Raises:
-            UserError: the model returned NaN.
+            NotNumbersError: the model returned NaN.
         """
         tokens_BT, length_B = padded(prompts.tokens, width)
         known = self._known(prompts, tokens_BT.shape[1], candidates_BC, prior_BC)
@@ -257,10 +261,10 @@ def check_numbers(logp: np.ndarray) -> None:
     """Checks log-probabilities.
 
     Raises:
-        UserError: the model returned NaN.
+        NotNumbersError: the model returned NaN.
     """
     if np.isnan(logp).any():
-        raise UserError(
+        raise NotNumbersError(
             "the ranker's log-probabilities are not numbers: its weights are damaged, or its "
             "training went astray (see the losses in metrics.jsonl)"
         )
@@ -295,7 +299,12 @@ def load_ranker(
             f"{config.mesh.data} x fsdp {config.mesh.fsdp} = {ways} devices"
         )
     model = make_model(
-        config.ranker, tokenizer.vocab_size, config.finetune.length, config.seed, shards
+        config.ranker,
+        tokenizer.vocab_size,
+        config.finetune.length,
+        config.seed,
+        shards,
+        drawn=False,
     )
     if variant == "PALR_v2":
         model = with_head(model, config, run.read_vectors(config), shards)

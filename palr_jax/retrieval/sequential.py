@@ -48,8 +48,15 @@ class Sequential(ScoringRetriever):
         self._config = config
         self._objective = objective
         self._seed = seed
-        self._graph, params = nnx.split(network(config, num_items, nnx.Rngs(seed)), nnx.Param)
-        self._params: Params = nnx.to_pure_dict(params)
+        self._network = network
+        abstract = nnx.eval_shape(lambda: network(config, num_items, nnx.Rngs(seed)))
+        self._graph, self._shapes = nnx.split(abstract, nnx.Param)
+
+    @functools.cached_property
+    def _params(self) -> Params:
+        """Those of a fresh network, until others are trained or loaded: these need no drawing."""
+        network = self._network(self._config, self._num_items, nnx.Rngs(self._seed))
+        return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
     def fit(self, split: Split, directory: Path) -> None:
         """Trains until the validation NDCG@10 has not improved for `patience` epochs.
@@ -83,7 +90,12 @@ class Sequential(ScoringRetriever):
     def load(self, directory: Path) -> None:
         """Loads the parameters with the best validation NDCG@10."""
         settings = loop.settings(self._config, self._num_items, self._seed)
-        self._params = loop.load_best(self._params, settings, directory)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            nnx.to_pure_dict(self._shapes),
+        )
+        self._params = loop.load_best(shapes, settings, directory)
 
     def item_vectors(self) -> np.ndarray:
         """The item vectors of the output layer: float32 [I, D]."""

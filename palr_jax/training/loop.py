@@ -12,10 +12,9 @@ import grain
 import jax
 from flax import nnx
 
-from palr_jax.decoding.candidate_head import HeadParam, head_of
 from palr_jax.errors import UserError
-from palr_jax.io.checkpoint import Checkpoints, SavedSteps
-from palr_jax.io.files import read_json, reading, write_json
+from palr_jax.io.checkpoint import Checkpoints
+from palr_jax.io.files import write_json
 from palr_jax.io.progress import progress, say
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.processes import Stop, Terminated, is_leader
@@ -30,16 +29,7 @@ from palr_jax.training.step import (
     train_step,
     validation_sums,
 )
-
-
-def trainable(model: Llama) -> Any:
-    """The filter of the trained parameters: the adapters if the model has any, else all.
-
-    A candidate head is trained in either case.
-    """
-    if not jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
-        return nnx.Param
-    return nnx.LoRAParam if head_of(model) is None else nnx.Any(nnx.LoRAParam, HeadParam)
+from palr_jax.training.trained import chosen_file, load_trained, trainable
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ def finetune(
     nnx.update(model, state.params)
     if validation:
         if is_leader():
-            write_json(_chosen(directory), {"step": early.step, "validation loss": early.best})
+            write_json(chosen_file(directory), {"step": early.step, "validation loss": early.best})
         load_trained(model, directory, early.step)
 
 
@@ -163,43 +153,6 @@ def _validation_loss(
 ) -> float:
     sums = [validation_sums(graph, state.params, frozen, batch) for batch in validation]
     return float(sum(total for total, _ in sums) / sum(count for _, count in sums))
-
-
-def load_trained(model: Llama, directory: Path, step: int | None = None) -> None:
-    """Loads a checkpoint of `directory` into `model`, by default that of `trained_step`.
-
-    Raises:
-        UserError: the checkpoint is missing or cannot be read.
-    """
-    step = trained_step(directory) if step is None else step
-    params = nnx.state(model, trainable(model))
-    with SavedSteps(directory) as saved:
-        trees, _ = saved.load(step, {"params": params})
-    nnx.update(model, trees["params"])
-
-
-def trained_step(directory: Path) -> int:
-    """The step whose parameters are the result of training.
-
-    It is the step with the lowest validation loss, or the newest if training did not validate.
-
-    Raises:
-        UserError: `directory` holds no checkpoint.
-    """
-    chosen = _chosen(directory)
-    if chosen.exists():
-        value = read_json(chosen)
-        with reading(chosen, "delete it and run `palr finetune`"):
-            return int(value["step"])
-    with SavedSteps(directory) as saved:
-        steps = saved.steps()
-    if not steps:
-        raise UserError(f"{directory} holds no checkpoint: run `palr finetune` first")
-    return steps[-1]
-
-
-def _chosen(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}.json")
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from palr_jax.errors import UserError
+from palr_jax.io import checkpoint
 from palr_jax.io.checkpoint import Checkpoints, SavedSteps
 from tests.training.kills import finish, kill_at_random, newest, start, wait_for
 
@@ -147,3 +148,18 @@ def test_sigterm_saves_and_says_where(tmp_path: Path) -> None:
     assert f"told to stop, saved at step {newest(tmp_path)}" in error
     logged = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").open()]
     assert logged == list(range(1, newest(tmp_path) + 1))
+
+
+def test_host_and_devices_agree_on_a_checksum() -> None:
+    rng = np.random.default_rng(0)
+    tree = {
+        "floats": jnp.asarray(rng.normal(size=(7, 5, 3)), jnp.float32),
+        "halves": jnp.asarray(rng.normal(size=4), jnp.bfloat16),
+        "one": jnp.int32(-5),
+        "none": jnp.zeros((0, 3)),
+        "bytes": jnp.asarray(rng.integers(0, 255, 9), jnp.uint8),
+        "host": np.arange(6.0).reshape(2, 3),
+    }
+    assert checkpoint._digest_on_host(tree) == int(checkpoint._digest(tree))
+    other = tree | {"one": jnp.int32(-6)}
+    assert checkpoint._digest_on_host(other) != checkpoint._digest_on_host(tree)

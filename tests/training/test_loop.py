@@ -22,7 +22,7 @@ from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import CHIPS
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
-from palr_jax.training import loop, metrics
+from palr_jax.training import loop, metrics, trained
 from palr_jax.training.config import FinetuneConfig
 from tests.instruct.test_examples import make_maker
 
@@ -143,15 +143,15 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
 def test_a_cut_off_checkpoint_is_refused_at_inference(data, tokenizer, tmp_path: Path) -> None:
     tuned(data, tokenizer, tmp_path)
     model = new_model(tokenizer.vocab_size)
-    loop.load_trained(model, tmp_path / "steps")
+    trained.load_trained(model, tmp_path / "steps")
     for file in (tmp_path / "steps" / "9").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(UserError, match=r"steps/9 cannot be read .* delete that folder"):
-        loop.load_trained(model, tmp_path / "steps")
+        trained.load_trained(model, tmp_path / "steps")
     shutil.rmtree(tmp_path / "steps")
     with pytest.raises(UserError, match="no checkpoint: run `palr finetune` first"):
-        loop.load_trained(model, tmp_path / "steps")
+        trained.load_trained(model, tmp_path / "steps")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
@@ -177,7 +177,7 @@ def test_the_best_step_is_the_result_and_its_loss_is_noticed(
         loop.finetune(model, [data], config, ONE, steps, metrics, "tiny", [next(iter(data))])
 
     go()
-    assert loop.trained_step(steps) == 2
+    assert trained.trained_step(steps) == 2
     assert sorted(int(step.name) for step in steps.iterdir() if step.name.isdigit()) == [2, 4]
     assert next(losses, None) is None
     shutil.rmtree(steps / "2")
@@ -189,4 +189,4 @@ def test_the_best_step_is_the_result_and_its_loss_is_noticed(
 def test_a_damaged_note_of_the_best_step_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "steps.json").write_text(text)
     with pytest.raises(UserError, match=r"steps\.json .*: delete it and run"):
-        loop.trained_step(tmp_path / "steps")
+        trained.trained_step(tmp_path / "steps")

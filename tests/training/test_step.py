@@ -8,8 +8,8 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.llm.flops import causal_pairs
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.loop import trainable
 from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
+from palr_jax.training.trained import trainable
 
 TINY = LlamaConfig(
     vocab_size=50, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24,

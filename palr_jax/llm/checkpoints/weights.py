@@ -183,6 +183,22 @@ def draw(config: LlamaConfig, lora: LoRAConfig | None, seed: int, shards: Shards
     return nnx.merge(graph, jax.jit(fresh, out_shardings=out_shardings)())
 
 
+def blank(config: LlamaConfig, shards: Shards) -> Llama:
+    """A Llama whose parameters are 0, to be read from a checkpoint; it compiles nothing."""
+    compute = compute_over(shards)
+    graph, abstract = nnx.split(
+        nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), compute=compute))
+    )
+    zeros = jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: np.zeros(leaf.shape, leaf.dtype)[index]
+        ),
+        abstract,
+        _shardings(abstract, placement(shards)),
+    )
+    return nnx.merge(graph, zeros)
+
+
 def _shardings(abstract: nnx.State, placement: Placement) -> Any:
     """The tree of the shardings of all parameters."""
     return jax.tree.map_with_path(

@@ -1,0 +1,1 @@
+"""Serving: a finished run behind HTTP, with a page to try it on."""

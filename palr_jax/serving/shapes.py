@@ -1,0 +1,173 @@
+"""The few shapes in which a server calls its programs: all are compiled before the first request.
+
+A batch takes the least shape that holds it. Prompts are padded to one of three widths, batches to
+one of a few numbers of rows. Two rooms hold the tries of candidates: the first is as large as those
+of what the retriever proposes, which were measured, and of most other lists; the second holds
+every list that a request may bring, one row at a time.
+
+Shapes: C candidates, T prompt tokens, B rows of a batch, I items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from palr_jax.decoding.score_plan import Sizes
+from palr_jax.padding import to_multiple, to_power_of_two
+from palr_jax.ranking.batches import prompt_width
+from palr_jax.ranking.ranker import Ranker
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the candidates of a batch are padded to.
+
+    Attributes:
+        candidates: C.
+        sizes: of the plan.
+        rows: B, ascending.
+    """
+
+    candidates: int
+    sizes: Sizes
+    rows: tuple[int, ...]
+
+    def rows_for(self, count: int) -> int:
+        """The least number of rows that holds `count`; the largest of all if there is none."""
+        return next((rows for rows in self.rows if rows >= count), self.rows[-1])
+
+    def rows_to_take(self, count: int) -> int:
+        """Of so many rows, how many the next batch takes: at least half of it is then full."""
+        above = self.rows_for(count)
+        if above <= 2 * count:
+            return above
+        return max(rows for rows in self.rows if rows <= count)
+
+    def holds(self, candidates: int, sizes: Sizes) -> bool:
+        """Whether so many candidates, whose tries have these sizes, fit."""
+        return candidates <= self.candidates and self.sizes.cover(sizes) == self.sizes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of a server's programs.
+
+    Attributes:
+        widths: T, ascending.
+        rooms: for candidates, the usual one and the one that holds all.
+    """
+
+    widths: tuple[int, ...]
+    rooms: tuple[Room, ...]
+
+    @property
+    def usual(self) -> Room:
+        """The room of most batches."""
+        return self.rooms[0]
+
+    def width_for(self, tokens: int) -> int:
+        """The least width that holds a prompt.
+
+        Raises:
+            ValueError: there is none, against what `shapes_of` promises.
+        """
+        for width in self.widths:
+            if width >= tokens:
+                return width
+        raise ValueError(f"a prompt of {tokens} tokens is longer than any that can be written")
+
+    def room_for(self, candidates: int, sizes: Sizes) -> Room:
+        """The least room that holds the candidates of a batch.
+
+        Raises:
+            ValueError: there is none, against what `shapes_of` promises.
+        """
+        for room in self.rooms:
+            if room.holds(candidates, sizes):
+                return room
+        raise ValueError(f"{candidates} candidates with tries of {sizes} fit no shape")
+
+
+def shapes_of(
+    ranker: Ranker, proposed: Sizes, proposals: int, candidates: int, rows: int
+) -> Shapes:
+    """The shapes for a ranker.
+
+    Args:
+        ranker: of the run.
+        proposed: sizes of the tries of what the retriever proposes, as far as known.
+        proposals: how many candidates it proposes at most.
+        candidates: the longest list that a request may bring.
+        rows: the largest batch.
+    """
+    usual = Room(
+        to_power_of_two(proposals, 8),
+        Sizes(
+            to_power_of_two(proposed.fed, 8),
+            to_power_of_two(2 * to_power_of_two(proposals, 8), 8),
+            _depth(ranker),
+        ),
+        _rows(rows),
+    )
+    most = max(candidates, proposals)
+    bound = Room(
+        to_power_of_two(most, 8),
+        Sizes(
+            max(usual.sizes.fed, _most_fed(ranker, most)),
+            to_power_of_two(2 * to_power_of_two(most, 8), 8),
+            _depth(ranker),
+        ),
+        (1,),
+    )
+    return Shapes(_widths(ranker), (usual, bound))
+
+
+def _rows(most: int) -> tuple[int, ...]:
+    """1, 8, 64, … and the largest."""
+    rows = [1]
+    while 8 * rows[-1] < most:
+        rows.append(8 * rows[-1])
+    return (*rows, most) if most > 1 else (1,)
+
+
+def _widths(ranker: Ranker) -> tuple[int, ...]:
+    """A quarter and a half of the longest prompt, and the longest."""
+    longest = _longest_prompt(ranker)
+    return tuple(sorted({prompt_width(-(-longest // part)) for part in (4, 2, 1)}))
+
+
+def _longest_prompt(ranker: Ranker) -> int:
+    config = ranker.writer.config
+    if config.prompt != "history":
+        return config.length
+    head = ranker.writer.prefix_length(with_candidates=True)
+    return min(config.length, head + config.history * _item_tokens(ranker))
+
+
+def _item_tokens(ranker: Ranker) -> int:
+    """No item has more tokens, and no title that may be added."""
+    longest = int(ranker.items.lengths_R.max(initial=1))
+    return max(longest, ranker.writer.config.title_tokens)
+
+
+def _depth(ranker: Ranker) -> int:
+    return to_power_of_two(_item_tokens(ranker), 8)
+
+
+def _most_fed(ranker: Ranker, candidates: int) -> int:
+    """No trie of so many candidates has more nodes to feed.
+
+    A node that is fed has two leaves below it, or one if whole titles are read; so there are at
+    most half as many as tokens, or as many.
+    """
+    tokens = candidates * _item_tokens(ranker)
+    return to_multiple(tokens if ranker.reads_titles else tokens // 2, 8)
+
+
+def padded_candidates(rows: list[np.ndarray], width: int, height: int) -> np.ndarray:
+    """Lists of candidates as rows of one width, int32 [B, C]; the last is repeated to `height`."""
+    items_BC = np.full((height, width), -1, np.int32)
+    for row, items in enumerate(rows):
+        items_BC[row, : len(items)] = items
+    items_BC[len(rows) :] = items_BC[len(rows) - 1]
+    return items_BC

@@ -1,0 +1,56 @@
+"""A server over the run of the tests, in a thread of this process."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from palr_jax import Recommender
+from palr_jax.serving.app import create_app
+from palr_jax.serving.service import Service, Settings
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs."""
+
+    url: str
+    service: Service
+    client: httpx.Client
+
+    @property
+    def recommender(self) -> Recommender:
+        return self.service.recommender
+
+
+@contextmanager
+def serving(run: Path, settings: Settings) -> Iterator[Served]:
+    service = Service(lambda: Recommender.load(run), settings)
+    config = uvicorn.Config(create_app(service), port=0, log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while service.state in ("loading", "compiling"):
+            time.sleep(0.05)
+        if service.failure is not None:
+            raise service.failure
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Served(url, service, client)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(world: Path) -> Iterator[Served]:
+    with serving(world / "runs/tiny", Settings(max_batch=8, queue=64)) as one:
+        yield one
