@@ -81,6 +81,7 @@ def _reach(bucket: str) -> None:
         )
     import fsspec  # noqa: PLC0415
 
+    os.register_at_fork(after_in_child=_forget_connections)
     # Other processes write to the bucket, so cached listings would be stale.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     try:
@@ -94,6 +95,16 @@ def _reach(bucket: str) -> None:
             f"the bucket {_SCHEME}{bucket} cannot be reached ({why}): check its name and run "
             "`gcloud auth application-default login`"
         )
+
+
+def _forget_connections() -> None:
+    """Makes a forked process connect again: it has no thread that serves its parent's connections.
+
+    fsspec itself forgets them, but etils keeps the object that holds them.
+    """
+    from etils.epath import backend  # noqa: PLC0415
+
+    backend.fsspec_backend._get_filesystem.cache_clear()
 
 
 def _check_network() -> None:

@@ -25,10 +25,10 @@ def check_row(trie: Trie, row: int, root: Node) -> None:
         children = [
             walk(child, token, depth + 1, index) for token, child in sorted(node.children.items())
         ]
-        first, count = field("first_child_RN", index), len(children)
+        child, count = field("first_child_RN", index), len(children)
         assert field("num_children_RN", index) == count
         if count:
-            assert trie.level_RN[row, first : first + count].tolist() == children
+            assert trie.level_RN[row, child : child + count].tolist() == children
         assert field("token_RN", index) == token
         assert field("depth_RN", index) == depth
         assert field("parent_RN", index) == parent
