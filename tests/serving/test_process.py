@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.locations import ROOT
+
 HISTORY = ["Story, 3 (1953)", "Story, 5 (1955)"]
 
 
