@@ -89,8 +89,8 @@ def _print_retrievers(rows: list[dict[str, object]], source: str) -> None:
 
     table = Table(title=f"Retrievers on {source}, beside the paper's HR@10 / NDCG@10")
     cells = [retriever_cells(row) for row in rows]
-    for place, title in enumerate(cells[0]):
-        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for column, title in enumerate(cells[0]):
+        table.add_column(title, justify="right" if column else "left", no_wrap=True)
     for line in cells:
         table.add_row(*line.values())
     Console(width=170).print(table)
@@ -105,8 +105,8 @@ def _print_results(path: Path) -> None:
 
     results = read_json(path)
     table = Table(title=f"PALR on {results['dataset']}")
-    for place, title in enumerate(header(results)):
-        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for column, title in enumerate(header(results)):
+        table.add_column(title, justify="right" if column else "left", no_wrap=True)
     for row in results["rows"]:
         table.add_row(*cells(results, row))
     console = Console(width=130)
@@ -202,12 +202,12 @@ def _recommend(arguments: argparse.Namespace) -> None:
         explain=arguments.explain,
         by=arguments.by,
     )
-    for place, item in enumerate(slate, 1):
+    for rank, item in enumerate(slate, 1):
         if arguments.json:
-            values = {"rank": place, **dataclasses.asdict(item)}
+            values = {"rank": rank, **dataclasses.asdict(item)}
             print(json.dumps(values, ensure_ascii=not _shows_unicode()))
             continue
-        print(f"{place:2}. {item.title}  {item.score:.4f}")
+        print(f"{rank:2}. {item.title}  {item.score:.4f}")
         if item.explanation:
             named = [f"{title} ({lift:+.2f})" for title, lift in item.explanation.items]
             profile = f"{item.explanation.profile} ({item.explanation.profile_lift:+.2f})"

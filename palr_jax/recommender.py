@@ -40,7 +40,7 @@ from palr_jax.training.trained import trained_step
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One place of a slate.
+    """One item of a slate.
 
     Attributes:
         item_id: id in the source.
@@ -215,7 +215,7 @@ class Recommender:
         candidates_UC: np.ndarray,
         retriever_UC: np.ndarray | None,
     ) -> list[list[Recommendation]]:
-        """The same slates with the reasons of every place."""
+        """The same slates with an explanation of every item."""
         users = [user for user, slate in enumerate(slates) if slate]
         some, items_UC = known.take(users), candidates_UC[users]
         scores_UC = None if retriever_UC is None else retriever_UC[users]
@@ -254,7 +254,7 @@ class Recommender:
             logp_C = self._score(known, candidates_UC, advance)[0, : len(own[0])]
         order_C = np.argsort(-logp_C, kind="stable")
         names, items_C = self._names(by), candidates_UC[0]
-        return [(str(names[items_C[place]]), float(logp_C[place])) for place in order_C]
+        return [(str(names[items_C[slot]]), float(logp_C[slot])) for slot in order_C]
 
     def profiles(self, known: Ragged) -> list[str]:
         """The profile sentence of each history, from the categories of its items."""
@@ -423,12 +423,12 @@ class Recommender:
         return [
             [
                 Recommendation(
-                    item_id=str(self.catalog.item_ids[items_C[place]]),
-                    title=self.catalog.titles[items_C[place]],
-                    score=float(np.exp(logp_C[place])),
+                    item_id=str(self.catalog.item_ids[items_C[slot]]),
+                    title=self.catalog.titles[items_C[slot]],
+                    score=float(np.exp(logp_C[slot])),
                 )
-                for place in order_K
-                if items_C[place] >= 0
+                for slot in order_K
+                if items_C[slot] >= 0
             ]
             for items_C, logp_C, order_K in zip(candidates_UC, fused_UC, order_UK, strict=True)
         ]

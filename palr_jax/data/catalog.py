@@ -162,7 +162,7 @@ class Catalog:
 
 
 def _asked(text: str) -> str:
-    """What was looked for in vain, as it stands in an error."""
+    """An unknown title or id, as an error quotes it."""
     return repr(text[:_QUOTED]) + ("…" if len(text) > _QUOTED else "")
 
 
