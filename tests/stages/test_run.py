@@ -203,7 +203,7 @@ def test_the_api_gives_probabilities_over_the_candidates(world: Path) -> None:
         (["recommend", "--run", "runs/tiny", "--user", "9"], "user '9' is not in the data"),
         (
             ["recommend", "--run", "runs/tiny"],
-            "one of the arguments --user --history --users is required",
+            "one of the arguments --user --history --users --input is required",
         ),
         (
             ["recommend", "--run", "runs/tiny", "--history", "Storry, 3"],
