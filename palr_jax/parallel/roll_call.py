@@ -37,12 +37,12 @@ class Link:
         return self._connection.fileno()
 
     def send(self, message: dict[str, object]) -> None:
-        """Sends a message; whether the other one is gone shows when it is read from."""
+        """Sends a message; a closed connection is detected by the next read."""
         with suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that have come, or None if the other side is gone or speaks otherwise.
+        """The received messages; None if the peer closed the connection or is not palr.
 
         To be called once `select` says that there is something to read.
         """
@@ -172,7 +172,7 @@ def _is_let_in(link: Link, address: str) -> bool:
     """Waits for the leader's word, who alone decides when it is too late.
 
     Returns:
-        Whether all have come; false if the leader is gone, or was no process of palr.
+        Whether all have joined; false if the leader exited or is not a process of palr.
 
     Raises:
         UserError: what the leader says.

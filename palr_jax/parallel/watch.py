@@ -72,7 +72,7 @@ def watched(links: dict[int, Link], index: int | None, silence: float) -> None:
 
 
 def _end_with_parent(alive: int) -> None:
-    os.read(alive, 1)  # the parent never writes: this returns when it is gone
+    os.read(alive, 1)  # the parent never writes, so this returns when it exits
     os._exit(_LOST)
 
 

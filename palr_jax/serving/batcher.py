@@ -127,7 +127,7 @@ class Batcher:
             outcomes = await loop.run_in_executor(
                 self._executor, self._answer, [question for _, question in batch]
             )
-        except Exception as error:  # whoever asked is told; the next batch may succeed
+        except Exception as error:  # goes to the clients of this batch; the next may succeed
             for future, _ in batch:
                 if not future.done():
                     future.set_exception(error)

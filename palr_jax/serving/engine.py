@@ -235,7 +235,7 @@ class Engine:
     def _score_batch(
         self, recommender: Recommender, prompts: Prompts, rows: list[Row]
     ) -> np.ndarray:
-        """log P of each candidate, [B, C]; behind the given rows, the last is repeated."""
+        """log P of each candidate, [B, C]; the last given row fills up the batch."""
         ranker, longest = recommender.ranker, max(len(row.items_C) for row in rows)
         candidates = [row.items_C for row in rows]
         trie = build(ranker.items, padded_candidates(candidates, longest, len(rows)))

@@ -18,7 +18,7 @@ class Question:
         history: item indices, oldest first.
         candidates: item indices to rank, none twice; None for those that the retriever proposes.
         exclude: item indices outside the history that are not to be proposed.
-        fresh: titles that no item of the run has: they are the items behind its last.
+        fresh: titles that no item of the run has: they are numbered after its last item.
         explain: whether the answer says why.
     """
 

@@ -40,7 +40,7 @@ class Names:
     def candidates(
         self, names: Sequence[str], field: str, new_titles: bool
     ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The items with these names; titles that no item has stand behind the last item.
+        """The items with these names; unknown titles are numbered after the last item.
 
         Returns:
             The items, and the titles that are new.
@@ -90,7 +90,7 @@ class Names:
             raise FieldError(field, str(error), tuple(near)) from None
 
     def _known(self, name: str) -> int | None:
-        """The item with a name, None if there is none; does not look for the nearest."""
+        """The item with a name, None if no item has it; does not search for the nearest."""
         catalog = self.recommender.catalog
         return catalog.find_id(name) if self.by == "id" else catalog.find(name)
 

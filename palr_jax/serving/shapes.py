@@ -33,7 +33,7 @@ class Room:
     rows: tuple[int, ...]
 
     def rows_for(self, count: int) -> int:
-        """The least number of rows that holds `count`; the largest of all if there is none."""
+        """The least number of rows that holds `count`; the largest of all if none does."""
         return next((rows for rows in self.rows if rows >= count), self.rows[-1])
 
     def rows_to_take(self, count: int) -> int:
@@ -69,7 +69,7 @@ class Shapes:
         """The least width that holds a prompt.
 
         Raises:
-            ValueError: there is none, against what `shapes_of` promises.
+            ValueError: no shape fits, which `shapes_of` should prevent.
         """
         for width in self.widths:
             if width >= tokens:
@@ -80,7 +80,7 @@ class Shapes:
         """The least room that holds the candidates of a batch.
 
         Raises:
-            ValueError: there is none, against what `shapes_of` promises.
+            ValueError: no shape fits, which `shapes_of` should prevent.
         """
         for room in self.rooms:
             if room.holds(candidates, sizes):
