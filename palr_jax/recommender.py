@@ -20,7 +20,7 @@ from palr_jax.data.catalog import By, Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.decoding.score_plan import Sizes
 from palr_jax.errors import UserError
-from palr_jax.evaluation.fusion import Scores, Weights, log_popularity
+from palr_jax.evaluation.fusion import Scores, Weights, log_popularity, popularity_of
 from palr_jax.evaluation.metrics import SLATE
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import CategoryTable, category_table, keyword_profiles
@@ -261,6 +261,11 @@ class Recommender:
         return keyword_profiles(known, self._categories, self.config.profile, self.config.instruct)
 
     @cached_property
+    def _popularity_I(self) -> np.ndarray:
+        split = self.prepared.split
+        return log_popularity(split.train.values_N, split.num_items)
+
+    @cached_property
     def _categories(self) -> CategoryTable:
         return category_table(self.catalog)
 
@@ -351,8 +356,7 @@ class Recommender:
         """
         if retriever_UC is None:
             return ranker_UC
-        split = self.prepared.split
-        popularity_UC = log_popularity(items_UC, split.train.values_N, split.num_items)
+        popularity_UC = popularity_of(items_UC, self._popularity_I)
         fused_UC = Scores(items_UC, retriever_UC, ranker_UC, popularity_UC).fused(self.weights)
         return fused_UC - np.logaddexp.reduce(fused_UC, axis=1, keepdims=True)
 

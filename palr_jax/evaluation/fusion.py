@@ -101,11 +101,15 @@ def slates(candidates_UC: np.ndarray, score_UC: np.ndarray, k: int = SLATE) -> n
     return np.take_along_axis(candidates_UC, order_UK, axis=1)
 
 
-def log_popularity(items_UC: np.ndarray, train_N: np.ndarray, num_items: int) -> np.ndarray:
-    """log(1 + training interactions) of each candidate, [U, C]; 0 for new items and for -1."""
-    count_I = np.bincount(train_N, minlength=num_items)
-    is_known_UC = (items_UC >= 0) & (items_UC < num_items)
-    return np.log1p(np.where(is_known_UC, count_I[np.where(is_known_UC, items_UC, 0)], 0))
+def log_popularity(train_N: np.ndarray, num_items: int) -> np.ndarray:
+    """log(1 + training interactions) of each item, [I]."""
+    return np.log1p(np.bincount(train_N, minlength=num_items))
+
+
+def popularity_of(items_UC: np.ndarray, popularity_I: np.ndarray) -> np.ndarray:
+    """The log-popularity of each candidate, [U, C]; 0 for new items and for -1."""
+    is_known_UC = (items_UC >= 0) & (items_UC < len(popularity_I))
+    return np.where(is_known_UC, popularity_I[np.where(is_known_UC, items_UC, 0)], 0)
 
 
 def tune(scores: Scores, target_U: np.ndarray, with_ranker: bool = True) -> Weights:

@@ -5,13 +5,15 @@ Shapes: U users, B users of a batch, C candidates, T prompt tokens.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import numpy as np
+from flax import nnx
 
 from palr_jax.config import Config, Variant
 from palr_jax.decoding.candidate_head import Known, head_of
-from palr_jax.decoding.score import score
+from palr_jax.decoding.score import score_step
 from palr_jax.decoding.score_plan import ScorePlan, Sizes, join, plan_score, sizes_of
 from palr_jax.decoding.trie import Trie, build
 from palr_jax.errors import UserError
@@ -145,9 +147,15 @@ class Ranker:
         known = self._known(prompts, tokens_BT.shape[1], candidates_BC, prior_BC)
         tokens_BT, length_B, plan, known = self.shards.spread((tokens_BT, length_B, plan, known))
         prefix = self.prefix(with_candidates=True)
-        logp_BC = fetch(score(self.model, tokens_BT, length_B, plan, prefix, known))
+        graph, weights = self._split
+        logp_BC = fetch(score_step(graph, weights, tokens_BT, length_B, plan, prefix, known))
         check_numbers(logp_BC)
         return logp_BC
+
+    @cached_property
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """The model as graph and weights: splitting it costs about as much as a small batch."""
+        return nnx.split(self.model)
 
     def sizes(self, candidates_UC: np.ndarray) -> Sizes:
         """The smallest sizes with room for the tries of all these users."""

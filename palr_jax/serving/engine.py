@@ -23,7 +23,7 @@ from palr_jax.ranking.ranker import log_prior
 from palr_jax.recommender import Recommender
 from palr_jax.serving.limits import Limits
 from palr_jax.serving.questions import Answer, Question
-from palr_jax.serving.shapes import Room, padded_candidates, shapes_of
+from palr_jax.serving.shapes import Room, padded_candidates, shapes_of, stacked
 
 # Users whose candidates are measured at the start.
 _MEASURED = 512
@@ -81,8 +81,9 @@ class Engine:
         self._proposals = min(
             recommender.config.retriever.candidates, recommender.prepared.split.num_items
         )
+        sizes, tokens_U = self._measured()
         self.shapes = shapes_of(
-            recommender.ranker, self._measured(), self._proposals, limits.candidates, most_rows
+            recommender.ranker, sizes, tokens_U, self._proposals, limits.candidates, most_rows
         )
         self._with_fresh: OrderedDict[tuple[str, ...], Recommender] = OrderedDict()
 
@@ -235,36 +236,45 @@ class Engine:
     def _score_batch(
         self, recommender: Recommender, prompts: Prompts, rows: list[Row]
     ) -> np.ndarray:
-        """log P of each candidate, [B, C]; the last given row fills up the batch."""
-        ranker, longest = recommender.ranker, max(len(row.items_C) for row in rows)
-        candidates = [row.items_C for row in rows]
-        trie = build(ranker.items, padded_candidates(candidates, longest, len(rows)))
+        """log P of each candidate, [B, C]; copies of the last row fill the batch."""
+        ranker, candidates = recommender.ranker, [row.items_C for row in rows]
+        longest = max(map(len, candidates))
+        # Nearly every batch fits the smallest room for so many candidates, so build its tries once.
+        items_BC = padded_candidates(candidates, self.shapes.room_for(longest, Sizes()).candidates)
+        trie = build(ranker.items, items_BC)
         room = self.shapes.room_for(longest, sizes_of(trie, ranker.reads_titles))
         if len(rows) > room.rows[-1]:
-            parts = [
-                self._score_batch(recommender, prompts.take([place]), [row])
-                for place, row in enumerate(rows)
-            ]
-            widest = max(part.shape[1] for part in parts)
-            return np.concatenate(
-                [np.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts]
+            return stacked(
+                [
+                    self._score_batch(recommender, prompts.take([index]), [row])
+                    for index, row in enumerate(rows)
+                ]
             )
-        height = room.rows_for(len(rows))
-        items_BC = padded_candidates(candidates, room.candidates, height)
+        if room.candidates != items_BC.shape[1]:
+            items_BC = padded_candidates(candidates, room.candidates)
+            trie = build(ranker.items, items_BC)
         prior_BC = np.zeros(items_BC.shape, np.float32)
-        for place, row in enumerate(rows):
-            prior_BC[place, : len(row.prior_C)] = row.prior_C
-        plan = plan_score(build(ranker.items, items_BC), room.sizes, ranker.reads_titles)
-        whole = prompts.take([*range(len(rows)), *[len(rows) - 1] * (height - len(rows))])
+        for index, row in enumerate(rows):
+            prior_BC[index, : len(row.prior_C)] = row.prior_C
+        plan = plan_score(trie, room.sizes, ranker.reads_titles)
+        filled_B = np.minimum(np.arange(room.rows_for(len(rows))), len(rows) - 1)
         width = self.shapes.width_for(int(prompts.tokens.lengths_R.max()))
-        return ranker.score_batch(whole, plan, items_BC, prior_BC, width)
+        return ranker.score_batch(
+            prompts.take(filled_B),
+            plan.take(filled_B),
+            items_BC[filled_B],
+            prior_BC[filled_B],
+            width,
+        )
 
-    def _measured(self) -> Sizes:
-        """Sizes of the tries of what is proposed to some users of the data."""
+    def _measured(self) -> tuple[Sizes, np.ndarray]:
+        """Sizes of the tries of proposals, and lengths of prompts, [U], for some users of the data."""
         recommender, users = self.recommender, self.recommender.prepared.split.num_users
         known = recommender.prepared.split.histories("test").take(range(min(users, _MEASURED)))
         items_UC, _ = recommender.propose(known, known, k=1, room=self._limits.exclude)
-        return recommender.ranker.sizes(items_UC[(items_UC >= 0).any(axis=1)])
+        prompts = recommender.ranker.read(known, recommender.profiles(known), items_UC)
+        sizes = recommender.ranker.sizes(items_UC[(items_UC >= 0).any(axis=1)])
+        return sizes, prompts.tokens.lengths_R
 
     def _retriever_steps(self) -> Iterator[Callable[[], None]]:
         """Proposals for histories of all lengths at which a retriever may change its programs.
@@ -294,7 +304,7 @@ class Engine:
                 for width in self.shapes.widths:
 
                     def step(room: Room = room, rows: int = rows, width: int = width) -> None:
-                        items_BC = padded_candidates([np.zeros(1)], room.candidates, rows)
+                        items_BC = padded_candidates([np.zeros(1)] * rows, room.candidates)
                         trie = build(ranker.items, items_BC)
                         plan = plan_score(trie, room.sizes, ranker.reads_titles)
                         prior_BC = np.zeros(items_BC.shape, np.float32)
@@ -353,7 +363,7 @@ def _read(recommender: Recommender, rows: list[Row]) -> Prompts:
     return recommender.ranker.read(
         Ragged.from_rows([row.history for row in rows]),
         [row.profile for row in rows],
-        padded_candidates([row.items_C for row in rows], longest, len(rows)),
+        padded_candidates([row.items_C for row in rows], longest),
     )
 
 

@@ -1,11 +1,11 @@
 """The few shapes in which a server calls its programs: all are compiled before the first request.
 
-A batch takes the least shape that holds it. Prompts are padded to one of three widths, batches to
-one of a few numbers of rows. Two rooms hold the tries of candidates: the first is as large as those
-of what the retriever proposes, which were measured, and of most other lists; the second holds
-every list that a request may bring, one row at a time.
+A batch takes the smallest shape with room for it. Prompts are padded to one of a few widths,
+batches to one of a few numbers of rows, and tries of candidates to one of two rooms. The first room
+holds the tries of the retriever's proposals, which are measured, and those of most other lists; the
+second holds every list that a request may contain, one row at a time.
 
-Shapes: C candidates, T prompt tokens, B rows of a batch, I items.
+Shapes: C candidates, T prompt tokens, B rows of a batch, I items, U measured users.
 """
 
 from dataclasses import dataclass
@@ -89,15 +89,21 @@ class Shapes:
 
 
 def shapes_of(
-    ranker: Ranker, proposed: Sizes, proposals: int, candidates: int, rows: int
+    ranker: Ranker,
+    proposed: Sizes,
+    tokens_U: np.ndarray,
+    proposals: int,
+    candidates: int,
+    rows: int,
 ) -> Shapes:
     """The shapes for a ranker.
 
     Args:
         ranker: of the run.
-        proposed: sizes of the tries of what the retriever proposes, as far as known.
-        proposals: how many candidates it proposes at most.
-        candidates: the longest list that a request may bring.
+        proposed: sizes of the tries of the retriever's proposals for the measured users.
+        tokens_U: lengths of the prompts of the measured users.
+        proposals: the most candidates that the retriever proposes.
+        candidates: the longest list that a request may contain.
         rows: the largest batch.
     """
     usual = Room(
@@ -119,7 +125,7 @@ def shapes_of(
         ),
         (1,),
     )
-    return Shapes(_widths(ranker), (usual, bound))
+    return Shapes(_widths(ranker, tokens_U), (usual, bound))
 
 
 def _rows(most: int) -> tuple[int, ...]:
@@ -130,10 +136,15 @@ def _rows(most: int) -> tuple[int, ...]:
     return (*rows, most) if most > 1 else (1,)
 
 
-def _widths(ranker: Ranker) -> tuple[int, ...]:
-    """A quarter and a half of the longest prompt, and the longest."""
-    longest = _longest_prompt(ranker)
-    return tuple(sorted({prompt_width(-(-longest // part)) for part in (4, 2, 1)}))
+def _widths(ranker: Ranker, tokens_U: np.ndarray) -> tuple[int, ...]:
+    """Widths that leave little padding in prompts like those of the measured users.
+
+    The last one has room for every prompt. More widths would mean more programs to compile, fewer
+    widths more padding: most prompts are far shorter than the longest possible one.
+    """
+    median, most, longest = np.quantile(tokens_U, (0.5, 0.9, 1.0), method="higher").tolist()
+    lengths = (median // 3, 2 * median // 3, median, most, longest, _longest_prompt(ranker))
+    return tuple(sorted({prompt_width(max(length, 1)) for length in lengths}))
 
 
 def _longest_prompt(ranker: Ranker) -> int:
@@ -164,10 +175,15 @@ def _most_fed(ranker: Ranker, candidates: int) -> int:
     return to_multiple(tokens if ranker.reads_titles else tokens // 2, 8)
 
 
-def padded_candidates(rows: list[np.ndarray], width: int, height: int) -> np.ndarray:
-    """Lists of candidates as rows of one width, int32 [B, C]; the last is repeated to `height`."""
-    items_BC = np.full((height, width), -1, np.int32)
+def padded_candidates(rows: list[np.ndarray], width: int) -> np.ndarray:
+    """Lists of candidates as rows of one width, padded with -1, int32 [B, C]."""
+    items_BC = np.full((len(rows), width), -1, np.int32)
     for row, items in enumerate(rows):
         items_BC[row, : len(items)] = items
-    items_BC[len(rows) :] = items_BC[len(rows) - 1]
     return items_BC
+
+
+def stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """Rows of several widths as rows of the largest, padded with 0, [B, C]."""
+    widest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts])

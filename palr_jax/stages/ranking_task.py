@@ -9,7 +9,7 @@ import numpy as np
 
 from palr_jax.config import Config
 from palr_jax.data.split import Part, Split
-from palr_jax.evaluation.fusion import Scores, log_popularity
+from palr_jax.evaluation.fusion import Scores, log_popularity, popularity_of
 from palr_jax.io.progress import progress
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
@@ -71,7 +71,9 @@ def read_task(config: Config, run: RunDirectory, split: Split, part: Part) -> Ta
         target_U=split.targets(part)[users],
         candidates_UC=candidates_UC,
         retriever_UC=found[f"{part}_scores"][users],
-        popularity_UC=log_popularity(candidates_UC, split.train.values_N, split.num_items),
+        popularity_UC=popularity_of(
+            candidates_UC, log_popularity(split.train.values_N, split.num_items)
+        ),
     )
 
 

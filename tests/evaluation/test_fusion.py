@@ -9,6 +9,7 @@ from palr_jax.evaluation.fusion import (
     Scores,
     Weights,
     log_popularity,
+    popularity_of,
     slates,
     standardised,
     target_rank,
@@ -111,6 +112,6 @@ def test_without_the_ranker_it_has_no_weight() -> None:
 
 
 def test_popularity_counts_training_interactions() -> None:
-    items_UC = np.array([[0, 1, 2, -1, 7]])
-    found_UC = log_popularity(items_UC, np.array([1, 1, 2]), 3)
+    popularity_I = log_popularity(np.array([1, 1, 2]), 3)
+    found_UC = popularity_of(np.array([[0, 1, 2, -1, 7]]), popularity_I)
     np.testing.assert_allclose(found_UC, [[0, np.log(3), np.log(2), 0, 0]])
