@@ -268,7 +268,7 @@ class Engine:
         )
 
     def _measured(self) -> tuple[Sizes, np.ndarray]:
-        """Sizes of the tries of proposals, and lengths of prompts, [U], for some users of the data."""
+        """Sizes of tries of proposals, and lengths of prompts [U], for some users of the data."""
         recommender, users = self.recommender, self.recommender.prepared.split.num_users
         known = recommender.prepared.split.histories("test").take(range(min(users, _MEASURED)))
         items_UC, _ = recommender.propose(known, known, k=1, room=self._limits.exclude)
