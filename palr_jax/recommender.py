@@ -185,7 +185,7 @@ class Recommender:
 
         Raises:
             UserError: an item is not in the catalog, a user's own candidates are all banned or one
-                of them is there twice, the lists are not as many as the histories, k is not a
+                of them appears twice, the lists are not as many as the histories, k is not a
                 number of items or more than the run's retriever proposes, or an argument is of
                 another kind.
         """
@@ -405,7 +405,7 @@ class Recommender:
             unique, counts = np.unique(row, return_counts=True)
             if (counts > 1).any():
                 title = self.catalog.titles[unique[counts.argmax()]]
-                raise UserError(f"list {user + 1}: the candidate {title!r} is there twice")
+                raise UserError(f"list {user + 1}: the candidate {title!r} appears twice")
             row = row[~np.isin(row, banned[user])]
             if not len(row):
                 raise UserError(

@@ -123,7 +123,7 @@ def test_a_checkpoint_and_a_mesh_give_the_same(world: Path, recommender: Recomme
         ({"candidates": [["Story, 777"]]}, "no single item is titled 'Story, 777'"),
         ({"candidates": [[]]}, "list 1: no candidates are left"),
         ({"candidates": [HISTORY]}, "list 1: no candidates are left"),
-        ({"candidates": [[OWN[0], OWN[0]]]}, "is there twice"),
+        ({"candidates": [[OWN[0], OWN[0]]]}, "appears twice"),
         ({"candidates": []}, "0 lists for 1 histories"),
         ({"exclude": [[], []]}, "2 lists for 1 histories"),
         ({"k": 21}, "k goes from 1 to the number of candidates, 20"),

@@ -61,7 +61,7 @@ def _from_lines(file: Path) -> Histories:
         if not isinstance(user, str) or not isinstance(history, list):
             raise UserError(f'{where}: {{"user": "7", "history": [...]}} is expected: {_MEND}')
         if user in by_user:
-            raise UserError(f"{where}: the user {shown(user)} is there twice: join the lines")
+            raise UserError(f"{where}: the user {shown(user)} appears twice: join the lines")
         by_user[user] = [_name(name, where) for name in history]
     return Histories(list(by_user), list(by_user.values()))
 

@@ -1,4 +1,4 @@
-"""Why items are recommended: what their probabilities lose without a part of the prompt.
+"""Explains recommendations: how much an item's probability drops without a part of the prompt.
 
 Shapes: U users, C candidates, H history items in a prompt.
 """
@@ -12,18 +12,18 @@ from palr_jax.io.progress import progress
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
 
-# History items that an explanation names.
+# Most history items in an explanation.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What speaks for an item: by how much log P(item | prompt) falls without a part of the prompt.
+    """Why an item is recommended: how much log P(item | prompt) drops without each part.
 
     Attributes:
         profile: the sentence about the user.
-        profile_lift: what it adds; 0 without a profile.
-        items: the history items that add most, with what each adds, largest first.
+        profile_lift: the drop without it; 0 if the prompt has no profile.
+        items: the history items with the largest drops, and the drops, largest first.
     """
 
     profile: str
@@ -33,11 +33,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Lifts:
-    """What every part of a user's prompt adds to log P(candidate | prompt).
+    """How much each part of a user's prompt adds to log P(candidate | prompt).
 
     Attributes:
         item_H: int32, the history items in the prompt, oldest first.
-        lift_HC: log P with the whole prompt less log P without the item.
+        lift_HC: log P with the whole prompt minus log P without the item.
         profile_C: the same for the profile sentence; 0 without one.
     """
 
@@ -54,10 +54,10 @@ def explanations(
     candidates_UC: np.ndarray,
     retriever_UC: np.ndarray | None = None,
 ) -> list[dict[str, Explanation]]:
-    """Why each candidate of each user, by its title.
+    """The explanation of each candidate of each user, by its title.
 
     Args:
-        ranker: knows the items.
+        ranker: of the run.
         titles: of all items.
         histories: items per user, oldest first.
         profiles: a sentence per user.
@@ -67,20 +67,20 @@ def explanations(
     found = lifts(ranker, histories, profiles, candidates_UC, retriever_UC)
     return [
         {
-            titles[item]: explanation(mine, profile, place, titles)
-            for place, item in enumerate(row)
+            titles[item]: explanation(parts, profile, index, titles)
+            for index, item in enumerate(row)
             if item >= 0
         }
-        for mine, profile, row in zip(found, profiles, candidates_UC, strict=True)
+        for parts, profile, row in zip(found, profiles, candidates_UC, strict=True)
     ]
 
 
-def explanation(found: Lifts, profile: str, place: int, titles: Sequence[str]) -> Explanation:
-    """Why the candidate at a place of a user's list is recommended."""
-    lift_H = found.lift_HC[:, place]
+def explanation(found: Lifts, profile: str, index: int, titles: Sequence[str]) -> Explanation:
+    """Why the candidate at an index of a user's list is recommended."""
+    lift_H = found.lift_HC[:, index]
     order_H = [number for number in np.argsort(-lift_H)[:_NAMED] if lift_H[number] > 0]
     named = tuple((titles[found.item_H[number]], float(lift_H[number])) for number in order_H)
-    return Explanation(profile, float(found.profile_C[place]), named)
+    return Explanation(profile, float(found.profile_C[index]), named)
 
 
 def lifts(
@@ -90,21 +90,23 @@ def lifts(
     candidates_UC: np.ndarray,
     retriever_UC: np.ndarray | None = None,
 ) -> list[Lifts]:
-    """Scores every user's prompt once more without each of its history items and its profile.
+    """Scores every user's prompt again without each history item and without the profile.
 
-    All prompts of all users are scored together: about H times as many as `score` alone.
+    The prompts of all users are scored together: about H times as many as in `Ranker.score`.
     """
     rows: list[np.ndarray] = []
     sentences: list[str] = []
     users: list[int] = []
     parts = []
     for user, profile in enumerate(profiles):
-        kept_H, mine, theirs = ablations(ranker, histories[user], profile, candidates_UC[user])
-        rows += mine
-        sentences += theirs
-        users += [user] * len(mine)
+        kept_H, shorter, profiles_of = ablations(
+            ranker, histories[user], profile, candidates_UC[user]
+        )
+        rows += shorter
+        sentences += profiles_of
+        users += [user] * len(shorter)
         parts.append(kept_H)
-    # The prior stays what it is: what is taken away is what the ranker reads.
+    # Only the text that the ranker reads is ablated; the prior stays unchanged.
     scores_XC = None if retriever_UC is None else retriever_UC[users]
     with progress("explain", len(rows), "users") as advance:
         logp_XC = ranker.score(
@@ -121,20 +123,20 @@ def lifts(
 def ablations(
     ranker: Ranker, history: np.ndarray, profile: str, candidates_C: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
-    """What is to be scored to explain the slate of a user.
+    """The prompts whose scores explain the slate of a user.
 
     Returns:
-        The history items in the prompt, int32 [H]; and of H + 2 prompts the history and the
-        profile: of the whole prompt, without the profile, and without each of the items.
+        The history items in the prompt, int32 [H]; and the histories and the profiles of H + 2
+        prompts: the whole one, the one without the profile, and those without each item.
     """
-    there_C = candidates_C[candidates_C >= 0]
-    kept_H = ranker.writer.ranking_prompt(history, profile, there_C).kept_H
-    shorter = [np.delete(kept_H, place) for place in range(len(kept_H))]
+    items_C = candidates_C[candidates_C >= 0]
+    kept_H = ranker.writer.ranking_prompt(history, profile, items_C).kept_H
+    shorter = [np.delete(kept_H, index) for index in range(len(kept_H))]
     return kept_H, [kept_H, kept_H, *shorter], [profile, "", *[profile] * len(kept_H)]
 
 
 def lifts_of(kept_H: np.ndarray, logp_XC: np.ndarray) -> Lifts:
-    """What the parts of a prompt add, from the scores of its `ablations`, [H + 2, C]."""
+    """The lifts of the parts of a prompt, from the scores of its `ablations`, [H + 2, C]."""
     whole_C, plain_C, *without = np.where(np.isfinite(logp_XC), logp_XC, 0)  # padding: -inf
     lift_HC = whole_C - np.reshape(without, (len(kept_H), len(whole_C)))
     return Lifts(kept_H, lift_HC, whole_C - plain_C)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,18 +36,18 @@ _PAGE = files("palr_jax.serving") / "page"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Error, "description": text}
     for status, text in {
-        400: "the body is no JSON",
-        401: "an API key is needed",
+        400: "the body is not JSON",
+        401: "an API key is required",
         408: "the body arrived too slowly",
         413: "the body is too large",
-        422: "a field cannot be answered; the error names it",
+        422: "a field is invalid; the error names it",
         503: "not ready, or the queue is full: Retry-After says when to ask again",
     }.items()
 }
 
 
 class _GoneError(Exception):
-    """The client does not wait any more."""
+    """The client has disconnected."""
 
 
 def create_app(service: Service, started: Callable[[], None] = lambda: None) -> FastAPI:
@@ -54,7 +55,7 @@ def create_app(service: Service, started: Callable[[], None] = lambda: None) -> 
 
     Args:
         service: of a run.
-        started: is called once the service is ready or has failed.
+        started: called once the service is ready or has failed.
     """
 
     @asynccontextmanager
@@ -70,7 +71,7 @@ def create_app(service: Service, started: Callable[[], None] = lambda: None) -> 
 
     app = FastAPI(
         title="PALR", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None,
-        description="Recommendations by a retriever and a LLaMA that ranks what it proposes.",
+        description="Recommendations by a retriever and a LLaMA that ranks its candidates.",
     )  # fmt: skip
     _add_answers(app, service)
     _add_catalog(app, service)
@@ -95,14 +96,14 @@ def create_app(service: Service, started: Callable[[], None] = lambda: None) -> 
 def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["health"])
     async def healthz() -> schemas.Health:
-        """Whether the process lives; it fails only once the server cannot recover."""
+        """Whether the process is alive; 500 once the server cannot recover."""
         if service.state == "failed":
             raise HTTPException(500, "failed")
         return {"status": "alive"}
 
     @app.get("/readyz", tags=["health"], responses={503: _ERRORS[503]})
     async def readyz() -> schemas.Health:
-        """Whether requests are answered: the run is loaded and its programs are compiled."""
+        """Whether the server is ready: the run is loaded and its programs are compiled."""
         if service.state == "compiling":
             raise NotReadyError(f"compiling: {service.progress:.0%}")
         if service.state != "ready":
@@ -111,7 +112,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics in the text format of Prometheus."""
         return Response(service.metrics_text(), media_type="text/plain; version=0.0.4")
 
 
@@ -138,7 +139,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/rank", tags=["answers"], responses=_ERRORS)
     async def rank(body: schemas.RankRequest, request: Request) -> schemas.RankResponse:
-        """Own candidates, best first, with log P(candidate | history) by the ranker alone."""
+        """The given candidates, best first, with log P(candidate | history) by the ranker alone."""
         start, recommender = time.monotonic(), service.recommender
         question = await asyncio.to_thread(resolving.rank_question, body, recommender, limits)
         (answer,) = await _answers(service, request, [question])
@@ -153,18 +154,21 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def rerank(body: schemas.RerankRequest, request: Request) -> schemas.RerankResponse:
         """Documents by relevance to a query, in the form that vLLM, Cohere and Jina share."""
         recommender = service.recommender
-        question, places = await asyncio.to_thread(
+        question, index_of_document = await asyncio.to_thread(
             resolving.rerank_question, body, recommender, limits
         )
         (answer,) = await _answers(service, request, [question])
-        return _reranked(body, answer, places, recommender)
+        return _reranked(body, answer, index_of_document, recommender)
 
 
 def _reranked(
-    body: schemas.RerankRequest, answer: Answer, places: list[int], recommender: Recommender
+    body: schemas.RerankRequest,
+    answer: Answer,
+    index_of_document: list[int],
+    recommender: Recommender,
 ) -> schemas.RerankResponse:
     texts = resolving.document_texts(body)
-    scores = [float(2.718281828459045 ** answer.logp_C[place]) for place in places]
+    scores = [math.exp(answer.logp_C[index]) for index in index_of_document]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
     results = [
         schemas.RerankResult(
@@ -205,7 +209,7 @@ def _add_catalog(app: FastAPI, service: Service) -> None:
     async def items(
         search: Search, query: Annotated[str, Query(max_length=300)] = "", count: Count = 10
     ) -> schemas.ItemsResponse:
-        """Items by a part of their title; without a query those with the most interactions."""
+        """Items by a part of their title; without a query, those with the most interactions."""
         numbers = await asyncio.to_thread(search.find, query, count)
         return schemas.ItemsResponse(items=[found(search, item) for item in numbers])
 
@@ -220,7 +224,7 @@ def _add_catalog(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/users/{user_id}", tags=["catalog"], responses=_ERRORS)
     async def user(user_id: str, search: Search) -> schemas.UserResponse:
-        """A user of the data, with all items, oldest first."""
+        """A user of the data, with all their items, oldest first."""
         recommender = service.recommender
         try:
             ids = recommender.history_of(user_id, by="id")
@@ -233,7 +237,7 @@ def _add_catalog(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/info", tags=["catalog"], responses=_ERRORS)
     async def info() -> schemas.Info:
-        """The run that is served, and the limits of a request."""
+        """The served run, and the limits of a request."""
         recommender, limits = service.recommender, service.settings.limits
         return schemas.Info(
             model=recommender.config.name,
@@ -272,7 +276,7 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return _error(400, "body", f"the body is no JSON: {first['ctx']['error']}")
+            return _error(400, "body", f"the body is not JSON: {first['ctx']['error']}")
         return _error(422, _path(first["loc"]), _sentence(first))
 
     @app.exception_handler(FieldError)
@@ -285,7 +289,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        # FastAPI says so of a body that its parser gives up on.
+        # FastAPI raises 400 for a body that it cannot parse.
         field = "body" if error.status_code == 400 else None
         return _error(error.status_code, field, str(error.detail))
 
@@ -321,7 +325,7 @@ def _error(
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """`("body", "histories", 0, 2)` as `histories[0][2]`."""
+    """Formats `("body", "histories", 0, 2)` as `histories[0][2]`."""
     parts = location[1:] if location and location[0] in ("body", "query", "path") else location
     text = ""
     for part in parts:
@@ -331,12 +335,12 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "there is no such field: see /docs"
+        return "unknown field: see /docs"
     return str(error["msg"])
 
 
 async def _answers(service: Service, request: Request, questions: list[Question]) -> list[Answer]:
-    """The answers, unless the client goes away before.
+    """The answers, unless the client disconnects first.
 
     Raises:
         UserError: a question cannot be answered.
@@ -351,10 +355,10 @@ async def _answers(service: Service, request: Request, questions: list[Question]
 
 
 async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result:
-    """What the work returns; it is cancelled as soon as the client disconnects.
+    """The result of the work, which is cancelled as soon as the client disconnects.
 
     Raises:
-        _GoneError: it did.
+        _GoneError: the client disconnected.
     """
 
     async def gone() -> None:

@@ -1,6 +1,6 @@
-"""Questions that arrive within a few milliseconds share one batch.
+"""Puts questions that arrive within a few milliseconds into one batch.
 
-Everything here runs in the event loop, but for the answering: that has a thread of its own.
+Everything here runs in the event loop, except the computation of answers: it has its own thread.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ class BusyError(Exception):
     """The queue is full.
 
     Attributes:
-        seconds: after which it is worth to ask again.
+        seconds: after which to ask again.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -30,9 +30,9 @@ class BusyError(Exception):
 
 
 class Batcher:
-    """A bounded queue before a function that answers questions in batches.
+    """A bounded queue in front of a function that answers questions in batches.
 
-    Answers are kept, the least recently used go first: the same question is computed once.
+    Answers are kept in an LRU cache, so that equal questions are computed once.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Batcher:
         Args:
             answer: runs in the executor, one call at a time.
             executor: of one thread.
-            metrics: are told of batches, queue and kept answers.
-            most_rows: prompts of a batch.
-            seconds: for which a batch waits to be filled.
-            room: questions that may wait.
-            kept: answers that are kept.
+            metrics: record batches, the queue and the cache.
+            most_rows: most prompts of a batch.
+            seconds: how long an incomplete batch waits for further questions.
+            room: most questions that may wait.
+            kept: size of the cache of answers.
         """
         self._answer, self._executor, self._metrics = answer, executor, metrics
         self._most_rows, self._seconds, self._room, self._kept = most_rows, seconds, room, kept
@@ -63,13 +63,13 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._closing = False
-        self._pace = 0.0  # seconds a question, lately
+        self._pace = 0.0  # seconds per question, exponentially averaged
 
     async def ask(self, questions: Sequence[Question]) -> list[Outcome]:
         """The answers, in order. If the caller is cancelled, its questions leave the queue.
 
         Raises:
-            BusyError: there is no room for all of them.
+            BusyError: the queue has no room for all of them.
         """
         found = [self._recall(question) for question in questions]
         missing = [n for n, answer in enumerate(found) if answer is None]
@@ -79,14 +79,14 @@ class Batcher:
         futures: dict[int, asyncio.Future[Outcome]] = {n: loop.create_future() for n in missing}
         for number, future in futures.items():
             self._waiting[future] = questions[number]
-        self._noted()
+        self._update()
         try:
             outcomes = await asyncio.gather(*futures.values())
         finally:
             for future in futures.values():
                 if self._waiting.pop(future, None) is not None:
                     self._metrics.dropped.inc()
-            self._noted()
+            self._update()
         late = dict(zip(missing, outcomes, strict=True))
         return [answer or late[number] for number, answer in enumerate(found)]
 
@@ -103,12 +103,12 @@ class Batcher:
             await self._answer_some()
 
     def close(self) -> None:
-        """Lets `run` end once the queue is empty."""
+        """Makes `run` return once the queue is empty."""
         self._closing = True
         self._arrived.set()
 
     async def _fill(self) -> None:
-        """Waits a little for others, unless the batch is full already."""
+        """Waits briefly for further questions, unless the batch is full."""
         if self._closing or self._full.is_set():
             return
         try:
@@ -127,7 +127,7 @@ class Batcher:
             outcomes = await loop.run_in_executor(
                 self._executor, self._answer, [question for _, question in batch]
             )
-        except Exception as error:  # goes to the clients of this batch; the next may succeed
+        except Exception as error:  # passed to the clients of this batch; the next may succeed
             for future, _ in batch:
                 if not future.done():
                     future.set_exception(error)
@@ -141,7 +141,7 @@ class Batcher:
                 future.set_result(outcome)
 
     def _taken(self) -> list[tuple[asyncio.Future[Outcome], Question]]:
-        """The oldest questions, as many as a batch holds, out of the queue."""
+        """Removes the oldest questions from the queue, as many as fit into a batch."""
         batch: list[tuple[asyncio.Future[Outcome], Question]] = []
         rows = 0
         for future, question in list(self._waiting.items()):
@@ -150,11 +150,11 @@ class Batcher:
                 break
             del self._waiting[future]
             batch.append((future, question))
-        self._noted()
+        self._update()
         return batch
 
-    def _noted(self) -> None:
-        """Brings the events and the metric in line with the queue."""
+    def _update(self) -> None:
+        """Updates the events and the metric from the queue."""
         self._metrics.queue.set(len(self._waiting))
         if self._waiting:
             self._arrived.set()
@@ -182,5 +182,5 @@ class Batcher:
 
 
 def _rows(question: Question) -> int:
-    """About how many prompts a question takes; the items in a prompt are not counted yet."""
+    """An upper bound of the prompts of a question: prompts may hold fewer items than histories."""
     return len(question.history) + 2 if question.explain else 1

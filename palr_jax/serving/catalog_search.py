@@ -1,4 +1,4 @@
-"""Items by a part of their title, also a misspelt one."""
+"""Searches items by a part of their title, with tolerance for misspellings."""
 
 import numpy as np
 from rapidfuzz import fuzz, process
@@ -6,26 +6,26 @@ from rapidfuzz import fuzz, process
 from palr_jax.data.catalog import normal_title
 from palr_jax.recommender import Recommender
 
-# Below this likeness (of 100) a title is no match.
-_LIKE = 60
+# Smallest similarity, of 100, of a misspelt match.
+_SIMILAR = 60
 
 
 class CatalogSearch:
     """Searches the titles of a run."""
 
     def __init__(self, recommender: Recommender) -> None:
-        """Folds all titles once."""
+        """Case-folds all titles."""
         split = recommender.prepared.split
         self._catalog = recommender.catalog
         self._folded = [normal_title(title).casefold() for title in self._catalog.titles]
         self.interactions_I = np.bincount(split.train.values_N, minlength=split.num_items)
 
     def find(self, query: str, count: int) -> list[int]:
-        """The items that match best, at most `count`; all words of the query count.
+        """The best matches, at most `count`.
 
-        Titles that begin with the query come first, then those that hold its words, then those
-        that are like it; in each of these, the item with more interactions comes first. An empty
-        query gives the items with the most interactions.
+        Titles that begin with the query come first, then titles that contain all its words, then
+        similar titles; within each group, items with more interactions come first. An empty query
+        returns the items with the most interactions.
         """
         text = normal_title(query).casefold()
         if not text:
@@ -35,13 +35,13 @@ class CatalogSearch:
         found = sorted(holding, key=lambda item: self._order(item, text, words[0]))[:count]
         if len(found) < count:
             more = process.extract(
-                text, self._folded, scorer=fuzz.WRatio, limit=count, score_cutoff=_LIKE
+                text, self._folded, scorer=fuzz.WRatio, limit=count, score_cutoff=_SIMILAR
             )
             found += [item for _, _, item in more if item not in found]
         return found[:count]
 
     def _order(self, item: int, text: str, word: str) -> tuple[bool, bool, int]:
-        """The lower, the earlier: by how the title begins, how a word begins, and by use."""
+        """The sort key of a match: start of the title, start of a word, interactions."""
         title = self._folded[item]
         begins = f" {word}" in f" {title}"
         return not title.startswith(text), not begins, -int(self.interactions_I[item])

@@ -8,7 +8,7 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class Compilations:
-    """How many programs this process has compiled, or loaded from the cache, since it was made."""
+    """Counts the programs that this process compiles or loads from the cache from now on."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,6 +1,6 @@
-"""Answers questions in batches, by programs that were compiled before.
+"""Answers questions in batches, with programs that are compiled in advance.
 
-One thread owns an engine: nothing here is safe to be called from two.
+Not thread-safe: one thread owns an engine.
 
 Shapes: U questions, X rows to score, B rows of a batch, C candidates.
 """
@@ -25,9 +25,9 @@ from palr_jax.serving.limits import Limits
 from palr_jax.serving.questions import Answer, Question
 from palr_jax.serving.shapes import Room, padded_candidates, shapes_of, stacked
 
-# Users whose candidates are measured at the start.
+# Users of the data whose candidates and prompts decide the shapes.
 _MEASURED = 512
-# Catalogs with added titles that are kept.
+# Size of the LRU cache of catalogs with added titles.
 _KEPT = 64
 
 
@@ -50,16 +50,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question on its way.
+    """A question with the rows that have to be scored for it.
 
     Attributes:
         history: item indices.
         profile: the sentence about the user.
         items_C: candidates.
-        retriever_C: the retriever's scores of them; None where the question names them.
-        kept_H: history items in the prompt, if parts of it are to be explained.
-        orders: of each row that ranks, the places of its candidates in `items_C`.
-        rows: what is to be scored: one row an order, then those that explain.
+        retriever_C: the retriever's scores of them; None if the question names its candidates.
+        kept_H: history items in the prompt, if an explanation was requested.
+        orders: for each row that ranks, the indices of its candidates in `items_C`.
+        rows: the rows to score: one per order, then those of the explanation.
     """
 
     history: np.ndarray
@@ -72,10 +72,10 @@ class Asked:
 
 
 class Engine:
-    """A recommender that answers in few shapes."""
+    """A recommender that calls its programs in few shapes."""
 
     def __init__(self, recommender: Recommender, limits: Limits, most_rows: int) -> None:
-        """Measures the run; compiles nothing for requests yet (see `warm_up`)."""
+        """Chooses the shapes from the data of the run; `warm_up` compiles the programs."""
         self.recommender = recommender
         self._limits = limits
         self._proposals = min(
@@ -88,10 +88,10 @@ class Engine:
         self._with_fresh: OrderedDict[tuple[str, ...], Recommender] = OrderedDict()
 
     def warm_up(self, advance: Callable[[int, int], None]) -> None:
-        """Calls every program once, so that it is compiled.
+        """Calls every program once, which compiles it.
 
         Args:
-            advance: is told how many of how many steps are done.
+            advance: called with the number of finished steps and of all steps.
 
         Raises:
             UserError: the model returns NaN.
@@ -102,32 +102,35 @@ class Engine:
             advance(number, len(steps))
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | UserError]:
-        """The answers, in order; a question that cannot be answered gets the reason instead."""
+        """The answers, in order; the error for a question that cannot be answered."""
         answers: list[Answer | UserError | None] = [None] * len(questions)
         groups: dict[tuple[str, ...], list[int]] = {}
         for number, question in enumerate(questions):
             groups.setdefault(question.fresh, []).append(number)
         for fresh, numbers in groups.items():
-            mine = [questions[number] for number in numbers]
-            for number, one in zip(numbers, self._answers_or_reasons(fresh, mine), strict=True):
-                answers[number] = one
-        return [one for one in answers if one is not None]
+            group = [questions[number] for number in numbers]
+            found = self._answers_or_errors(fresh, group)
+            for number, answer in zip(numbers, found, strict=True):
+                answers[number] = answer
+        return [answer for answer in answers if answer is not None]
 
-    def _answers_or_reasons(
+    def _answers_or_errors(
         self, fresh: tuple[str, ...], questions: list[Question]
     ) -> list[Answer | UserError]:
-        """One by one where the batch fails, so that only whom it concerns gets the reason."""
+        """Answers one by one if the batch fails, so that only faulty questions get errors."""
         try:
             return [*self._answer(self.extended(fresh), questions)]
         except UserError as error:
             if len(questions) == 1:
                 return [error]
         return [
-            one for question in questions for one in self._answers_or_reasons(fresh, [question])
+            answer
+            for question in questions
+            for answer in self._answers_or_errors(fresh, [question])
         ]
 
     def extended(self, fresh: tuple[str, ...]) -> Recommender:
-        """The recommender with titles that no item of the run has.
+        """The recommender with additional titles, which no item of the run has.
 
         Raises:
             UserError: a title cannot be an item.
@@ -173,7 +176,7 @@ class Engine:
     def _proposed(
         self, recommender: Recommender, questions: list[Question]
     ) -> dict[int, tuple[np.ndarray, np.ndarray | None]]:
-        """Of the questions that name no candidates, the retriever's, with its scores."""
+        """The retriever's candidates and scores for each question that names no candidates."""
         numbers = [n for n, question in enumerate(questions) if question.candidates is None]
         found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         most = self.shapes.usual.rows[-1]
@@ -183,8 +186,8 @@ class Engine:
             banned = [(*questions[number].history, *questions[number].exclude) for number in part]
             items_UC, scores_UC = self._propose(recommender, histories, banned)
             for row, number in enumerate(part):
-                there_C = items_UC[row] >= 0
-                found[number] = items_UC[row, there_C], scores_UC[row, there_C]
+                is_item_C = items_UC[row] >= 0
+                found[number] = items_UC[row, is_item_C], scores_UC[row, is_item_C]
         return found
 
     def _propose(
@@ -193,7 +196,7 @@ class Engine:
         histories: Sequence[Sequence[int]],
         banned: Sequence[Sequence[int]],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The retriever's candidates; empty histories fill the batch up."""
+        """The retriever's candidates; empty histories pad the batch."""
         height = self.shapes.usual.rows_for(len(histories))
         empty: list[Sequence[int]] = [()] * (height - len(histories))
         return recommender.propose(
@@ -213,13 +216,13 @@ class Engine:
         scores: list[np.ndarray] = [np.zeros(0)] * len(rows)
         for part in self._batches(prompts, rows):
             logp_BC = self._score_batch(recommender, prompts.take(part), [rows[x] for x in part])
-            for place, number in enumerate(part):
-                scores[number] = logp_BC[place, : len(rows[number].items_C)]
+            for index, number in enumerate(part):
+                scores[number] = logp_BC[index, : len(rows[number].items_C)]
         tokenizer = recommender.ranker.writer.tokenizer
         return scores, [tokenizer.decode(prompts.tokens[row].tolist()) for row in range(len(rows))]
 
     def _batches(self, prompts: Prompts, rows: list[Row]) -> Iterator[list[int]]:
-        """Rows that are scored together, long prompts first; with few rows left empty."""
+        """Indices of rows that are scored together, long prompts first, with little padding."""
         usual, widths = self.shapes.usual, {}
         for number, tokens in enumerate(prompts.tokens.lengths_R):
             widths[number] = self.shapes.width_for(int(tokens))
@@ -277,9 +280,9 @@ class Engine:
         return sizes, prompts.tokens.lengths_R
 
     def _retriever_steps(self) -> Iterator[Callable[[], None]]:
-        """Proposals for histories of all lengths at which a retriever may change its programs.
+        """Proposals for histories of every length at which a retriever may change its program.
 
-        Retrievers pad histories to powers of two, or three quarters of one.
+        Retrievers pad histories to powers of two or to three quarters of one.
         """
         most = self._limits.history
         edges = {0, most}
@@ -315,7 +318,7 @@ class Engine:
                     yield step
 
     def _whole_step(self) -> None:
-        """One question from its start to its end; says so if the weights are damaged."""
+        """Answers one question end to end, which reveals damaged weights."""
         (found,) = self.answer([Question((0,), explain=True)])
         if isinstance(found, UserError):
             raise found
@@ -329,7 +332,7 @@ def _with_rows(
     items_C: np.ndarray,
     scores_C: np.ndarray | None,
 ) -> Asked:
-    """A question with all that is to be scored for it."""
+    """A question with the rows that have to be scored for it."""
     prior_C = log_prior(items_C[None], None if scores_C is None else scores_C[None])[0]
     rows, kept_H, orders = [], None, []
     if len(items_C):
@@ -346,15 +349,15 @@ def _with_rows(
 
 
 def _orders(recommender: Recommender, count: int, is_own: bool) -> list[np.ndarray]:
-    """The orders in which candidates are ranked, as `Recommender.recommend` draws them for one
-    user alone.
+    """The orders in which candidates are ranked, as `Recommender.recommend` draws them for a
+    single user.
     """
     shuffles = recommender.config.evaluate.shuffles
     if not shuffles:
         return [np.arange(count)]
-    places = to_power_of_two(count, 8) if is_own else recommender.config.retriever.candidates
+    width = to_power_of_two(count, 8) if is_own else recommender.config.retriever.candidates
     rng = np.random.default_rng(recommender.config.seed)
-    orders = [rng.permuted(np.arange(places)[None], axis=1)[0] for _ in range(shuffles)]
+    orders = [rng.permuted(np.arange(width)[None], axis=1)[0] for _ in range(shuffles)]
     return [order[order < count] for order in orders]
 
 
@@ -370,7 +373,7 @@ def _read(recommender: Recommender, rows: list[Row]) -> Prompts:
 def _answered(
     recommender: Recommender, asked: Asked, scores: list[np.ndarray], prompt: str
 ) -> Answer:
-    """The answer to a question from the scores of its rows."""
+    """The answer to a question, from the scores of its rows."""
     items_C, scores_C = asked.items_C, asked.retriever_C
     if not len(items_C):
         empty = np.zeros(0, np.float32)

@@ -1,4 +1,4 @@
-"""What every request passes before it is read: limits, keys, headers. All are plain ASGI."""
+"""ASGI middleware in front of the application: limits, API keys, headers, metrics."""
 
 import asyncio
 import hmac
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from palr_jax.serving.metrics import Metrics
 
-# Nothing from elsewhere, nothing inline; the page has its script and style in files.
+# No resources of other origins and nothing inline: script and style of the page are files.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -24,13 +24,13 @@ _HEADERS = {
 
 
 class SecurityHeaders:
-    """Adds headers that tell a browser to trust nothing but this server."""
+    """Adds headers that make a browser load resources from this server alone."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, and adds to what is sent."""
+        """Calls the application and adds the headers to its response."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -43,13 +43,13 @@ class SecurityHeaders:
 
 
 class Observed:
-    """Counts requests and their time by route; routes that are unknown count as one."""
+    """Counts requests and their latency by route; all unknown routes count as one."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, and notes the status."""
+        """Calls the application and records status and latency."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         status, start = 500, time.monotonic()
@@ -69,13 +69,13 @@ class Observed:
 
 
 class Keys:
-    """Lets requests to /v1 and /v2 pass only with one of the keys."""
+    """Requires one of the keys for requests to /v1 and /v2."""
 
     def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
         self._app, self._keys = app, tuple(key.encode() for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, or answers 401."""
+        """Calls the application, or answers 401."""
         is_free = scope["type"] != "http" or not scope["path"].startswith(("/v1/", "/v2/"))
         if is_free or scope["method"] == "OPTIONS" or self._is_known(scope):
             return await self._app(scope, receive, send)
@@ -87,19 +87,19 @@ class Keys:
     def _is_known(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")
-        # In a time that does not tell how much of a key was right.
+        # Compared in constant time, so that the time does not reveal a part of a key.
         is_key = any(hmac.compare_digest(key.strip(), known) for known in self._keys)
         return kind.lower() == b"bearer" and is_key
 
 
 class BodyLimits:
-    """Refuses bodies that are too large or too slow, without keeping them."""
+    """Refuses bodies that are too large or arrive too slowly, without storing them."""
 
     def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
         self._app, self._most, self._seconds = app, most, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reads the body and passes on, or answers 413 or 408."""
+        """Reads the body and calls the application, or answers 413 or 408."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self._app(scope, receive, send)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
@@ -111,7 +111,7 @@ class BodyLimits:
             message = f"the body did not arrive within {self._seconds:g} s"
             return await _refuse(send, 408, "body", message, [(b"connection", b"close")])
         if body is None:
-            return None  # the client is gone
+            return None  # the client has disconnected
         if len(body) > self._most:
             return await self._refuse_size(send)
         is_read = False
@@ -126,7 +126,7 @@ class BodyLimits:
         await self._app(scope, receiving, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body, or as much of it as is too much; None if the client has gone."""
+        """The body, cut once it exceeds the limit; None if the client has disconnected."""
         parts, size = [], 0
         while True:
             message = await receive()

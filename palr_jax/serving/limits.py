@@ -1,4 +1,4 @@
-"""How much one request may ask for."""
+"""The limits of one request."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ class Limits:
 
     Attributes:
         body_bytes: of a request.
-        body_seconds: in which the body has to arrive.
+        body_seconds: time in which the body has to arrive.
         histories: of a request.
         history: items of a history.
-        candidates: of a list that a request brings.
-        exclude: items of a list.
+        candidates: of a list in a request.
+        exclude: excluded items per history.
         title: characters of a title or an id.
         shown: items that a search returns.
     """
@@ -29,10 +29,10 @@ class Limits:
 
 
 class FieldError(Exception):
-    """A request that cannot be answered as it is.
+    """A request with a field that cannot be answered.
 
     Attributes:
-        field: of the request, as `histories[0][2]`.
+        field: its path in the request, such as `histories[0][2]`.
         nearest: names that may have been meant.
     """
 

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""The metrics that /metrics exposes to Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -7,7 +7,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -15,29 +15,33 @@ class Metrics:
         def made(kind, name: str, text: str, *labels: str, **more):  # type: ignore[no-untyped-def]
             return kind(f"palr_{name}", text, labels, registry=self.registry, **more)
 
-        self.requests: Counter = made(
-            Counter, "requests", "Requests that were answered.", "route", "status"
-        )
+        self.requests: Counter = made(Counter, "requests", "Answered requests.", "route", "status")
         self.latency: Histogram = made(
-            Histogram, "request_seconds", "Time to the answer.", "route", buckets=_SECONDS
+            Histogram,
+            "request_seconds",
+            "Seconds from request to response.",
+            "route",
+            buckets=_SECONDS,
         )
         self.batch_size: Histogram = made(
-            Histogram, "batch_size", "Questions of a batch.", buckets=_SIZES
+            Histogram, "batch_size", "Questions per batch.", buckets=_SIZES
         )
-        self.queue: Gauge = made(Gauge, "queue_length", "Questions that wait.")
+        self.queue: Gauge = made(Gauge, "queue_length", "Waiting questions.")
         self.dropped: Counter = made(
-            Counter, "dropped", "Questions that left the queue since their client went away."
+            Counter, "dropped", "Questions removed because their client disconnected."
         )
-        self.hits: Counter = made(Counter, "cache_hits", "Answers that were there already.")
-        self.misses: Counter = made(Counter, "cache_misses", "Answers that had to be computed.")
+        self.hits: Counter = made(Counter, "cache_hits", "Answers from the cache.")
+        self.misses: Counter = made(Counter, "cache_misses", "Computed answers.")
         self.programs: Gauge = made(
             Gauge, "programs_compiled", "Programs that JAX compiled or loaded from its cache."
         )
         self.late_programs: Gauge = made(
-            Gauge, "programs_compiled_late", "Of these, since the server was ready."
+            Gauge,
+            "programs_compiled_late",
+            "Programs compiled or loaded since the server was ready.",
         )
-        self.ready: Gauge = made(Gauge, "ready", "1 while requests are answered.")
+        self.ready: Gauge = made(Gauge, "ready", "1 while the server is ready, else 0.")
 
     def text(self) -> bytes:
-        """In the form that Prometheus reads."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""What is asked about one history, and what is answered.
+"""A question about one history, and its answer.
 
 Shapes: C candidates, H history items in a prompt.
 """
@@ -12,14 +12,14 @@ from palr_jax.ranking.explain import Lifts
 
 @dataclass(frozen=True)
 class Question:
-    """One history and what is to be ranked for it; equal questions have equal answers.
+    """One history and the items to rank for it; equal questions have equal answers.
 
     Attributes:
         history: item indices, oldest first.
-        candidates: item indices to rank, none twice; None for those that the retriever proposes.
-        exclude: item indices outside the history that are not to be proposed.
-        fresh: titles that no item of the run has: they are numbered after its last item.
-        explain: whether the answer says why.
+        candidates: distinct item indices to rank; None for the retriever's candidates.
+        exclude: item indices outside the history that must not be proposed.
+        fresh: titles that no item of the run has; they are numbered after its last item.
+        explain: whether the answer explains the ranking.
     """
 
     history: tuple[int, ...]
@@ -34,14 +34,14 @@ class Answer:
     """The candidates of one question, in the order of the retriever or of the question.
 
     Attributes:
-        items_C: their item indices; empty where no item is left to propose.
-        logp_C: log-probability by retriever and ranker together; by the ranker alone where the
+        items_C: their item indices; empty if no item is left to propose.
+        logp_C: log-probability by retriever and ranker together; by the ranker alone if the
             question names the candidates.
         ranker_C: log-probability by the ranker alone.
-        retriever_C: scores by the retriever; None where the question names the candidates.
+        retriever_C: scores by the retriever; None if the question names the candidates.
         profile: the sentence about the user.
         prompt: the text that the ranker read.
-        lifts: what the parts of the prompt add, if that was asked.
+        lifts: what the parts of the prompt add, if an explanation was requested.
     """
 
     items_C: np.ndarray
@@ -54,5 +54,5 @@ class Answer:
 
     @property
     def order_C(self) -> np.ndarray:
-        """The candidates from the best on, as places in `items_C`."""
+        """Indices into `items_C`, best candidate first."""
         return np.argsort(-self.logp_C, kind="stable")

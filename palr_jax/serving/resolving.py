@@ -1,4 +1,4 @@
-"""From requests to questions, and from answers to responses."""
+"""Converts requests to questions, and answers to responses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Names:
     Attributes:
         recommender: of the run.
         limits: of a request.
-        by: what items are named by.
+        by: how items are named.
     """
 
     recommender: Recommender
@@ -32,7 +32,7 @@ class Names:
         """The items with these names.
 
         Raises:
-            FieldError: there are too many, or one is not in the catalog.
+            FieldError: too many names, or one that is not in the catalog.
         """
         self._check(names, field, most)
         return tuple(self._item(name, f"{field}[{n}]") for n, name in enumerate(names))
@@ -46,8 +46,7 @@ class Names:
             The items, and the titles that are new.
 
         Raises:
-            FieldError: there are too many or none, one is not in the catalog, or one is there
-                twice.
+            FieldError: no names or too many, one that is not in the catalog, or a duplicate.
         """
         self._check(names, field, self.limits.candidates)
         if not names:
@@ -67,7 +66,7 @@ class Names:
             elif item is None:
                 item = self._item(name, f"{field}[{number}]")
             if item in items:
-                raise FieldError(f"{field}[{number}]", "this candidate is there twice")
+                raise FieldError(f"{field}[{number}]", "this candidate appears twice")
             items.append(item)
         return tuple(items), tuple(fresh)
 
@@ -90,7 +89,7 @@ class Names:
             raise FieldError(field, str(error), tuple(near)) from None
 
     def _known(self, name: str) -> int | None:
-        """The item with a name, None if no item has it; does not search for the nearest."""
+        """The item with a name, or None; does not search for similar names."""
         catalog = self.recommender.catalog
         return catalog.find_id(name) if self.by == "id" else catalog.find(name)
 
@@ -98,7 +97,7 @@ class Names:
 def recommend_questions(
     request: schemas.RecommendRequest, recommender: Recommender, limits: Limits
 ) -> list[Question]:
-    """One question a history.
+    """One question per history.
 
     Raises:
         FieldError: a field of the request cannot be answered.
@@ -156,9 +155,9 @@ def rank_question(
 def rerank_question(
     request: schemas.RerankRequest, recommender: Recommender, limits: Limits
 ) -> tuple[Question, list[int]]:
-    """The question of /v1/rerank, and the place of each document among its candidates.
+    """The question of /v1/rerank, and the index of each document among its candidates.
 
-    Documents may be alike; they get the same score.
+    Equal documents get the same score.
 
     Raises:
         FieldError: a field of the request cannot be answered.
@@ -177,8 +176,8 @@ def rerank_question(
         unique.setdefault(_key(recommender.catalog, text), len(unique))
     first = {_key(recommender.catalog, text): text for text in reversed(texts)}
     items, fresh = names.candidates([first[key] for key in unique], "documents", new_titles=True)
-    places = [unique[_key(recommender.catalog, text)] for text in texts]
-    return Question(history, items, fresh=fresh), places
+    index_of_document = [unique[_key(recommender.catalog, text)] for text in texts]
+    return Question(history, items, fresh=fresh), index_of_document
 
 
 def document_texts(request: schemas.RerankRequest) -> list[str]:
@@ -187,7 +186,7 @@ def document_texts(request: schemas.RerankRequest) -> list[str]:
 
 
 def _key(catalog: Catalog, text: str) -> int | str:
-    """The item that a text means, or the title that is new: the same for texts that mean one."""
+    """The item with this title, or the new title; equal for all texts that name the same item."""
     item = catalog.find(text)
     return normal_title(text) if item is None else item
 
@@ -195,22 +194,22 @@ def _key(catalog: Catalog, text: str) -> int | str:
 def slate(
     answer: Answer, question: Question, recommender: Recommender, k: int, details: bool
 ) -> schemas.Slate:
-    """The k best of an answer."""
+    """The k best items of an answer."""
     name = _namer(recommender, question.fresh)
     order_K = answer.order_C[:k]
     rank_C = None if answer.retriever_C is None else _ranks(answer.retriever_C)
     items = []
-    for rank, place in enumerate(order_K, 1):
-        item_id, title = name(int(answer.items_C[place]))
+    for rank, index in enumerate(order_K, 1):
+        item_id, title = name(int(answer.items_C[index]))
         items.append(
             schemas.Item(
                 rank=rank,
                 item_id=item_id,
                 title=title,
-                score=float(np.exp(answer.logp_C[place])),
-                ranker_score=float(np.exp(answer.ranker_C[place])),
-                retriever_rank=None if rank_C is None else int(rank_C[place]),
-                explanation=_explained(answer, int(place), recommender),
+                score=float(np.exp(answer.logp_C[index])),
+                ranker_score=float(np.exp(answer.ranker_C[index])),
+                retriever_rank=None if rank_C is None else int(rank_C[index]),
+                explanation=_explained(answer, int(index), recommender),
             )
         )
     return schemas.Slate(items=items, details=_details(answer, name) if details else None)
@@ -220,18 +219,18 @@ def ranking(answer: Answer, question: Question, recommender: Recommender) -> lis
     """All candidates of an answer, best first."""
     name = _namer(recommender, question.fresh)
     ranked = []
-    for place in answer.order_C:
-        item_id, title = name(int(answer.items_C[place]))
+    for index in answer.order_C:
+        item_id, title = name(int(answer.items_C[index]))
         ranked.append(
-            schemas.Ranked(item_id=item_id, title=title, logp=float(answer.logp_C[place]))
+            schemas.Ranked(item_id=item_id, title=title, logp=float(answer.logp_C[index]))
         )
     return ranked
 
 
-def _explained(answer: Answer, place: int, recommender: Recommender) -> schemas.Explanation | None:
+def _explained(answer: Answer, index: int, recommender: Recommender) -> schemas.Explanation | None:
     if answer.lifts is None:
         return None
-    why = explanation(answer.lifts, answer.profile, place, recommender.catalog.titles)
+    why = explanation(answer.lifts, answer.profile, index, recommender.catalog.titles)
     return schemas.Explanation(
         profile=why.profile,
         profile_lift=why.profile_lift,
@@ -244,9 +243,9 @@ def _details(answer: Answer, name: Callable[[int], tuple[str, str]]) -> schemas.
     if answer.retriever_C is not None:
         proposals = []
         logp_C = answer.retriever_C - np.logaddexp.reduce(answer.retriever_C, initial=-np.inf)
-        for place in np.argsort(-answer.retriever_C, kind="stable"):
-            item_id, title = name(int(answer.items_C[place]))
-            score = float(np.exp(logp_C[place]))
+        for index in np.argsort(-answer.retriever_C, kind="stable"):
+            item_id, title = name(int(answer.items_C[index]))
+            score = float(np.exp(logp_C[index]))
             proposals.append(schemas.Proposal(item_id=item_id, title=title, score=score))
     return schemas.Details(profile=answer.profile, prompt=answer.prompt, retriever=proposals)
 
@@ -259,7 +258,7 @@ def _ranks(scores_C: np.ndarray) -> np.ndarray:
 
 
 def _namer(recommender: Recommender, fresh: Sequence[str]) -> Callable[[int], tuple[str, str]]:
-    """Item → its id and title, as `Recommender.with_items` names the new ones."""
+    """A function from an item to its id and title; new items as in `Recommender.with_items`."""
     catalog = recommender.catalog
 
     def name(item: int) -> tuple[str, str]:

@@ -8,23 +8,23 @@ from palr_jax.data.catalog import By
 
 
 def _named(value: Any) -> Any:
-    """Ids are often numbers: they are taken as the text they are written as."""
+    """Converts numbers to text, as ids are often numbers."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Name = Annotated[StrictStr, BeforeValidator(_named)]
 Names = list[Name]
-_BY = Field(description="what items are named by")
+_BY = Field(description="how items are named: by title or by id")
 
 
 class _Request(BaseModel):
-    """A request with a field that is unknown is refused: it may be misspelt."""
+    """The base of requests; an unknown field, which may be misspelt, is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class RecommendRequest(_Request):
-    """The best unseen items for each history."""
+    """A request for the best unseen items of each history."""
 
     histories: list[Names] = Field(
         description="items of each user, oldest first", examples=[[["Toy Story (1995)"]]]
@@ -32,31 +32,33 @@ class RecommendRequest(_Request):
     k: StrictInt = Field(default=10, description="items of a slate")
     by: Annotated[By, _BY] = "title"
     candidates: list[Names] | None = Field(
-        default=None, description="of each user, to be ranked instead of the retriever's"
+        default=None, description="per history, items to rank instead of the retriever's candidates"
     )
     exclude: list[Names] | None = Field(
-        default=None, description="of each user, items that are not to be recommended"
+        default=None, description="per history, items that must not be recommended"
     )
-    explain: StrictBool = Field(default=False, description="say why; costs about 20 times as much")
+    explain: StrictBool = Field(
+        default=False, description="explain each item; costs about 20 times as much"
+    )
     new_titles: StrictBool = Field(
-        default=False, description="candidates that no item has are ranked by their text"
+        default=False, description="rank titles that are not in the catalog by their text"
     )
     details: StrictBool = Field(
-        default=False, description="also the prompt, the profile and the retriever's order"
+        default=False, description="include the prompt, the profile and the retriever's order"
     )
 
 
 class RankRequest(_Request):
-    """Log-probabilities of candidates by the ranker alone."""
+    """A request for log-probabilities of candidates by the ranker alone."""
 
     history: Names = Field(description="items, oldest first", examples=[["Toy Story (1995)"]])
     candidates: Names = Field(
-        description="items to rank, also such that the history holds",
+        description="items to rank; items of the history are allowed",
         examples=[["Heat (1995)", "Babe (1995)"]],
     )
     by: Annotated[By, _BY] = "title"
     new_titles: StrictBool = Field(
-        default=False, description="candidates that no item has are ranked by their text"
+        default=False, description="rank titles that are not in the catalog by their text"
     )
 
 
@@ -67,30 +69,30 @@ class Document(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """The form that vLLM, Cohere and Jina share; what only one of them knows is ignored."""
+    """The form that vLLM, Cohere and Jina share; fields of only one of them are ignored."""
 
-    model: str | None = Field(default=None, description="is not looked at")
+    model: str | None = Field(default=None, description="ignored")
     query: StrictStr | list[StrictStr] = Field(
-        description="a history: one title a line, oldest first, or a list of titles",
+        description="a history: one title per line, oldest first, or a list of titles",
         examples=["Toy Story (1995)\nBabe (1995)"],
     )
     documents: list[StrictStr | Document] = Field(
-        description="titles; such that no item has are ranked by their text",
+        description="titles; those that are not in the catalog are ranked by their text",
         examples=[["Heat (1995)", "A title that nobody has seen (2031)"]],
     )
-    top_n: StrictInt | None = Field(default=None, description="results; by default all")
+    top_n: StrictInt | None = Field(default=None, description="number of results; by default all")
     return_documents: StrictBool = False
 
 
 class Reason(BaseModel):
-    """A part of the prompt, and by how much log P of the item falls without it."""
+    """A history item, and the decrease of log P of the recommended item without it."""
 
     title: str
     lift: float
 
 
 class Explanation(BaseModel):
-    """What speaks for an item."""
+    """Why an item is recommended."""
 
     profile: str
     profile_lift: float
@@ -118,7 +120,7 @@ class Proposal(BaseModel):
 
 
 class Details(BaseModel):
-    """How a slate came about."""
+    """The inputs of a slate."""
 
     profile: str
     prompt: str
@@ -126,14 +128,14 @@ class Details(BaseModel):
 
 
 class Slate(BaseModel):
-    """What one history gets."""
+    """The recommendations for one history."""
 
     items: list[Item]
     details: Details | None = None
 
 
 class RecommendResponse(BaseModel):
-    """One slate a history."""
+    """One slate per history."""
 
     model: str
     slates: list[Slate]
@@ -157,7 +159,7 @@ class RankResponse(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """A document, by its place in the request."""
+    """A document, by its index in the request."""
 
     index: int
     relevance_score: float = Field(description="probability among the documents")
@@ -201,7 +203,7 @@ class UsersResponse(BaseModel):
 
 
 class Info(BaseModel):
-    """The run that is served, and its limits."""
+    """The served run and the limits of a request."""
 
     model: str
     dataset: str
@@ -214,15 +216,15 @@ class Info(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What is wrong with a request."""
+    """The reason why a request failed."""
 
-    field: str | None = Field(description="of the request, as histories[0][2]")
+    field: str | None = Field(description="path of the faulty field, such as histories[0][2]")
     message: str
     nearest: list[str] = Field(default_factory=list, description="names that may have been meant")
 
 
 class Error(BaseModel):
-    """Every answer that is no success."""
+    """The body of every response that is not a success."""
 
     error: ErrorBody
 

@@ -14,12 +14,12 @@ from palr_jax.recommender import Recommender
 from palr_jax.serving.app import create_app
 from palr_jax.serving.service import Service, Settings
 
-# How long requests that are in flight may take after SIGTERM.
+# Time for requests in flight to finish after SIGTERM.
 _DRAIN_SECONDS = 30
 
 
 def serve(load: Callable[[], Recommender], settings: Settings, host: str, port: int) -> None:
-    """Serves until SIGINT or SIGTERM, and finishes what is in flight then.
+    """Serves until SIGINT or SIGTERM, then finishes the requests in flight.
 
     Raises:
         UserError: the run cannot be loaded, its weights are damaged, or the port is taken.
@@ -43,7 +43,7 @@ def serve(load: Callable[[], Recommender], settings: Settings, host: str, port: 
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
-    # uvicorn raises the signal once more when all is done; to have ended well is no failure.
+    # uvicorn raises the signal again after a clean shutdown, which must not count as a failure.
     before = {
         sign: signal.signal(sign, lambda *_: None) for sign in (signal.SIGINT, signal.SIGTERM)
     }
@@ -64,10 +64,10 @@ def serve(load: Callable[[], Recommender], settings: Settings, host: str, port: 
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """The API keys in a file, one a line; lines that begin with # are comments.
+    """The API keys in a file, one per line; lines that begin with # are comments.
 
     Raises:
-        UserError: the file is missing or holds no key.
+        UserError: the file is missing or contains no key.
     """
     with reading(path, "name a file with one key a line"):
         lines = path.read_text(encoding="utf-8").splitlines()

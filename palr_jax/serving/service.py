@@ -1,4 +1,4 @@
-"""A run that is being loaded, compiled, served and drained."""
+"""The life of a served run: loading, compiling, answering, draining."""
 
 import asyncio
 import logging
@@ -23,15 +23,15 @@ _log = logging.getLogger("palr")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server works.
+    """Settings of a server.
 
     Attributes:
-        max_batch: prompts of a batch.
-        wait_ms: for which a batch waits to be filled.
-        queue: questions that may wait.
-        cache: answers that are kept.
-        api_keys: of which a request has to bring one; any request is answered without.
-        cors_origins: pages of other origins that may ask.
+        max_batch: most prompts of a batch.
+        wait_ms: how long an incomplete batch waits for further questions, in milliseconds.
+        queue: most questions that may wait.
+        cache: size of the LRU cache of answers.
+        api_keys: a request must carry one of them; if empty, every request is answered.
+        cors_origins: other origins whose pages may send requests.
         limits: of a request.
     """
 
@@ -45,27 +45,27 @@ class Settings:
 
 
 class NotReadyError(Exception):
-    """The server is not ready yet, or not any more."""
+    """The server is not ready yet, or is stopping."""
 
 
 class StoppedError(Exception):
-    """The server was told to end while it compiled."""
+    """The server was stopped while it compiled."""
 
 
 class Service:
     """Owns the thread in which JAX runs.
 
     Attributes:
-        state: where it stands.
-        progress: of the compiling, from 0 to 1.
-        failure: why it failed.
+        state: the current state.
+        progress: share of the programs that are compiled, from 0 to 1.
+        failure: the error that the service failed with.
     """
 
     def __init__(self, load: Callable[[], Recommender], settings: Settings) -> None:
-        """Loads nothing yet.
+        """Makes a service that has loaded nothing yet.
 
         Args:
-            load: makes the recommender, in the thread of JAX.
+            load: loads the recommender; called in the thread that runs JAX.
             settings: of the server.
         """
         self.settings, self.metrics = settings, Metrics()
@@ -85,14 +85,14 @@ class Service:
         """The run.
 
         Raises:
-            NotReadyError: it is not loaded yet.
+            NotReadyError: the run is not loaded yet.
         """
         if self._recommender is None:
             raise NotReadyError(f"the server is {self.state}: see /readyz")
         return self._recommender
 
     async def start(self) -> None:
-        """Loads, compiles, and then answers; leaves `failure` if that is not possible."""
+        """Loads the run, compiles its programs and starts answering; sets `failure` on an error."""
         loop = asyncio.get_running_loop()
         try:
             engine = await loop.run_in_executor(self._executor, self._prepared)
@@ -115,15 +115,15 @@ class Service:
         """The answers, in order.
 
         Raises:
-            NotReadyError: nothing is answered now.
-            BusyError: too many wait already.
+            NotReadyError: the server does not answer now.
+            BusyError: too many questions wait.
         """
         if self._batcher is None or self.state not in ("ready", "draining"):
             raise NotReadyError(f"the server is {self.state}: see /readyz")
         return await self._batcher.ask(questions)
 
     async def stop(self) -> None:
-        """Finishes what waits, then ends the thread."""
+        """Answers the waiting questions, then ends the thread."""
         if self.state != "failed":
             self.state = "draining"
         if self._batcher is not None and self._running is not None:
@@ -132,7 +132,7 @@ class Service:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def metrics_text(self) -> bytes:
-        """For Prometheus."""
+        """The metrics in the text format of Prometheus."""
         compiled = self._compilations.count
         self.metrics.programs.set(compiled)
         self.metrics.late_programs.set(self.late_programs)
@@ -141,7 +141,7 @@ class Service:
 
     @property
     def late_programs(self) -> int:
-        """Programs that were compiled after the server was ready."""
+        """The number of programs that were compiled after the server was ready."""
         return self._compilations.count - self._before if self.state == "ready" else 0
 
     def _prepared(self) -> Engine:
@@ -161,5 +161,5 @@ class Service:
 
 
 def reason_of(error: BaseException) -> str:
-    """What is said of a failure: a user's mistake in its own words."""
+    """The message of a failure: only the text for a `UserError`, otherwise also the type."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

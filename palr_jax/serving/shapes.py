@@ -20,11 +20,11 @@ from palr_jax.ranking.ranker import Ranker
 
 @dataclass(frozen=True)
 class Room:
-    """What the candidates of a batch are padded to.
+    """The sizes that the candidates of a batch are padded to.
 
     Attributes:
         candidates: C.
-        sizes: of the plan.
+        sizes: of the score plan.
         rows: B, ascending.
     """
 
@@ -33,18 +33,18 @@ class Room:
     rows: tuple[int, ...]
 
     def rows_for(self, count: int) -> int:
-        """The least number of rows that holds `count`; the largest of all if none does."""
+        """The smallest number of rows >= `count`; the largest one if none is."""
         return next((rows for rows in self.rows if rows >= count), self.rows[-1])
 
     def rows_to_take(self, count: int) -> int:
-        """Of so many rows, how many the next batch takes: at least half of it is then full."""
+        """The rows of the next batch if `count` rows wait; at least half of them are filled."""
         above = self.rows_for(count)
         if above <= 2 * count:
             return above
         return max(rows for rows in self.rows if rows <= count)
 
     def holds(self, candidates: int, sizes: Sizes) -> bool:
-        """Whether so many candidates, whose tries have these sizes, fit."""
+        """Whether so many candidates, with tries of these sizes, fit."""
         return candidates <= self.candidates and self.sizes.cover(sizes) == self.sizes
 
 
@@ -54,7 +54,7 @@ class Shapes:
 
     Attributes:
         widths: T, ascending.
-        rooms: for candidates, the usual one and the one that holds all.
+        rooms: for candidates: the usual one, and one with room for every list.
     """
 
     widths: tuple[int, ...]
@@ -66,7 +66,7 @@ class Shapes:
         return self.rooms[0]
 
     def width_for(self, tokens: int) -> int:
-        """The least width that holds a prompt.
+        """The smallest width with room for a prompt.
 
         Raises:
             ValueError: no shape fits, which `shapes_of` should prevent.
@@ -77,7 +77,7 @@ class Shapes:
         raise ValueError(f"a prompt of {tokens} tokens is longer than any that can be written")
 
     def room_for(self, candidates: int, sizes: Sizes) -> Room:
-        """The least room that holds the candidates of a batch.
+        """The smallest room for the candidates of a batch.
 
         Raises:
             ValueError: no shape fits, which `shapes_of` should prevent.
@@ -156,7 +156,7 @@ def _longest_prompt(ranker: Ranker) -> int:
 
 
 def _item_tokens(ranker: Ranker) -> int:
-    """No item has more tokens, and no title that may be added."""
+    """The most tokens of an item of the catalog or of a title that may be added."""
     longest = int(ranker.items.lengths_R.max(initial=1))
     return max(longest, ranker.writer.config.title_tokens)
 
@@ -166,10 +166,10 @@ def _depth(ranker: Ranker) -> int:
 
 
 def _most_fed(ranker: Ranker, candidates: int) -> int:
-    """No trie of so many candidates has more nodes to feed.
+    """An upper bound of the fed nodes of a trie of so many candidates.
 
-    A node that is fed has two leaves below it, or one if whole titles are read; so there are at
-    most half as many as tokens, or as many.
+    A fed node has at least two leaves below it, or one if whole titles are read. So the fed nodes
+    number at most half as many as the tokens, or as many.
     """
     tokens = candidates * _item_tokens(ranker)
     return to_multiple(tokens if ranker.reads_titles else tokens // 2, 8)

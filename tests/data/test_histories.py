@@ -42,7 +42,7 @@ def test_ids_may_be_numbers(tmp_path: Path) -> None:
         ('{"user": "a"}', "line 1: .* is expected"),
         ('{"user": true, "history": []}', "line 1: .* is expected"),
         ('{"user": "a", "history": [1.5]}', "1.5 in the history is no text"),
-        ('{"user": "a", "history": []}\n{"user": "a", "history": []}', "line 2: .* there twice"),
+        ('{"user": "a", "history": []}\n{"user": "a", "history": []}', "line 2: .* appears twice"),
         ("", "is empty"),
     ],
 )

@@ -112,7 +112,7 @@ def test_the_shared_form_of_rerankers(served: Served) -> None:
         ("recommend", {"histories": [[]], "k": 0}, "k", "from 1 to 20"),
         ("recommend", {"histories": [[]], "k": 21}, "k", "from 1 to 20"),
         ("recommend", {"histories": [[]], "k": 2.5}, "k", "integer"),
-        ("recommend", {"histories": [[]], "kk": 2}, "kk", "no such field"),
+        ("recommend", {"histories": [[]], "kk": 2}, "kk", "unknown field"),
         ("recommend", {"histories": [[]], "by": "isbn"}, "by", "'title' or 'id'"),
         ("recommend", {"histories": [[]], "exclude": []}, "exclude", "0 lists for 1"),
         ("recommend", {"histories": [[]], "exclude": [["3"] * 65]}, "exclude[0]", "at most 64"),
