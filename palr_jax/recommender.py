@@ -13,7 +13,7 @@ from typing import get_args
 import jax
 import numpy as np
 
-from palr_jax.arguments import choice, flag, lists_of_texts, text_of, texts_of, whole_number
+from palr_jax.arguments import flag, lists_of_texts, text_of, texts_of, whole_number
 from palr_jax.config import Config, Variant
 from palr_jax.data import prepare as preparing
 from palr_jax.data.catalog import By, Catalog
@@ -27,6 +27,7 @@ from palr_jax.instruct.profiles import CategoryTable, category_table, keyword_pr
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.io.paths import path_of
 from palr_jax.io.progress import Advance, progress
+from palr_jax.item_lists import allowed_candidates, items_named, names_of, united
 from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.ragged import Ragged
@@ -155,7 +156,7 @@ class Recommender:
         Raises:
             UserError: no such user, or items are named by nothing else.
         """
-        split, names = self.prepared.split, self._names(by)
+        split, names = self.prepared.split, names_of(self.catalog, by)
         found = np.flatnonzero(split.user_ids == text_of(user_id, "user_id"))
         if not len(found):
             some = ", ".join(map(str, split.user_ids[:3]))
@@ -189,17 +190,18 @@ class Recommender:
                 number of items or more than the run's retriever proposes, or an argument is of
                 another kind.
         """
-        known = self._items(histories, "histories", by=by)
+        known = items_named(self.catalog, histories, "histories", by)
         k, explain = whole_number(k, "k", least=1), flag(explain, "explain")
         banned = known
         if exclude is not None:
-            banned = _joined(known, self._items(exclude, "exclude", known, by))
+            banned = united(known, items_named(self.catalog, exclude, "exclude", by, known))
         if not len(known):
             return []
         if candidates is None:
             candidates_UC, retriever_UC = self.propose(known, banned, k)
         else:
-            candidates_UC = self._own(self._items(candidates, "candidates", known, by), banned)
+            own = items_named(self.catalog, candidates, "candidates", by, known)
+            candidates_UC = allowed_candidates(self.catalog, own, banned)
             retriever_UC = None
         with progress("rank", len(known), "users") as advance:
             fused_UC = self.fused(known, candidates_UC, retriever_UC, advance)
@@ -247,13 +249,13 @@ class Recommender:
             UserError: an item is not in the catalog, there are no candidates, or one is there
                 twice.
         """
-        known = self._items([texts_of(history, "history")], "history", by=by)
-        own = self._items([texts_of(candidates, "candidates")], "candidates", by=by)
-        candidates_UC = self._own(own, Ragged.from_rows([[]]))
+        known = items_named(self.catalog, [texts_of(history, "history")], "history", by)
+        own = items_named(self.catalog, [texts_of(candidates, "candidates")], "candidates", by)
+        candidates_UC = allowed_candidates(self.catalog, own, Ragged.from_rows([[]]))
         with progress("rank", 1, "users") as advance:
             logp_C = self._score(known, candidates_UC, advance)[0, : len(own[0])]
         order_C = np.argsort(-logp_C, kind="stable")
-        names, items_C = self._names(by), candidates_UC[0]
+        names, items_C = names_of(self.catalog, by), candidates_UC[0]
         return [(str(names[items_C[slot]]), float(logp_C[slot])) for slot in order_C]
 
     def profiles(self, known: Ragged) -> list[str]:
@@ -288,7 +290,7 @@ class Recommender:
         """
         self.check_k(k)
         count, items = self.config.retriever.candidates, self.prepared.split.num_items
-        of_run = Ragged.from_rows(row[row < items] for row in _rows(known))
+        of_run = Ragged.from_rows(row[row < items] for row in known)
         extra = max(room, int((banned.lengths_R - known.lengths_R).max(initial=0)))
         # Every number of items asked for is a program of its own: few numbers.
         top = self.retriever.recommend(
@@ -378,48 +380,6 @@ class Recommender:
             retriever_UC,
         )
 
-    def _items(
-        self,
-        given: Sequence[Sequence[str]],
-        what: str,
-        like: Ragged | None = None,
-        by: By = "title",
-    ) -> Ragged:
-        """The items with the given titles or ids, one row per user."""
-        choice(by, "by", get_args(By))
-        lists = lists_of_texts(given, what)
-        if like is not None and len(lists) != len(like):
-            raise UserError(f"{len(lists)} lists for {len(like)} histories: give one for each")
-        return Ragged.from_rows([self.catalog.index_by(name, by) for name in row] for row in lists)
-
-    def _names(self, by: By) -> Sequence[str]:
-        """The title or the id of every item."""
-        if choice(by, "by", get_args(By)) == "title":
-            return self.catalog.titles
-        return list(map(str, self.catalog.item_ids))
-
-    def _own(self, given: Ragged, banned: Ragged) -> np.ndarray:
-        """Given candidates that are not banned, padded with -1, [U, C]."""
-        rows = []
-        for user, row in enumerate(_rows(given)):
-            unique, counts = np.unique(row, return_counts=True)
-            if (counts > 1).any():
-                title = self.catalog.titles[unique[counts.argmax()]]
-                raise UserError(f"list {user + 1}: the candidate {title!r} appears twice")
-            row = row[~np.isin(row, banned[user])]
-            if not len(row):
-                raise UserError(
-                    f"list {user + 1}: no candidates are left: name some that are neither in the "
-                    "history nor excluded"
-                )
-            rows.append(row)
-        # Lists of any length share few widths, and so few programs.
-        width = to_power_of_two(max(map(len, rows), default=1), 8)
-        candidates_UC = np.full((len(rows), width), -1, np.int32)
-        for user, row in enumerate(rows):
-            candidates_UC[user, : len(row)] = row
-        return candidates_UC
-
     def _slates(
         self, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int
     ) -> list[list[Recommendation]]:
@@ -463,13 +423,3 @@ def _find(path: Path) -> tuple[RunDirectory, int | None]:
             raise UserError(f"{path} is missing: name a step that is there")
         return RunDirectory(path.parents[2]), int(path.name)
     return RunDirectory(path), None
-
-
-def _rows(ragged: Ragged) -> list[np.ndarray]:
-    return [ragged[row] for row in range(len(ragged))]
-
-
-def _joined(first: Ragged, second: Ragged) -> Ragged:
-    """Each row of the first with the rest of that of the second behind it."""
-    pairs = zip(_rows(first), _rows(second), strict=True)
-    return Ragged.from_rows(np.concatenate([one, np.setdiff1d(other, one)]) for one, other in pairs)

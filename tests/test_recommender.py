@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from palr_jax import Recommender, UserError
 from palr_jax.decoding import score as score_module
 from palr_jax.instruct.item_tokens import tokenize_items
+from palr_jax.item_lists import items_named
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.config import MeshConfig
 from tests.progress import silent
@@ -74,7 +75,8 @@ def test_new_items_are_ranked_by_their_text(recommender: Recommender) -> None:
 def test_explanations_are_differences_of_scores(recommender: Recommender) -> None:
     (slate,) = recommender.recommend([HISTORY], k=3, candidates=[OWN], explain=True)
     whole = dict(recommender.rank(HISTORY, OWN))
-    profile = recommender.profiles(recommender._items([HISTORY], "histories"))[0]
+    known = items_named(recommender.catalog, [HISTORY], "histories", "title")
+    (profile,) = recommender.profiles(known)
     for item in slate:
         assert item.explanation is not None
         assert item.explanation.profile == profile
@@ -82,7 +84,8 @@ def test_explanations_are_differences_of_scores(recommender: Recommender) -> Non
             assert lift > 0
             # The profile stays as it is; only the item leaves the prompt.
             without = replace(recommender, config=recommender.config)
-            known = without._items([[one for one in HISTORY if one != title]], "histories")
+            shorter = [[one for one in HISTORY if one != title]]
+            known = items_named(without.catalog, shorter, "histories", "title")
             candidates = np.array([[recommender.catalog.index_of(other) for other in OWN]])
             logp = without.ranker.score(known, [profile], candidates, silent)[0]
             place = OWN.index(item.title)
@@ -92,7 +95,7 @@ def test_explanations_are_differences_of_scores(recommender: Recommender) -> Non
 def test_a_mean_over_orders_depends_on_the_given_order_less(recommender: Recommender) -> None:
     ranker = recommender.ranker
     rng = np.random.default_rng(0)
-    known = recommender._items([HISTORY] * 6, "histories")
+    known = items_named(recommender.catalog, [HISTORY] * 6, "histories", "title")
     given = rng.permuted(np.tile(np.arange(20, 32), (6, 1)), axis=1)
     profiles = recommender.profiles(known)
 
