@@ -7,7 +7,7 @@ its average and its moments; a step all-gathers the vectors.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from palr_jax.retrieval.losses import NO_TARGET, Loss, loss_of
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.trees import KeyPath, PyTree
 
-Params: TypeAlias = dict[str, Any]
+Params: TypeAlias = dict[str, PyTree]
 """Nested dicts of arrays."""
 
 

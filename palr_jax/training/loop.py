@@ -111,7 +111,7 @@ def finetune(
             say(f"{name}: resuming at step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        told_to_stop: object = False
+        told_to_stop: bool | jax.Array = False
         log = MetricsLog(
             metrics_file, name, config.log_every, model, after=first, last=config.steps
         )

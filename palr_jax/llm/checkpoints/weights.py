@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.sharding import Shards
 from palr_jax.trees import PyTree, State, split_off
+
+_Axis = TypeVar("_Axis")
 
 # The sharding of a parameter, as a function of its path and shape.
 Placement = Callable[[ParamPath, tuple[int, ...]], Sharding]
@@ -223,8 +225,8 @@ def disassemble(model: Llama) -> Iterator[tuple[str, Stored]]:
             yield tensor_name(path, layer), Stored(_on_disk(path, shape[1:]), dtype, read)
 
 
-def _parameter(model: Llama, path: ParamPath) -> Any:
-    value: object = model
+def _parameter(model: Llama, path: ParamPath) -> nnx.Variable[jax.Array]:
+    value: PyTree = model
     for name in path:
         value = getattr(value, name)
     return value
@@ -236,7 +238,7 @@ def _read_layer(model: Llama, path: ParamPath, layer: int) -> np.ndarray:
     return np.asarray(_parameter(model, path)[...][layer])
 
 
-def _on_disk(path: ParamPath, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+def _on_disk(path: ParamPath, axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
     """The axes of a parameter in PyTorch's order: linears are [out, in]."""
     return axes[::-1] if path[-1] == "kernel_IO" else axes
 
