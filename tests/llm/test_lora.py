@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.typing import DTypeLike
 
 from palr_jax.llm.checkpoints.weights import base_parameters, build
 from palr_jax.llm.config import TARGETS, LlamaConfig, LoRAConfig, Target
@@ -21,7 +22,7 @@ TOKENS = jnp.array(np.random.default_rng(0).integers(0, 31, (2, 9)))
 ALL = LoRAConfig(rank=3, alpha=12.0)
 
 
-def pair(lora: LoRAConfig, dtype: jnp.dtype = jnp.float32) -> tuple[Llama, Llama]:
+def pair(lora: LoRAConfig, dtype: DTypeLike = jnp.float32) -> tuple[Llama, Llama]:
     """A model, and the same with new adapters."""
     rng = np.random.default_rng(1)
     arrays = {
@@ -58,7 +59,7 @@ def build_base(model: Llama) -> Llama:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_fresh_adapter_changes_not_one_bit(dtype: jnp.dtype) -> None:
+def test_a_fresh_adapter_changes_not_one_bit(dtype: DTypeLike) -> None:
     base, adapted = pair(ALL, dtype)
     np.testing.assert_array_equal(adapted(TOKENS), base(TOKENS))
     kinds = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam))}

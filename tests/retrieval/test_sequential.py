@@ -18,7 +18,7 @@ from palr_jax.errors import UserError
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval import loop, sequential, step
+from palr_jax.retrieval import loop, sequential
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import NEXT_ITEM
@@ -214,10 +214,11 @@ def test_keeps_the_best_epoch_and_stops_when_none_is_better(
     ndcg_values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     monkeypatch.setattr(loop, "ndcg", lambda rank_U, k: np.array([next(ndcg_values)]))
     kept: list[Params] = []
+    original = loop.copy
 
     def copy(tree: Params) -> Params:
-        kept.append(step.copy(tree))
-        return step.copy(tree)
+        kept.append(original(tree))
+        return original(tree)
 
     monkeypatch.setattr(loop, "copy", copy)
     retriever = sasrec(replace(CONFIG, max_epochs=9, patience=2))

@@ -29,7 +29,6 @@ from typing import Any, Literal
 import numpy as np
 
 from palr_jax.config import load_config
-from palr_jax.trees import split_off
 
 BATCH, RANK, ALPHA, LEARNING_RATE = 4, 16, 32, 3e-4
 SIDES = ("palr_jax", "peft")
@@ -172,6 +171,7 @@ def ours(
     from palr_jax.ranking.base_model import make_model  # noqa: PLC0415
     from palr_jax.training.config import FinetuneConfig  # noqa: PLC0415
     from palr_jax.training.step import Batch, initial_state, train_step  # noqa: PLC0415
+    from palr_jax.trees import split_off  # noqa: PLC0415
 
     examples = [
         [Example(np.array(prompt), np.array(label), False, False) for prompt, label in batch]

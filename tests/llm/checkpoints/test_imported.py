@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 from safetensors.numpy import load_file
 
 from palr_jax import llm
@@ -39,7 +40,7 @@ def same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("variant", ["llama3", "llama3-new-keys", "linear", "mistral"])
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
 def test_import_export_import_keeps_every_bit(
-    variant: str, dtype: np.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    variant: str, dtype: DTypeLike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = train_tokenizer(["Toy Story (1995)"], 400)
     config = {**VARIANTS[variant], "vocab_size": tokenizer.vocab_size}
