@@ -124,7 +124,8 @@ def until_ready(url: str, process: subprocess.Popen[bytes]) -> float:
 
 async def load(url: str, asks: list[Ask], order: np.ndarray, clients: int) -> dict[str, float]:
     """Sends the requests; each client sends its next one when it has the answer."""
-    todo, seconds, wrong, lost, refused = iter(order.tolist()), [], 0, 0, 0
+    seconds: list[float] = []
+    todo, wrong, lost, refused = iter(order.tolist()), 0, 0, 0
 
     async def client() -> None:
         nonlocal wrong, lost, refused
