@@ -162,6 +162,17 @@ def test_a_bad_line_is_named(
     assert message.startswith(f"{config.interactions}, line 8: {problem}")
 
 
+def test_a_short_table_sets_no_limit_to_the_fields_of_the_next(
+    config: DataConfig, complaint: Complaint, tmp_path: Path
+) -> None:
+    path = tmp_path / "short.csv"
+    rewrite(str(path), "a,b,1\nc\n")
+    columns = Columns(user="1", item="2", timestamp="3")
+    short = replace(config, interactions=str(path), columns=columns)
+    assert "line 2: 1 fields where" in complaint(read_table, short)
+    assert len(read_table(config).interactions) == 3
+
+
 def test_a_bad_line_of_items_is_named(config: DataConfig, complaint: Complaint) -> None:
     rewrite(config.items, ITEMS + "3,three\n")
     assert complaint(read_table, config).startswith(f"{config.items}, line 4: 2 fields")
