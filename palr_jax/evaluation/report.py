@@ -5,12 +5,12 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from palr_jax.evaluation.paper import PAPER
+from palr_jax.evaluation.results import ControlRow, ResultRow, Results, RetrieverRow
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
 
@@ -72,7 +72,7 @@ class SlateExample:
 
 
 def render(
-    results: dict[str, Any],
+    results: Results,
     charts: Sequence[Chart],
     instructions: str,
     examples: Sequence[SlateExample],
@@ -116,7 +116,7 @@ def render(
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return html.escape(str(value))
 
 
@@ -128,16 +128,16 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _results_table(results: dict[str, Any]) -> str:
+def _results_table(results: Results) -> str:
     return _table(header(results), [cells(results, row) for row in results["rows"]])
 
 
-def header(results: dict[str, Any]) -> list[str]:
+def header(results: Results) -> list[str]:
     """The column titles of the results table."""
     return ["model", "users", *METRICS, *(f"NDCG@10 − {name}, 95%" for name in _compared(results))]
 
 
-def cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def cells(results: Results, row: ResultRow) -> list[str]:
     """One row of results.json as the cells of the results table."""
     intervals = [row["ci95"].get(name, {}).get("NDCG@10") for name in _compared(results)]
     return [
@@ -148,13 +148,13 @@ def cells(results: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _compared(results: dict[str, Any]) -> list[str]:
+def _compared(results: Results) -> list[str]:
     """The baseline rows of the confidence intervals, in the order of the table."""
     names = {name for row in results["rows"] for name in row["ci95"]}
     return [row["model"] for row in results["rows"] if row["model"] in names]
 
 
-def _controls_table(rows: Sequence[dict[str, Any]]) -> str:
+def _controls_table(rows: Sequence[ControlRow]) -> str:
     return _table(
         ["control of PALR_v2", "users", "HR@10", "NDCG@10"],
         [
@@ -206,7 +206,7 @@ def _example(example: SlateExample) -> str:
     )
 
 
-def retriever_cells(row: dict[str, Any]) -> dict[str, str]:
+def retriever_cells(row: RetrieverRow) -> dict[str, str]:
     """Column → text of a row of the table of retrievers; the last columns are the paper's."""
     cells = {"model": str(row["model"])}
     for name, value in row.items():
