@@ -23,8 +23,8 @@ from palr_jax.instruct.pipeline import batches, visit
 from palr_jax.io.files import read_arrays, write_arrays
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.interface import TopK
+from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
-from palr_jax.stages import proposals
 from palr_jax.stages import run as stages
 from palr_jax.stages.instruction_data import Instructions, load_instructions
 from tests.llm.tokenizers.test_tokenizer import byte_level
@@ -100,7 +100,7 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
     run = marked_run(here, config)
     splits: list[Split] = []
     asked: list[Ragged] = []
-    real = proposals.MODELS["sasrec"]
+    real = MODELS["sasrec"]
 
     class Spy:
         def __init__(self, *arguments: Any) -> None:
@@ -114,7 +114,7 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
             asked.append(histories)
             return self._retriever.recommend(histories, k)
 
-    monkeypatch.setitem(proposals.MODELS, "sasrec", Spy)
+    monkeypatch.setitem(MODELS, "sasrec", Spy)
     found = load_instructions(config, run)
     (split,), (histories,) = splits, asked
     train = preparing.load(run.data).split.train
