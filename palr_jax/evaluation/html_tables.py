@@ -1,0 +1,86 @@
+"""HTML tables that a screen reader can read: a caption, and titles of columns and rows."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: what it shows.
+        value: what the table is sorted by, if that is not the text.
+        is_hit: whether it is the test item.
+    """
+
+    text: str
+    value: float | None = None
+    is_hit: bool = False
+
+
+def escaped(value: Any) -> str:
+    """Any value as text of an element or of a quoted attribute."""
+    return html.escape(str(value))
+
+
+def number(value: float, digits: int = 4) -> Cell:
+    """A cell that shows a rounded number and is sorted by the number."""
+    return Cell(f"{value:.{digits}f}", value)
+
+
+def signed(value: float) -> str:
+    """A number with its sign, and a minus as wide as a plus."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def table(
+    caption: str,
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Cell | str]],
+    kind: str = "",
+) -> str:
+    """A table in a region that scrolls sideways where it is wider than the page.
+
+    Args:
+        caption: what the table shows.
+        titles: a title for each column.
+        rows: the first cell of each is its title.
+        kind: "sortable", or "words" for a table of text; "" for one of numbers.
+    """
+    head = "".join(f"<th scope='col'>{escaped(title)}</th>" for title in titles)
+    body = "".join(
+        f"<tr><th scope='row'>{escaped(_cell(first).text)}</th>{''.join(map(_data, rest))}</tr>"
+        for first, *rest in rows
+    )
+    return scrolling(
+        caption,
+        f"<table class='{kind}'><caption>{escaped(caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+    )
+
+
+def scrolling(name: str, content: str, kind: str = "wide") -> str:
+    """A named region that can be scrolled by the keyboard too."""
+    return (
+        f"<div class='scroll {kind}' role='region' tabindex='0' aria-label='{escaped(name)}'>"
+        f"{content}</div>"
+    )
+
+
+def _cell(cell: Cell | str) -> Cell:
+    return Cell(cell) if isinstance(cell, str) else cell
+
+
+def _data(given: Cell | str) -> str:
+    cell = _cell(given)
+    if cell.is_hit:
+        mark, words = (
+            "<span aria-hidden='true'>✓ </span>",
+            "<span class='hidden'> (test item)</span>",
+        )
+        return f"<td class='hit'>{mark}{escaped(cell.text)}{words}</td>"
+    value = "" if cell.value is None else f" data-value='{cell.value}'"
+    return f"<td{value}>{escaped(cell.text)}</td>"
