@@ -1,6 +1,6 @@
 """Tables on the console: as many columns as its width permits, and no number is ever cut."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -28,7 +28,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     _print_fitting(
         console,
         f"PALR on {results['dataset']}",
-        (_results_table(results, *choice) for choice in choices),
+        [_results_table(results, *choice) for choice in choices],
     )
     for key, text in results["protocol"].items():
         console.print(f"{key}: {text}", highlight=False, markup=False, soft_wrap=True)
@@ -41,19 +41,19 @@ def print_retrievers(rows: Sequence[dict[str, Any]], source: str, console: Conso
     _print_fitting(
         console,
         f"Retrievers on {source}, beside the paper's HR@10 / NDCG@10",
-        (_retrievers_table(rows, *choice) for choice in choices),
+        [_retrievers_table(rows, *choice) for choice in choices],
     )
 
 
-def _print_fitting(console: Console, title: str, tables: Iterable[Table]) -> None:
+def _print_fitting(console: Console, title: str, tables: Sequence[Table]) -> None:
     """Prints the first table that fits the width; else the last, with its names folded."""
-    for number, table in enumerate(tables):
-        if number == 1:
-            note = "the console is too narrow for all columns: they are in the file"
-        if console.measure(table, options=_unlimited(console)).maximum <= console.width:
-            break
+    widths = [console.measure(table, options=_unlimited(console)).maximum for table in tables]
+    fitting = [table for table, width in zip(tables, widths, strict=True) if width <= console.width]
+    table = (fitting or tables[-1:])[0]
     table.title = title
     console.print(table)
+    if table is not tables[0]:
+        console.print(f"(all columns: a console of {widths[0]}, or the file)", highlight=False)
 
 
 def _unlimited(console: Console) -> ConsoleOptions:
