@@ -2,10 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from palr_jax.evaluation.groups import FEWEST
-from palr_jax.evaluation.html_tables import Cell, escaped, number, scrolling, signed, table
+from palr_jax.evaluation.html_tables import (
+    Cell,
+    caption_of,
+    escaped,
+    number,
+    scrolling,
+    signed,
+    table,
+)
 from palr_jax.evaluation.metrics import SLATE
 from palr_jax.evaluation.pictures import (
     Axis,
@@ -18,6 +27,7 @@ from palr_jax.evaluation.pictures import (
     scatter,
 )
 
+_PROBABILITIES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _BY = {
     "history": ("history length", "by length of the user's history"),
     "popularity": ("interactions", "by training interactions of the test item"),
@@ -49,10 +59,13 @@ def _lifts(by: str, rows: Sequence[dict[str, Any]], retriever: str, models: Sequ
             ends += [lift["mean"], *(lift["ci95"] or [])]
     axis = axis_of(ends)
     body = "".join(_lift_row(by, row, retriever, models, axis) for row in rows)
-    head = "".join(f"<th scope='col'>{escaped(cell)}</th>" for cell in (title, "users", retriever))
+    head = "".join(
+        f"<th scope='col'>{escaped(cell)}</th>"
+        for cell in (title, "users", f"NDCG@10, {retriever}")
+    )
     return scrolling(
         caption,
-        f"<table><caption>{escaped(caption)}</caption><thead><tr>{head}"
+        f"<table>{caption_of(caption)}<thead><tr>{head}"
         "<th scope='col' class='picture'>difference, 95% interval</th></tr></thead>"
         f"<tbody>{body}</tbody><tfoot><tr aria-hidden='true'><td colspan='3'></td>"
         f"<td class='ends'>{scale_below(axis)}</td></tr></tfoot></table>",
@@ -122,12 +135,12 @@ def _heat(
     totals = "".join(f"<td>{sum(column):,}</td>" for column in zip(*counts, strict=True))
     found = sum(map(sum, counts))
     caption = (
-        f"{model}: raised {_share(moves['raised'], found)}, kept {_share(moves['kept'], found)}, "
-        f"lowered {_share(moves['lowered'], found)}"
+        f"{model} raised the test item of {_share(moves['raised'], found)} users, kept its rank for "
+        f"{_share(moves['kept'], found)}, lowered it for {_share(moves['lowered'], found)}"
     )
     return scrolling(
         caption,
-        f"<table><caption>{escaped(caption)}</caption><thead><tr>"
+        f"<table>{caption_of(caption)}<thead><tr>"
         f"<th scope='col' rowspan='2'>rank by {escaped(retriever)}</th>"
         f"<th scope='colgroup' colspan='{len(ranks)}'>rank by {escaped(model)}</th>"
         f"<th scope='col' rowspan='2'>all</th></tr><tr>{head}</tr></thead>"
@@ -161,25 +174,32 @@ def reliability_part(groups: dict[str, Any]) -> str:
     )
     names = [f"users whose test item is a candidate ({given['found']:,})", "all users"]
     plot = scatter(name, axis, axis, series, 1)
-    tables = _bins("Users whose test item is a candidate", given["bins"], "found") + _bins(
-        "All users", given["bins"], "all"
-    )
+    tables = [
+        _bins("Users whose test item is a candidate", given["bins"], "found"),
+        _bins("All users", given["bins"], "all"),
+    ]
     return (
         f"<p>The candidates of {escaped(given['model'])} in bins of their predicted probability, "
         "and the share of each bin that is the test item. On the dashed line both are equal. P "
         "sums to 1 over the candidates of a user, so it can be right on average only for users "
         f"whose test item {retriever} proposed; over all users it is too high by what {retriever} "
         "missed. Both axes show square roots. The bars are 95% Wilson intervals.</p>"
-        f"{key(names, 1)}<div class='pair'><figure><div class='square'>{plot}</div><figcaption>"
+        f"{key(names, 1)}<div class='plot'><figure><div class='square'>{plot}</div><figcaption>"
         "Across: mean predicted P. Up: share that is the test item.</figcaption></figure>"
-        f"<div>{tables}</div></div>"
+        f"{tables[0]}</div><details><summary>The numbers over all users</summary>{tables[1]}"
+        "</details>"
     )
 
 
 def _probability_axis(values: Sequence[float]) -> Axis:
-    ticks = [0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-    high = next((tick for tick in ticks[2:] if tick >= max(values, default=1.0)), 1.0)
-    return Axis(0.0, high, [tick for tick in ticks if tick <= high], math.sqrt)
+    """Square roots from 0 to the first tick above all values, with room between the labels."""
+    high = next((tick for tick in _PROBABILITIES[4:] if tick >= max(values, default=1.0)), 1.0)
+    axis = Axis(0.0, high, [], math.sqrt)
+    ticks = [high]
+    for tick in reversed(_PROBABILITIES):
+        if axis.at(ticks[-1]) - axis.at(tick) > 10:
+            ticks.append(tick)
+    return replace(axis, ticks=ticks)
 
 
 def _bins(caption: str, bins: Sequence[dict[str, Any]], kind: str) -> str:

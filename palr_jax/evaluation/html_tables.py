@@ -57,9 +57,14 @@ def table(
     )
     return scrolling(
         caption,
-        f"<table class='{kind}'><caption>{escaped(caption)}</caption>"
+        f"<table class='{kind}'>{caption_of(caption)}"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
     )
+
+
+def caption_of(text: str) -> str:
+    """The caption of a table; as wide as the page at most, where the table is wider."""
+    return f"<caption><span>{escaped(text)}</span></caption>"
 
 
 def scrolling(name: str, content: str, kind: str = "wide") -> str:

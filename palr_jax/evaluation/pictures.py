@@ -80,9 +80,9 @@ def axis_of(values: Sequence[float], pad: float = 0.04) -> Axis:
     if high == low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     low, high = low - pad * (high - low), high + pad * (high - low)
-    rough = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    most = (high - low) / 3  # three to seven ticks
+    power = 10.0 ** math.floor(math.log10(most))
+    step = power * max(factor for factor in (1, 2, 5) if factor * power <= most)
     first, last = math.ceil(low / step), math.floor(high / step)
     return Axis(low, high, [tick * step for tick in range(first, last + 1)])
 
@@ -96,7 +96,7 @@ def key(names: Sequence[str], first: int = 0) -> str:
     """The legend: a mark and a name for each series."""
     marks = "".join(
         f"<li class='s{number}'><svg aria-hidden='true'><line class='bar' x1='0' x2='26' y1='7' "
-        f"y2='7'/><svg x='13' y='7'>{_MARKS[number]}</svg></svg>{escaped(name)}</li>"
+        f"y2='7'/><svg x='13' y='7' width='1' height='1'>{_MARKS[number]}</svg></svg>{escaped(name)}</li>"
         for number, name in enumerate(names, first)
     )
     return f"<ul class='key'>{marks}</ul>"
@@ -182,8 +182,8 @@ def curves(chart: Chart) -> str:
         for number, curve in enumerate(drawn, 1)
     )
     return (
-        f"<figure><figcaption>{escaped(chart.title)}: {escaped(chart.y_label)} by "
-        f"{escaped(chart.x_label)}</figcaption><ul class='key'>{names}</ul>"
+        f"<figure><figcaption>{escaped(chart.title)}. Across: {escaped(chart.x_label)}. Up: "
+        f"{escaped(chart.y_label)}.</figcaption><ul class='key'>{names}</ul>"
         f"{_framed(name, x, y, stretched, '220')}</figure>"
     )
 
@@ -216,4 +216,4 @@ def _line(kind: str, x1: str, x2: str, y1: str, y2: str) -> str:
 
 
 def _mark(number: int, x: float, y: str) -> str:
-    return f"<svg x='{x:.2f}%' y='{y}'>{_MARKS[number]}</svg>"
+    return f"<svg x='{x:.2f}%' y='{y}' width='1' height='1'>{_MARKS[number]}</svg>"

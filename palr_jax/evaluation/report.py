@@ -118,24 +118,21 @@ def _findings(results: dict[str, Any]) -> str:
             for other in baselines
         ]
         sentences.append(
-            f"<li><b>{escaped(model)}</b>: NDCG@10 {row['NDCG@10']:.4f}, {'; '.join(against)}.</li>"
+            f"<li><b>{escaped(model)}</b>: NDCG@10 {row['NDCG@10']:.4f}; {'; '.join(against)}.</li>"
         )
     return f"<ul>{''.join(sentences)}</ul>"
 
 
 def _change(mine: float, theirs: float) -> str:
     if not theirs:
-        return "against 0 of"
-    return f"{mine / theirs - 1:+.1%}".replace("-", "−") + " to"
+        return "above" if mine else "equal to"
+    return f"{abs(mine / theirs - 1):.1%} {'above' if mine >= theirs else 'below'}"
 
 
 def _verdict(bounds: Sequence[float]) -> str:
-    low, high = bounds
-    if low > 0:
-        return "better: the 95% interval of the difference is above 0"
-    if high < 0:
-        return "worse: the 95% interval of the difference is below 0"
-    return "undecided: the 95% interval of the difference holds 0"
+    low, high = map(signed, bounds)
+    meaning = "not significant" if bounds[0] <= 0 <= bounds[1] else "significant"
+    return f"95% interval of the difference {low} to {high}: {meaning}"
 
 
 def header(results: dict[str, Any]) -> list[str]:
