@@ -135,8 +135,8 @@ def _heat(
     totals = "".join(f"<td>{sum(column):,}</td>" for column in zip(*counts, strict=True))
     found = sum(map(sum, counts))
     caption = (
-        f"{model} raised the test item of {_share(moves['raised'], found)} users, kept its rank for "
-        f"{_share(moves['kept'], found)}, lowered it for {_share(moves['lowered'], found)}"
+        f"{model} raised the test item of {_share(moves['raised'], found)} users, kept its rank "
+        f"for {_share(moves['kept'], found)}, lowered it for {_share(moves['lowered'], found)}"
     )
     return scrolling(
         caption,

@@ -95,8 +95,8 @@ def axis_text(value: float) -> str:
 def key(names: Sequence[str], first: int = 0) -> str:
     """The legend: a mark and a name for each series."""
     marks = "".join(
-        f"<li class='s{number}'><svg aria-hidden='true'><line class='bar' x1='0' x2='26' y1='7' "
-        f"y2='7'/><svg x='13' y='7' width='1' height='1'>{_MARKS[number]}</svg></svg>{escaped(name)}</li>"
+        f"<li class='s{number}'><svg aria-hidden='true'>{_line('bar', '0', '26', '7', '7')}"
+        f"<svg x='13' y='7' width='1' height='1'>{_MARKS[number]}</svg></svg>{escaped(name)}</li>"
         for number, name in enumerate(names, first)
     )
     return f"<ul class='key'>{marks}</ul>"
@@ -177,8 +177,8 @@ def curves(chart: Chart) -> str:
     stretched = f"<svg viewBox='0 0 100 100' preserveAspectRatio='none'>{lines}</svg>"
     name = f"{chart.title}. {ends}"
     names = "".join(
-        f"<li class='s{number}'><svg aria-hidden='true'><line class='bar' x1='0' x2='26' y1='7' "
-        f"y2='7'/></svg>{escaped(curve.label)}</li>"
+        f"<li class='s{number}'><svg aria-hidden='true'>{_line('bar', '0', '26', '7', '7')}</svg>"
+        f"{escaped(curve.label)}</li>"
         for number, curve in enumerate(drawn, 1)
     )
     return (

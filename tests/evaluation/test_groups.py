@@ -13,8 +13,8 @@ from palr_jax.evaluation.groups import (
     lifts,
     moves,
     position,
-    rank_ranges,
     ranges,
+    rank_ranges,
 )
 from palr_jax.evaluation.metrics import ndcg
 from palr_jax.evaluation.significance import paired_bootstrap
