@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
+from palr_jax.evaluation.numbers import short
 from palr_jax.evaluation.paper import PAPER
 from palr_jax.evaluation.report import METRICS, compared
 
@@ -69,10 +70,10 @@ def _results_table(
     rows = []
     for row in results["rows"]:
         cells = [f"{row['users']:,}"] if users else []
-        cells += [_short(row[name]) for name in metrics]
+        cells += [short(row[name]) for name in metrics]
         for name in baselines:
             bounds = row["ci95"].get(name, {}).get("NDCG@10")
-            cells.append(f"{_short(bounds[0], '+')} to {_short(bounds[1], '+')}" if bounds else "")
+            cells.append(f"{short(bounds[0], '+')} to {short(bounds[1], '+')}" if bounds else "")
         rows.append([row["model"], *cells])
     return _table(["model", *titles], rows)
 
@@ -86,7 +87,7 @@ def _retrievers_table(
         cells = [_text(name, row[name]) for name in columns]
         for data in papers:
             published = PAPER[data].get(row["model"])
-            cells.append(" / ".join(map(_short, published)) if published else "")
+            cells.append(" / ".join(map(short, published)) if published else "")
         lines.append([row["model"], *cells])
     return _table(["model", *columns, *(f"paper,\n{data}" for data in papers)], lines)
 
@@ -94,12 +95,7 @@ def _retrievers_table(
 def _text(name: str, value: float) -> str:
     if name == "minutes":
         return f"{value:.1f}"
-    return _short(value) if isinstance(value, float) else f"{value:,}"
-
-
-def _short(value: float, sign: str = "") -> str:
-    """Four decimals, without the zero before the point."""
-    return f"{value:{sign}.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.4f}"
+    return short(value) if isinstance(value, float) else f"{value:,}"
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -12,10 +12,10 @@ from palr_jax.evaluation.html_tables import (
     escaped,
     number,
     scrolling,
-    signed,
     table,
 )
 from palr_jax.evaluation.metrics import SLATE
+from palr_jax.evaluation.numbers import short, signed
 from palr_jax.evaluation.pictures import (
     Axis,
     Point,
@@ -88,7 +88,7 @@ def _lift_row(
     )
     return (
         f"<tr><th scope='row'>{escaped(label)}</th><td>{row['users']:,}</td>"
-        f"<td>{row[retriever]:.4f}</td><td class='picture'><div class='with-numbers'>{picture}"
+        f"<td>{short(row[retriever])}</td><td class='picture'><div class='with-numbers'>{picture}"
         f"<ul>{numbers}</ul></div></td></tr>"
     )
 
@@ -213,7 +213,7 @@ def _bins(caption: str, bins: Sequence[dict[str, Any]], kind: str) -> str:
                     f"{one[kind]['candidates']:,}",
                     number(one[kind]["predicted"]),
                     number(one[kind]["observed"]),
-                    f"{low:.4f} to {high:.4f}",
+                    f"{short(low)} to {short(high)}",
                 ]
             )
     return table(caption, ["P", "candidates", "predicted", "observed", "95%"], rows)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from palr_jax.evaluation.numbers import short
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -26,14 +28,9 @@ def escaped(value: Any) -> str:
     return html.escape(str(value))
 
 
-def number(value: float, digits: int = 4) -> Cell:
-    """A cell that shows a rounded number and is sorted by the number."""
-    return Cell(f"{value:.{digits}f}", value)
-
-
-def signed(value: float) -> str:
-    """A number with its sign, and a minus as wide as a plus."""
-    return f"{value:+.4f}".replace("-", "−")
+def number(value: float) -> Cell:
+    """A cell that shows a rounded metric and is sorted by the metric."""
+    return Cell(short(value), value)
 
 
 def table(

@@ -118,11 +118,13 @@ def intervals(axis: Axis, points: Sequence[Point], line_height: int = 18) -> str
 
 def scale_below(axis: Axis) -> str:
     """The labels of the axis below a column of `intervals`."""
-    labels = "".join(
-        f"<line class='axis' x1='{axis.at(tick):.2f}%' x2='{axis.at(tick):.2f}%' y1='0' y2='5'/>"
-        f"<text x='{axis.at(tick):.2f}%' y='18' text-anchor='middle'>{axis_text(tick)}</text>"
-        for tick in axis.ticks
-    )
+    labels = ""
+    for tick in axis.ticks:
+        along = axis.at(tick)
+        anchor = "start" if along < 7 else "end" if along > 93 else "middle"
+        at = f"{along:.2f}%"
+        labels += _line("axis", at, at, "0", "5")
+        labels += f"<text x='{at}' y='18' text-anchor='{anchor}'>{axis_text(tick)}</text>"
     return (
         "<svg aria-hidden='true' width='100%' height='22'>"
         f"<line class='axis' x1='0' x2='100%' y1='0' y2='0'/>{labels}</svg>"

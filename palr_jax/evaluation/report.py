@@ -11,7 +11,8 @@ from importlib.resources import files
 from typing import Any
 
 from palr_jax.evaluation.group_pictures import lift_part, moves_part, reliability_part
-from palr_jax.evaluation.html_tables import Cell, escaped, number, signed, table
+from palr_jax.evaluation.html_tables import Cell, escaped, number, table
+from palr_jax.evaluation.numbers import short, signed
 from palr_jax.evaluation.paper import PAPER
 from palr_jax.evaluation.pictures import Chart, curves
 
@@ -117,8 +118,9 @@ def _findings(results: dict[str, Any]) -> str:
             f"({_verdict(row['ci95'][other]['NDCG@10'])})"
             for other in baselines
         ]
+        value = short(row["NDCG@10"])
         sentences.append(
-            f"<li><b>{escaped(model)}</b>: NDCG@10 {row['NDCG@10']:.4f}; {'; '.join(against)}.</li>"
+            f"<li><b>{escaped(model)}</b>: NDCG@10 {value}; {'; '.join(against)}.</li>"
         )
     return f"<ul>{''.join(sentences)}</ul>"
 
@@ -185,10 +187,9 @@ def _protocol(protocol: dict[str, str]) -> str:
 
 
 def _paper_table() -> str:
-    names = PAPER["ML-1M"]
     rows = [
-        [name, *(f"{hr:.4f} / {ndcg:.4f}" for hr, ndcg in (PAPER[data][name] for data in PAPER))]
-        for name in names
+        [model, *(" / ".join(map(short, PAPER[data][model])) for data in PAPER)]
+        for model in PAPER["ML-1M"]
     ]
     return table(
         "HR@10 / NDCG@10 as published, on the paper's own data sets.", ["model", *PAPER], rows
