@@ -89,7 +89,8 @@ def axis_of(values: Sequence[float], pad: float = 0.04) -> Axis:
 
 def axis_text(value: float) -> str:
     """A tick as text."""
-    return f"{value:,.6g}".replace("-", "−")
+    text = f"{abs(value):,.6g}"
+    return ("−" if value < 0 else "") + (text[1:] if text.startswith("0.") else text)
 
 
 def key(names: Sequence[str], first: int = 0) -> str:
@@ -176,16 +177,15 @@ def curves(chart: Chart) -> str:
         f"{curve.y[-1]:.4g} at {curve.x[-1]:,g}"
         for curve in drawn
     )
-    stretched = f"<svg viewBox='0 0 100 100' preserveAspectRatio='none'>{lines}</svg>"
-    name = f"{chart.title}. {ends}"
-    names = "".join(
-        f"<li class='s{number}'><svg aria-hidden='true'>{_line('bar', '0', '26', '7', '7')}</svg>"
-        f"{escaped(curve.label)}</li>"
+    stretched = f"<svg viewBox='0 0 100 100' preserveAspectRatio='none'>{lines}</svg>" + "".join(
+        f"<g class='s{number}'>"
+        f"{_mark(number, x.at(curve.x[-1]), f'{100 - y.at(curve.y[-1]):.2f}%')}</g>"
         for number, curve in enumerate(drawn, 1)
     )
+    name = f"{chart.title}. {ends}"
     return (
         f"<figure><figcaption>{escaped(chart.title)}. Across: {escaped(chart.x_label)}. Up: "
-        f"{escaped(chart.y_label)}.</figcaption><ul class='key'>{names}</ul>"
+        f"{escaped(chart.y_label)}.</figcaption>{key([curve.label for curve in drawn], 1)}"
         f"{_framed(name, x, y, stretched, '220')}</figure>"
     )
 
