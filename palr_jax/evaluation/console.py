@@ -54,7 +54,9 @@ def _print_fitting(console: Console, title: str, tables: Sequence[Table]) -> Non
     table.title = title
     console.print(table)
     if table is not tables[0]:
-        console.print(f"(all columns: a console of {widths[0]}, or the file)", highlight=False)
+        console.print(
+            f"(all columns: a console of {widths[0]} characters, or the JSON file)", highlight=False
+        )
 
 
 def _unlimited(console: Console) -> ConsoleOptions:

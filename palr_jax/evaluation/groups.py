@@ -3,7 +3,7 @@
 Groups are ranges of a whole number that every user has: the length of the history, the training
 interactions of the test item, the rank of the test item among the candidates.
 
-Shapes: U users, C candidates, R ranges.
+Shapes: V users of one group, F users whose test item is a candidate.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,4 @@
-"""Reliability of P(candidate): what was predicted, against how often it came true.
-
-Shapes: U users, C candidates, N pairs of a user and a candidate.
-"""
+"""Reliability of P(candidate): what was predicted, against how often it came true."""
 
 from itertools import pairwise
 from typing import Any

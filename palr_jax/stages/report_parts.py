@@ -1,7 +1,4 @@
-"""What the report shows beside the results: training curves, and prompts with their slates.
-
-Shapes: U users, C candidates, K items of a slate.
-"""
+"""What the report shows beside the results: training curves, and prompts with their slates."""
 
 import numpy as np
 

@@ -1,7 +1,4 @@
-"""Rows of the results table, and what they give by groups of users.
-
-Shapes: U users, C candidates, K items of a slate.
-"""
+"""Rows of the results table, and what they give by groups of users."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
