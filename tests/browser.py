@@ -40,9 +40,13 @@ def browser() -> Iterator[webdriver.Chrome]:
             driver.quit()
 
 
-def resize(driver: webdriver.Chrome, width: int, dark: bool = False) -> None:
-    """Sets the width of the page, below 600 as on a phone, and its colours."""
+def resize(driver: webdriver.Chrome, width: int) -> None:
+    """Sets the width of the page; below 600 as on a phone."""
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    colours = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+
+
+def prefer_colours(driver: webdriver.Chrome, scheme: str) -> None:
+    """Prefers "light" or "dark" pages, as a user does in the settings of the system."""
+    colours = {"name": "prefers-color-scheme", "value": scheme}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [colours]})

@@ -8,7 +8,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser import browser, needs_browser, resize
+from tests.browser import browser, needs_browser, prefer_colours, resize
 from tests.evaluation.report_fixture import NAMES, page, results
 
 pytestmark = needs_browser
@@ -103,13 +103,14 @@ def test_nothing_is_wider_than_the_page(opened: webdriver.Chrome, width: int) ->
         assert max(widths) <= 0
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_texts_stand_out_in_light_and_dark(opened: webdriver.Chrome, dark: bool) -> None:
-    resize(opened, 1280, dark)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_stand_out_in_light_and_dark(opened: webdriver.Chrome, scheme: str) -> None:
+    resize(opened, 1280)
+    prefer_colours(opened, scheme)
     ratio, element = opened.execute_script(CONTRAST)
     assert ratio >= 4.5, element
     ground = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (ground == "rgb(15, 17, 23)") == dark
+    assert (ground == "rgb(15, 17, 23)") == (scheme == "dark")
 
 
 def test_titles_with_markup_are_shown_as_text(opened: webdriver.Chrome) -> None:

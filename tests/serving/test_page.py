@@ -12,7 +12,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from palr_jax.serving.service import Settings
-from tests.browser import browser, needs_browser, resize
+from tests.browser import browser, needs_browser, prefer_colours, resize
 from tests.serving.conftest import Served, serving
 
 pytestmark = needs_browser
@@ -168,8 +168,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_in_both_themes(page: Page, scheme: str) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    prefer_colours(page.driver, scheme)
     page.open()
 
     def lightness(css: str, what: str) -> float:
