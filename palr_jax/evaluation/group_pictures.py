@@ -6,14 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from palr_jax.evaluation.groups import FEWEST
-from palr_jax.evaluation.html_tables import (
-    Cell,
-    caption_of,
-    escaped,
-    number,
-    scrolling,
-    table,
-)
+from palr_jax.evaluation.html_tables import Cell, caption_of, escaped, number, table
 from palr_jax.evaluation.metrics import SLATE
 from palr_jax.evaluation.numbers import short, signed
 from palr_jax.evaluation.pictures import (
@@ -60,16 +53,17 @@ def _lifts(by: str, rows: Sequence[dict[str, Any]], retriever: str, models: Sequ
     axis = axis_of(ends)
     body = "".join(_lift_row(by, row, retriever, models, axis) for row in rows)
     head = "".join(
-        f"<th scope='col'>{escaped(cell)}</th>"
+        f"<th scope='col' role='columnheader'>{escaped(cell)}</th>"
         for cell in (title, "users", f"NDCG@10, {retriever}")
     )
-    return scrolling(
-        caption,
-        f"<table>{caption_of(caption)}<thead><tr>{head}"
-        "<th scope='col' class='picture'>difference, 95% interval</th></tr></thead>"
-        f"<tbody>{body}</tbody><tfoot><tr aria-hidden='true'><td colspan='3'></td>"
-        f"<td class='ends'>{scale_below(axis)}</td></tr></tfoot></table>",
-        "lift",
+    # On phones the style lays the rows out as grids, and some browsers then forget what they are:
+    # so every part has its role.
+    return (
+        f"<div class='scroll lift'><table role='table'>{caption_of(caption)}"
+        f"<thead role='rowgroup'><tr role='row'>{head}<th scope='col' role='columnheader' "
+        "class='picture'>difference, 95% interval</th></tr></thead>"
+        f"<tbody role='rowgroup'>{body}</tbody><tfoot aria-hidden='true'><tr>"
+        f"<td colspan='3'></td><td class='ends'>{scale_below(axis)}</td></tr></tfoot></table></div>"
     )
 
 
@@ -87,8 +81,9 @@ def _lift_row(
         for index, (model, lift) in enumerate(zip(models, lifts, strict=True))
     )
     return (
-        f"<tr><th scope='row'>{escaped(label)}</th><td>{row['users']:,}</td>"
-        f"<td>{short(row[retriever])}</td><td class='picture'><div class='with-numbers'>{picture}"
+        f"<tr role='row'><th scope='row' role='rowheader'>{escaped(label)}</th>"
+        f"<td role='cell'>{row['users']:,}</td><td role='cell'>{short(row[retriever])}</td>"
+        f"<td role='cell' class='picture'><div class='with-numbers'>{picture}"
         f"<ul>{numbers}</ul></div></td></tr>"
     )
 
@@ -138,15 +133,13 @@ def _heat(
         f"{model} raised the test item of {_share(moves['raised'], found)} users, kept its rank "
         f"for {_share(moves['kept'], found)}, lowered it for {_share(moves['lowered'], found)}"
     )
-    return scrolling(
-        caption,
-        f"<table>{caption_of(caption)}<thead><tr>"
+    return (
+        f"<div class='scroll heat'><table>{caption_of(caption)}<thead><tr>"
         f"<th scope='col' rowspan='2'>rank by {escaped(retriever)}</th>"
         f"<th scope='colgroup' colspan='{len(ranks)}'>rank by {escaped(model)}</th>"
         f"<th scope='col' rowspan='2'>all</th></tr><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody><tfoot><tr><th scope='row'>all</th>{totals}"
-        f"<td>{found:,}</td></tr></tfoot></table>",
-        "heat",
+        f"<td>{found:,}</td></tr></tfoot></table></div>"
     )
 
 

@@ -39,7 +39,7 @@ def table(
     rows: Sequence[Sequence[Cell | str]],
     kind: str = "",
 ) -> str:
-    """A table in a region that scrolls sideways where it is wider than the page.
+    """A table in a region that scrolls sideways, by keyboard too, where the page is narrower.
 
     Args:
         caption: what the table shows.
@@ -52,24 +52,16 @@ def table(
         f"<tr><th scope='row'>{escaped(_cell(first).text)}</th>{''.join(map(_data, rest))}</tr>"
         for first, *rest in rows
     )
-    return scrolling(
-        caption,
+    return (
+        f"<div class='scroll wide' role='region' tabindex='0' aria-label='{escaped(caption)}'>"
         f"<table class='{kind}'>{caption_of(caption)}"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def caption_of(text: str) -> str:
     """The caption of a table; as wide as the page at most, where the table is wider."""
     return f"<caption><span>{escaped(text)}</span></caption>"
-
-
-def scrolling(name: str, content: str, kind: str = "wide") -> str:
-    """A named region that can be scrolled by the keyboard too."""
-    return (
-        f"<div class='scroll {kind}' role='region' tabindex='0' aria-label='{escaped(name)}'>"
-        f"{content}</div>"
-    )
 
 
 def _cell(cell: Cell | str) -> Cell:
@@ -79,10 +71,7 @@ def _cell(cell: Cell | str) -> Cell:
 def _data(given: Cell | str) -> str:
     cell = _cell(given)
     if cell.is_hit:
-        mark, words = (
-            "<span aria-hidden='true'>✓ </span>",
-            "<span class='hidden'> (test item)</span>",
-        )
-        return f"<td class='hit'>{mark}{escaped(cell.text)}{words}</td>"
+        words = "<span class='hidden'> (test item)</span>"
+        return f"<td class='hit'><span aria-hidden='true'>✓ </span>{escaped(cell.text)}{words}</td>"
     value = "" if cell.value is None else f" data-value='{cell.value}'"
     return f"<td{value}>{escaped(cell.text)}</td>"

@@ -64,13 +64,13 @@ def render(
         ("Examples", "".join(map(_example, examples))),
     ]
     links = "".join(
-        f"<li><a href='#part{number}'>{escaped(heading)}</a></li>"
-        for number, (heading, _) in enumerate(sections)
+        f"<li><a href='#part{index}'>{escaped(heading)}</a></li>"
+        for index, (heading, _) in enumerate(sections)
     )
     parts = "".join(
-        f"<section aria-labelledby='part{number}'><h2 id='part{number}'>{escaped(heading)}</h2>"
+        f"<section aria-labelledby='part{index}'><h2 id='part{index}'>{escaped(heading)}</h2>"
         f"{content}</section>"
-        for number, (heading, content) in enumerate(sections)
+        for index, (heading, content) in enumerate(sections)
     )
     style, script = _page_file("report.css"), _page_file("report.js")
     mark = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -70,7 +70,7 @@ def test_every_table_says_what_it_shows_and_what_its_cells_are(document: Documen
     for attributes, _ in document.all("th"):
         assert attributes["scope"] in ("row", "col", "colgroup")
     for attributes, _ in document.all("div"):
-        if "scroll" in (attributes.get("class") or ""):
+        if attributes.get("class") == "scroll wide":
             assert (attributes["role"], attributes["tabindex"]) == ("region", "0")
             assert attributes["aria-label"]
 
