@@ -2,12 +2,13 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from contextlib import suppress
+from typing import SupportsIndex
 
 from palr_jax.errors import UserError
 
 
-def list_of(value: object, what: str) -> list[Any]:
+def list_of(value: object, what: str) -> list[object]:
     """The entries of a list, a tuple, an array or another series with an order.
 
     Raises:
@@ -29,9 +30,7 @@ def texts_of(value: object, what: str) -> list[str]:
         UserError: it is no list, or an entry is no text.
     """
     entries = list_of(value, what)
-    for number, entry in enumerate(entries, 1):
-        text_of(entry, f"{what}, entry {number}")
-    return entries
+    return [text_of(entry, f"{what}, entry {number}") for number, entry in enumerate(entries, 1)]
 
 
 def lists_of_texts(value: object, what: str) -> list[list[str]]:
@@ -55,16 +54,16 @@ def text_of(value: object, what: str) -> str:
     return value
 
 
-def whole_number(value: Any, what: str, least: int) -> int:
+def whole_number(value: object, what: str, least: int) -> int:
     """A whole number of at least `least`.
 
     Raises:
         UserError: it is none.
     """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
+    number = None
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        with suppress(TypeError):  # an array of several numbers, or of real ones, raises only here
+            number = operator.index(value)
     if number is None or number < least:
         raise UserError(f"{what}: a whole number from {least} on is expected, not {_shown(value)}")
     return number

@@ -51,7 +51,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets_R1) - 1
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, row: int | np.integer) -> np.ndarray:
         """Row `row`, a view."""
         return self.values_N[self.offsets_R1[row] : self.offsets_R1[row + 1]]
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import yaml
@@ -50,6 +50,7 @@ from palr_jax.io.files import (
 )
 from palr_jax.io.provenance import fingerprint
 from palr_jax.io.strict_yaml import read_yaml
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.parallel import processes
 from palr_jax.ragged import Ragged
@@ -154,7 +155,7 @@ class RunDirectory:
             raw["retriever_presets"] = raw.pop("tuned")
         return parse_config(raw, str(self.config_file))
 
-    def _read_raw(self) -> dict[str, Any]:
+    def _read_raw(self) -> JsonObject:
         file, mend = self.config_file, "restore it, or choose another --name"
         with reading(file, mend):
             text = file.read_text(encoding="utf-8")

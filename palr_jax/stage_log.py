@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from palr_jax.data.reading import noting_files
 from palr_jax.errors import UserError
@@ -13,6 +12,7 @@ from palr_jax.io.paths import delete, path_of
 from palr_jax.io.progress import say
 from palr_jax.io.provenance import changed, fingerprint
 from palr_jax.io.stamps import Stamp, files_in, is_whole, retake, take
+from palr_jax.json_types import JsonObject
 from palr_jax.parallel import processes
 
 Stamps = dict[str, Stamp]
@@ -231,7 +231,7 @@ class StageLog:
             return {name: _entry(values) for name, values in value.items()}
 
 
-def _entry(values: dict[str, Any]) -> Entry:
+def _entry(values: JsonObject) -> Entry:
     """An entry from JSON; raises ValueError, TypeError or AttributeError if it is invalid."""
     entry = Entry(**values)
     if not isinstance(entry.fingerprint, str) or not isinstance(entry.done, bool):

@@ -18,6 +18,7 @@ from palr_jax.cli import main
 from palr_jax.decoding import score as score_module
 from palr_jax.ragged import Ragged
 from tests.locations import ROOT
+from tests.programs import programs
 from tests.progress import silent
 
 
@@ -182,11 +183,11 @@ def test_a_thousand_batches_share_a_program_for_each_width(recommender: Recommen
     widths = {
         -(-len(prompt) // 128) for prompt in ranker.read(histories, profiles, candidates).tokens
     }
-    before = score_module.score_step._cache_size()
+    before = programs(score_module.score_step)
     for start in range(0, users, 16):
         few = slice(start, start + 16)
         ranker.score(histories.take(range(users)[few]), profiles[few], candidates[few], silent)
-    assert score_module.score_step._cache_size() - before <= len(widths)
+    assert programs(score_module.score_step) - before <= len(widths)
 
 
 def test_users_and_output_go_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from palr_jax.config import (
     to_dict,
 )
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.run_directory import RunDirectory
 from tests.locations import ROOT
 from tests.outcome import result_or_line
@@ -348,7 +349,7 @@ _VALUES = st.recursive(
 @given(data=st.data())
 def test_any_value_of_any_key_gives_a_config_or_one_line(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(option_keys()))
-    raw: dict = {"name": "x"}
+    raw: JsonObject = {"name": "x"}
     section = raw
     *sections, last = key.split(".")
     for name in sections:

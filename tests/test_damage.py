@@ -42,7 +42,7 @@ def put_json(file: Path, place: float) -> None:
 
 
 def put_arrays(file: Path, place: float) -> None:
-    arrays = [
+    arrays: list[dict[str, np.ndarray]] = [
         {},
         {"count_I": np.zeros((2, 2))},
         {"tokens_N": np.zeros(3), "offsets_I1": np.ones(3)},
@@ -57,7 +57,7 @@ DAMAGE: list[Callable[[Path, float], None]] = [
 
 @settings(deadline=None, max_examples=120)
 @given(st.data())
-def test_any_damage_gives_a_slate_or_one_line(run: Path, data) -> None:
+def test_any_damage_gives_a_slate_or_one_line(run: Path, data: st.DataObject) -> None:
     files = sorted(file for file in run.rglob("*") if file.is_file())
     file = run / data.draw(st.sampled_from([f"{one.relative_to(run)}" for one in files]))
     damage = data.draw(st.sampled_from(DAMAGE))

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from tests.locations import ROOT
 CODES = sorted({*errno.errorcode} - {errno.EPIPE, errno.ESHUTDOWN})  # nobody reads any more
 
 
-def failing(error: BaseException):
+def failing(error: BaseException) -> Callable[[], None]:
     def work() -> None:
         raise error
 
@@ -25,7 +27,9 @@ def failing(error: BaseException):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_whatever_the_system_refuses_is_one_line(code: int, capsys) -> None:
+def test_whatever_the_system_refuses_is_one_line(
+    code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended = guarded(failing(OSError(code, os.strerror(code), "some/file")))
     (line,) = capsys.readouterr().err.splitlines()
     assert ended == 2
@@ -42,13 +46,17 @@ def test_whatever_the_system_refuses_is_one_line(code: int, capsys) -> None:
         (Terminated("told to stop"), 143, "told to stop: run the same command again"),
     ],
 )
-def test_every_end_has_its_code(error: BaseException, code: int, said: str, capsys) -> None:
+def test_every_end_has_its_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert guarded(failing(error)) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 
 
-def test_a_second_ctrl_c_behind_the_first_changes_nothing(capsys) -> None:
+def test_a_second_ctrl_c_behind_the_first_changes_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def work() -> None:
         try:
             raise KeyboardInterrupt
@@ -63,13 +71,13 @@ def test_a_mistake_of_the_package_keeps_its_traceback() -> None:
         guarded(lambda: print(1 / 0))
 
 
-def test_errors_of_a_network_are_one_line(capsys) -> None:
+def test_errors_of_a_network_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     kind = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})
     assert guarded(failing(kind("503"))) == 2
     assert "palr: network error (503)" in capsys.readouterr().err
 
 
-def palr(world: Path, *arguments: str, **options) -> subprocess.Popen:
+def palr(world: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     script = "import sys; from palr_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
@@ -117,7 +125,9 @@ def test_a_terminal_that_knows_ascii_alone(world: Path) -> None:
 
 
 @pytest.mark.parametrize("runs", ["/proc/x", "/dev/null/x", "x" * 300, "tiny.yaml"])
-def test_places_that_cannot_be_written_to(world: Path, runs: str, monkeypatch, capsys) -> None:
+def test_places_that_cannot_be_written_to(
+    world: Path, runs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from palr_jax.cli import main  # noqa: PLC0415
 
     monkeypatch.chdir(world)

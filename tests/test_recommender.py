@@ -1,6 +1,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.item_lists import items_named
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.config import MeshConfig
+from tests.programs import programs
 from tests.progress import silent
 
 HISTORY = ["Story, 3 (1953)", "Story, 5 (1955)", "Story, 4 (1954)"]
@@ -141,7 +143,7 @@ def test_a_checkpoint_and_a_mesh_give_the_same(world: Path, recommender: Recomme
     ],
 )
 def test_mistakes_end_in_one_line(
-    recommender: Recommender, arguments: dict, complaint: str
+    recommender: Recommender, arguments: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint) as caught:
         recommender.recommend([HISTORY], **arguments)
@@ -162,7 +164,7 @@ def test_mistakes_end_in_one_line(
     ],
 )
 def test_new_items_of_another_kind_are_refused(
-    recommender: Recommender, titles, categories, complaint: str
+    recommender: Recommender, titles: Any, categories: Any, complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         recommender.with_items(titles, categories)
@@ -178,8 +180,16 @@ ANY = st.one_of(
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
-def test_any_argument_gives_slates_or_one_line(recommender: Recommender, data) -> None:
-    right = {"histories": [HISTORY], "k": 3, "candidates": None, "exclude": None, "explain": False}
+def test_any_argument_gives_slates_or_one_line(
+    recommender: Recommender, data: st.DataObject
+) -> None:
+    right: dict[str, Any] = {
+        "histories": [HISTORY],
+        "k": 3,
+        "candidates": None,
+        "exclude": None,
+        "explain": False,
+    }
     wrong = data.draw(st.lists(st.sampled_from(sorted(right)), min_size=1, max_size=2))
     arguments = right | {name: data.draw(ANY, label=name) for name in wrong}
     with suppress(UserError):
@@ -191,7 +201,9 @@ def test_any_argument_gives_slates_or_one_line(recommender: Recommender, data) -
 
 @settings(deadline=None, max_examples=150)
 @given(ANY, ANY, ANY, ANY)
-def test_the_other_entry_points_too(recommender: Recommender, first, second, third, user) -> None:
+def test_the_other_entry_points_too(
+    recommender: Recommender, first: Any, second: Any, third: Any, user: Any
+) -> None:
     for call in (
         lambda: recommender.with_items(first, second).rank(HISTORY, OWN),
         lambda: recommender.rank(first, third),
@@ -203,7 +215,7 @@ def test_the_other_entry_points_too(recommender: Recommender, first, second, thi
 
 
 @pytest.mark.parametrize("path", [None, 3, b"runs"])
-def test_a_run_is_named_by_a_path(path) -> None:
+def test_a_run_is_named_by_a_path(path: Any) -> None:
     with pytest.raises(UserError, match="the path of a run is expected"):
         Recommender.load(path)
 
@@ -238,11 +250,11 @@ def test_many_excluded_titles_leave_the_rest(recommender: Recommender) -> None:
 def test_lists_of_any_length_share_programs(recommender: Recommender) -> None:
     rng = np.random.default_rng(0)
     titles = np.array(recommender.catalog.titles)
-    before = score_module.score_step._cache_size()
+    before = programs(score_module.score_step)
     for length in range(1, 41):
-        recommender.rank(HISTORY, rng.permutation(titles)[:length])
+        recommender.rank(HISTORY, rng.permutation(titles)[:length].tolist())
     # Widths of 8 to 64, few sizes of tries, two or three widths of prompts.
-    assert score_module.score_step._cache_size() - before <= 12
+    assert programs(score_module.score_step) - before <= 12
 
 
 def test_numbers_that_are_none_end_in_one_line(recommender: Recommender) -> None:

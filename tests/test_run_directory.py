@@ -41,7 +41,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_folder_of_something_else_is_left_as_it_is(
-    here: Path, files: list[str], options: list[str], stage: str, capsys
+    here: Path, files: list[str], options: list[str], stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "runs").mkdir(exist_ok=True)
     for name in files:
@@ -74,7 +74,9 @@ def test_files_of_the_user_in_a_run_stay(here: Path) -> None:
     assert {file.read_text() for file in mine} == {"mine"}
 
 
-def test_changed_rows_and_titles_are_read_again(here: Path, capsys) -> None:
+def test_changed_rows_and_titles_are_read_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["prepare", "--config", "tiny.yaml"]) == 0
     for name in ("i.csv", "t.csv"):
         text = (here / name).read_text()
@@ -87,7 +89,7 @@ def test_changed_rows_and_titles_are_read_again(here: Path, capsys) -> None:
     assert "done before, skipped" in capsys.readouterr().err
 
 
-def test_a_held_directory_is_refused(here: Path, capsys) -> None:
+def test_a_held_directory_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(here / "runs/tiny")
     with run.held():
         assert main(["prepare", "--config", "tiny.yaml"]) == 2

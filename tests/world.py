@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from palr_jax.json_types import JsonObject
+
 USERS, ITEMS = 30, 80
-CONFIG = {
+CONFIG: JsonObject = {
     "name": "tiny",
     "data": {"source": "table", "interactions": "i.csv", "items": "t.csv", "min_count": 3},
     "retriever": {"candidates": 20, "dim": 8, "num_heads": 1, "num_blocks": 1, "length": 8,

@@ -1,8 +1,7 @@
 """The schema of a config: its sections, and the rules that hold between them."""
 
-import typing
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -12,6 +11,7 @@ from palr_jax.config.ranker import RankerConfig
 from palr_jax.data.config import DataConfig
 from palr_jax.errors import UserError, shown
 from palr_jax.instruct.config import InstructConfig, ProfileConfig
+from palr_jax.json_types import JsonObject
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
 from palr_jax.training.config import FinetuneConfig
@@ -46,7 +46,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
-    retriever_presets: dict[Model, dict[str, Any]] = field(default_factory=dict)
+    retriever_presets: dict[Model, JsonObject] = field(default_factory=dict)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     instruct: InstructConfig = field(default_factory=InstructConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
@@ -111,9 +111,10 @@ class Config:
             )
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> JsonObject:
     """A config as nested plain data, in the form that YAML holds."""
-    return typing.cast(dict[str, object], TypeAdapter(Config).dump_python(config, mode="json"))
+    plain: JsonObject = TypeAdapter(Config).dump_python(config, mode="json")
+    return plain
 
 
 def _check_preset(model: Model, values: dict[str, object]) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -18,6 +17,7 @@ from palr_jax.data.reading import given, numbered_lines
 from palr_jax.errors import UserError, shown
 from palr_jax.io.paths import path_of
 from palr_jax.io.progress import say
+from palr_jax.json_types import JsonObject
 
 _EXPECTED = "a .json or .jsonl file, also with .gz"
 _FILES = "reviews and meta files"
@@ -147,7 +147,7 @@ def _flat(categories: list[list[list[str]]]) -> list[list[str]]:
     ]
 
 
-def _parsed(line: str, path: Path, number: int, json_only: bool) -> Any:
+def _parsed(line: str, path: Path, number: int, json_only: bool) -> JsonObject:
     """The object on a line; a line that does not start like JSON is read as a Python literal."""
     is_json = json_only or not line.lstrip().startswith(("{'", "{}"))
     try:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import polars as pl
 
 from palr_jax.errors import UserError, shown
+from palr_jax.json_types import Json
 
 # An array of ids has the width of its longest id.
 _ID_BYTES = 256
@@ -163,7 +163,7 @@ def _written(joined: list[str]) -> list[list[str]] | None:
     return rows if any(rows) else None
 
 
-def _literal(text: str) -> list[Any] | None:
+def _literal(text: str) -> list[Json] | None:
     """The list that a text in brackets writes out in JSON or in Python, or None."""
     for read in (json.loads, ast.literal_eval):
         with suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):

@@ -138,7 +138,8 @@ def _sample(content: Content, separator: str) -> list[list[str]]:
 
 def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, each with the number of its first line."""
-    csv.field_size_limit(len(text) + 1)
+    # The limit is one for all readers, so it is only raised.
+    csv.field_size_limit(max(len(text) + 1, csv.field_size_limit()))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     line = 1
     try:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from palr_jax.data.columns import ids, texts, timestamps
 from palr_jax.data.reading import numbered_lines
 from palr_jax.data.table import read_columns
 from palr_jax.errors import UserError, shown
+from palr_jax.json_types import JsonObject
 
 _MEND = "give a .csv or .parquet with the columns user, item and timestamp, or a .jsonl"
 
@@ -66,7 +66,7 @@ def _from_lines(file: Path) -> Histories:
     return Histories(list(by_user), list(by_user.values()))
 
 
-def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(file: Path) -> Iterator[tuple[str, JsonObject]]:
     for number, line in numbered_lines(file, _MEND):
         where = f"{file}, line {number}"
         try:
@@ -78,7 +78,7 @@ def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _name(value: Any, where: str) -> str:
+def _name(value: object, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):

@@ -30,11 +30,11 @@ _TEXT_SCALE = 0.05
 _LIKENESS = 100.0
 
 
-class HeadParam(nnx.Param):
+class HeadParam(nnx.Param[jax.Array]):
     """A parameter of the head; trained in full, also when the LLaMA is tuned by adapters alone."""
 
 
-class ItemVectors(nnx.Variable):
+class ItemVectors(nnx.Variable[jax.Array]):
     """Item vectors; never trained."""
 
 

@@ -24,6 +24,7 @@ from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.kv_cache import KVCache, view_after
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
+from palr_jax.trees import State
 
 # greedy takes the best token at every choice, beam the best item, sample draws tokens.
 Mode = Literal["greedy", "beam", "sample"]
@@ -165,8 +166,8 @@ def _texts(trie: Trie, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8))
 def _generate(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
+    graph: nnx.GraphDef[Llama],
+    weights: State,
     prompt_tokens_BT: jax.Array,
     prompt_length_B: jax.Array,
     plan: _Plan,

@@ -19,6 +19,7 @@ from palr_jax.decoding.score_plan import Choices, ScorePlan
 from palr_jax.decoding.trie import Array
 from palr_jax.llm.llama import Llama, TokenLayout
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
+from palr_jax.trees import State
 
 # A finite floor avoids NaN at nodes without a living edge.
 DEAD = -1e30
@@ -53,8 +54,8 @@ def score(
 
 @partial(jax.jit, static_argnums=(0, 5))
 def score_step(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
+    graph: nnx.GraphDef[Llama],
+    weights: State,
     prompt_tokens_BT: jax.Array,
     prompt_length_B: jax.Array,
     plan: ScorePlan,

@@ -19,6 +19,7 @@ from palr_jax.decoding.generate import Slate
 from palr_jax.decoding.trie import Array, Trie
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
+from palr_jax.trees import State
 
 # Every pass reads the weights and the whole cache, so it should process several tokens; but most of
 # a wide pass is padding. Tokens that do not fit take another pass.
@@ -74,8 +75,8 @@ def _excluded_leaves(trie: Trie, slot_BY: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def _search(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
+    graph: nnx.GraphDef[Llama],
+    weights: State,
     prompt_tokens_BT: jax.Array,
     prompt_length_B: jax.Array,
     space: SearchSpace,

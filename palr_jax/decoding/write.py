@@ -14,6 +14,7 @@ from flax import nnx
 from palr_jax.decoding.trie import Array
 from palr_jax.llm.kv_cache import KVCache
 from palr_jax.llm.llama import Llama
+from palr_jax.trees import State
 
 # Tokens written, the last hidden state, the cache, what is written, the rows that continue.
 _State = tuple[int, jax.Array, KVCache, jax.Array, jax.Array]
@@ -48,8 +49,8 @@ def write_text(
 
 @partial(jax.jit, static_argnums=(0, 5))
 def _write(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
+    graph: nnx.GraphDef[Llama],
+    weights: State,
     tokens_BT: jax.Array,
     length_B: jax.Array,
     stop_ids_S: jax.Array,

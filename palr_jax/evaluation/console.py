@@ -1,7 +1,6 @@
 """Tables on the console: as many columns as its width permits, and no number is ever cut."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions
@@ -10,11 +9,12 @@ from rich.table import Table
 from palr_jax.evaluation.numbers import short
 from palr_jax.evaluation.paper import PAPER
 from palr_jax.evaluation.report import METRICS, compared
+from palr_jax.evaluation.results import Results, RetrieverRow
 
 _KEY_METRICS = ("HR@10", "NDCG@10")
 
 
-def print_results(results: dict[str, Any], console: Console) -> None:
+def print_results(results: Results, console: Console) -> None:
     """Prints results.json: the fullest table that fits the width, then the protocol."""
     baselines = compared(results)
     choices = [
@@ -35,7 +35,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         console.print(f"{key}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_retrievers(rows: Sequence[dict[str, Any]], source: str, console: Console) -> None:
+def print_retrievers(rows: Sequence[RetrieverRow], source: str, console: Console) -> None:
     """Prints retrievers.json beside the paper's numbers."""
     columns = [name for name in rows[0] if name not in ("model", "users")]
     choices = [(columns, [*PAPER]), (_KEY_METRICS, [*PAPER]), (_KEY_METRICS, [])]
@@ -64,7 +64,7 @@ def _unlimited(console: Console) -> ConsoleOptions:
 
 
 def _results_table(
-    results: dict[str, Any], metrics: Sequence[str], users: bool, baselines: Sequence[str]
+    results: Results, metrics: Sequence[str], users: bool, baselines: Sequence[str]
 ) -> Table:
     """The results with a choice of columns, as texts in ASCII."""
     titles = [*(["users"] if users else []), *metrics]
@@ -81,7 +81,7 @@ def _results_table(
 
 
 def _retrievers_table(
-    rows: Sequence[dict[str, Any]], columns: Sequence[str], papers: Sequence[str]
+    rows: Sequence[RetrieverRow], columns: Sequence[str], papers: Sequence[str]
 ) -> Table:
     """The retrievers with a choice of columns."""
     lines = []

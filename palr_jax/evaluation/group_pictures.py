@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from palr_jax.evaluation.groups import FEWEST
 from palr_jax.evaluation.html_tables import Cell, caption_of, escaped, number, table
@@ -19,6 +18,7 @@ from palr_jax.evaluation.pictures import (
     scale_below,
     scatter,
 )
+from palr_jax.json_types import JsonObject
 
 _PROBABILITIES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _BY = {
@@ -28,7 +28,7 @@ _BY = {
 }
 
 
-def lift_part(groups: dict[str, Any]) -> str:
+def lift_part(groups: JsonObject) -> str:
     """The lift over the retriever in each group of users, three ways of grouping."""
     retriever, models = groups["baseline"], groups["models"]
     name = escaped(retriever)
@@ -43,7 +43,7 @@ def lift_part(groups: dict[str, Any]) -> str:
     )
 
 
-def _lifts(by: str, rows: Sequence[dict[str, Any]], retriever: str, models: Sequence[str]) -> str:
+def _lifts(by: str, rows: Sequence[JsonObject], retriever: str, models: Sequence[str]) -> str:
     title, words = _BY[by]
     caption = f"Lift of NDCG@10, {words.format(retriever=retriever)}"
     ends = [0.0]
@@ -67,9 +67,7 @@ def _lifts(by: str, rows: Sequence[dict[str, Any]], retriever: str, models: Sequ
     )
 
 
-def _lift_row(
-    by: str, row: dict[str, Any], retriever: str, models: Sequence[str], axis: Axis
-) -> str:
+def _lift_row(by: str, row: JsonObject, retriever: str, models: Sequence[str], axis: Axis) -> str:
     label = row["label"]
     if by == "rank" and row["to"] is None:
         label = "not a candidate"
@@ -88,14 +86,14 @@ def _lift_row(
     )
 
 
-def _in_words(lift: dict[str, Any]) -> str:
+def _in_words(lift: JsonObject) -> str:
     if lift["ci95"] is None:
         return f"{signed(lift['mean'])} (too few users)"
     low, high = map(signed, lift["ci95"])
     return f"{signed(lift['mean'])} ({low} to {high})"
 
 
-def moves_part(groups: dict[str, Any]) -> str:
+def moves_part(groups: JsonObject) -> str:
     """Where the retriever had the test items, and where each ranker put them."""
     moves, retriever = groups["moves"], groups["baseline"]
     users = sum(row["users"] for row in groups["lift"]["rank"])
@@ -112,9 +110,7 @@ def moves_part(groups: dict[str, Any]) -> str:
     )
 
 
-def _heat(
-    model: str, moves: dict[str, Any], ranks: Sequence[dict[str, Any]], retriever: str
-) -> str:
+def _heat(model: str, moves: JsonObject, ranks: Sequence[JsonObject], retriever: str) -> str:
     counts = moves["counts"]
     most = max(max(row) for row in counts) or 1
     head = "".join(f"<th scope='col'>{escaped(rank['label'])}</th>" for rank in ranks)
@@ -147,7 +143,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} ({part / whole:.0%})" if whole else f"{part:,}"
 
 
-def reliability_part(groups: dict[str, Any]) -> str:
+def reliability_part(groups: JsonObject) -> str:
     """Predicted probability against observed share."""
     given, retriever = groups["reliability"], escaped(groups["baseline"])
     series = [
@@ -195,7 +191,7 @@ def _probability_axis(values: Sequence[float]) -> Axis:
     return replace(axis, ticks=ticks)
 
 
-def _bins(caption: str, bins: Sequence[dict[str, Any]], kind: str) -> str:
+def _bins(caption: str, bins: Sequence[JsonObject], kind: str) -> str:
     rows: list[list[Cell | str]] = []
     for one in bins:
         if one[kind]:

@@ -8,12 +8,12 @@ Shapes: V users of one group, F users whose test item is a candidate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from palr_jax.evaluation.metrics import SLATE, ndcg
 from palr_jax.evaluation.significance import paired_bootstrap
+from palr_jax.json_types import JsonObject
 
 # Fixed, so that runs on different data have the same groups.
 HISTORY_ENDS = (5, 10, 20, 50, 100)
@@ -41,7 +41,7 @@ class Range:
         """Which values lie in the range, bool [U]."""
         return (values_U >= self.low) & (values_U <= (np.inf if self.high is None else self.high))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The range as in results.json."""
         return {"label": self.label, "from": self.low, "to": self.high}
 
@@ -74,7 +74,7 @@ def lifts(
     models: Mapping[str, np.ndarray],
     seed: int,
     samples: int,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """NDCG@10 of a baseline in each group of users, and what models add to it.
 
     Args:
@@ -112,7 +112,7 @@ def lifts(
     return rows
 
 
-def moves(before_U: np.ndarray, after_U: np.ndarray, num_candidates: int) -> dict[str, Any]:
+def moves(before_U: np.ndarray, after_U: np.ndarray, num_candidates: int) -> JsonObject:
     """Where the retriever had the targets, and where the ranker put them.
 
     Args:

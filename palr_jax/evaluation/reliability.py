@@ -1,10 +1,11 @@
 """Reliability of P(candidate): what was predicted, against how often it came true."""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
+
+from palr_jax.json_types import JsonObject
 
 # With 50 candidates most probabilities lie around 1/50 and below.
 EDGES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -12,7 +13,7 @@ EDGES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 def reliability(
     logp_UC: np.ndarray, candidates_UC: np.ndarray, target_U: np.ndarray
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """P(candidate) in bins, beside the share of these candidates that were the test item.
 
     P sums to 1 over the candidates of a user. So it can be right on average only over users whose
@@ -51,7 +52,7 @@ def reliability(
     return bins
 
 
-def _bin(p_N: np.ndarray, is_target_N: np.ndarray) -> dict[str, Any] | None:
+def _bin(p_N: np.ndarray, is_target_N: np.ndarray) -> JsonObject | None:
     if not len(p_N):
         return None
     hits = int(is_target_N.sum())

@@ -8,13 +8,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from palr_jax.evaluation.group_pictures import lift_part, moves_part, reliability_part
 from palr_jax.evaluation.html_tables import Cell, escaped, number, table
 from palr_jax.evaluation.numbers import short, signed
 from palr_jax.evaluation.paper import PAPER
 from palr_jax.evaluation.pictures import Chart, curves
+from palr_jax.evaluation.results import ControlRow, ResultRow, Results
+from palr_jax.json_types import JsonObject
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
 
@@ -37,7 +38,7 @@ class SlateExample:
 
 
 def render(
-    results: dict[str, Any],
+    results: Results,
     charts: Sequence[Chart],
     instructions: str,
     examples: Sequence[SlateExample],
@@ -91,7 +92,7 @@ def _page_file(name: str) -> str:
     return (files("palr_jax.evaluation") / "page" / name).read_text("utf-8")
 
 
-def _group_sections(groups: dict[str, Any]) -> list[tuple[str, str]]:
+def _group_sections(groups: JsonObject) -> list[tuple[str, str]]:
     sections = [("Lift by group", lift_part(groups))]
     if "moves" in groups:
         sections.append(("Ranks of the test item", moves_part(groups)))
@@ -99,14 +100,14 @@ def _group_sections(groups: dict[str, Any]) -> list[tuple[str, str]]:
     return sections
 
 
-def _results(results: dict[str, Any]) -> str:
+def _results(results: Results) -> str:
     caption = "Test users; differences of NDCG@10 with their 95% interval. Press a title to sort."
     rows = [_result_cells(results, row) for row in results["rows"]]
     controls = _controls_table(results["controls"]) if "controls" in results else ""
     return f"{_findings(results)}{table(caption, header(results), rows, 'sortable')}{controls}"
 
 
-def _findings(results: dict[str, Any]) -> str:
+def _findings(results: Results) -> str:
     """A sentence for each ranker of the pictures."""
     by_model = {row["model"]: row for row in results["rows"]}
     baselines = [results["groups"]["baseline"], results["groups"]["models"][0]]
@@ -137,12 +138,12 @@ def _verdict(bounds: Sequence[float]) -> str:
     return f"95% interval of the difference {low} to {high}: {meaning}"
 
 
-def header(results: dict[str, Any]) -> list[str]:
+def header(results: Results) -> list[str]:
     """The column titles of the results table."""
     return ["model", "users", *METRICS, *(f"NDCG@10 − {name}, 95%" for name in compared(results))]
 
 
-def _result_cells(results: dict[str, Any], row: dict[str, Any]) -> list[Cell | str]:
+def _result_cells(results: Results, row: ResultRow) -> list[Cell | str]:
     """One row of results.json as the cells of the results table."""
     intervals = [row["ci95"].get(name, {}).get("NDCG@10") for name in compared(results)]
     return [
@@ -156,13 +157,13 @@ def _result_cells(results: dict[str, Any], row: dict[str, Any]) -> list[Cell | s
     ]
 
 
-def compared(results: dict[str, Any]) -> list[str]:
+def compared(results: Results) -> list[str]:
     """The baseline rows of the confidence intervals, in the order of the table."""
     names = {name for row in results["rows"] for name in row["ci95"]}
     return [row["model"] for row in results["rows"] if row["model"] in names]
 
 
-def _controls_table(rows: Sequence[dict[str, Any]]) -> str:
+def _controls_table(rows: Sequence[ControlRow]) -> str:
     return "<h3>Controls</h3>" + table(
         "PALR_v2 where a part of what it reads is disturbed.",
         ["control", "users", "HR@10", "NDCG@10"],

@@ -73,7 +73,7 @@ def window_examples(maker: Maker[Made], users: np.ndarray, window: int) -> list[
     return list(visit(maker, users, window * WINDOW, (window + 1) * WINDOW))
 
 
-def whole_pass(maker: Maker[Any], users: np.ndarray, packing: Packing) -> dict[str, np.ndarray]:
+def whole_pass(maker: Maker[Made], users: np.ndarray, packing: Packing) -> dict[str, np.ndarray]:
     """The packed rows of one example per user, for validation."""
     examples = [maker.example(int(user), 0) for user in users]
     return maker.pack(examples, packing, np.random.default_rng(maker.seed))
@@ -94,7 +94,7 @@ def batches(
     packing: Packing,
     process: int = 0,
     processes: int = 1,
-) -> grain.IterDataset:
+) -> grain.IterDataset[dict[str, np.ndarray]]:
     """An endless, checkpointable dataset of packed batches.
 
     Each element is a dict of int32 arrays: `tokens_BT`, `position_BT` (within the example),
@@ -110,7 +110,7 @@ def batches(
         processes: number of processes, which share the windows.
     """
     windows = grain.MapDataset.source(_PackedWindows(maker, users, packing))[process::processes]
-    rows = grain.experimental.FlatMapIterDataset(
+    rows: grain.IterDataset[dict[str, np.ndarray]] = grain.experimental.FlatMapIterDataset(
         windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)),
         _SplitWindows(),
     )

@@ -14,7 +14,9 @@ from palr_jax.errors import UserError, reason
 from palr_jax.io.files import reading
 from palr_jax.io.paths import absolute
 from palr_jax.io.progress import say
+from palr_jax.json_types import Json
 from palr_jax.parallel import processes
+from palr_jax.trees import PyTree
 
 # Orbax logs every file it writes, and every error several times. Users see an error once, as
 # `UserError`.
@@ -35,6 +37,7 @@ class SavedSteps:
 
     def __init__(self, directory: Path) -> None:
         self.directory = absolute(directory)
+        # Orbax's Checkpointer; mypy does not follow Orbax.
         self._steps: Any = None
         if self._can_open():
             with reading(self.directory, "delete the damaged steps in it"):
@@ -62,7 +65,7 @@ class SavedSteps:
         """The steps that are complete, ascending."""
         return [] if self._steps is None else sorted(one.step for one in self._steps.checkpoints)
 
-    def load(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    def load(self, step: int, like: dict[str, PyTree]) -> tuple[dict[str, PyTree], Json]:
         """Loads the trees named in `like`, with the shapes, dtypes and shardings of its arrays.
 
         Args:
@@ -92,7 +95,7 @@ class SavedSteps:
             ) from error
         return dict(trees), notes
 
-    def load_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], Any] | None:
+    def load_latest(self, like: dict[str, PyTree]) -> tuple[int, dict[str, PyTree], Json] | None:
         """Loads the newest readable step; returns None if the directory has no steps.
 
         Unreadable newer steps are reported and skipped.
@@ -112,7 +115,9 @@ class SavedSteps:
             say(f"warning: {errors[0]}; resuming from an earlier one")
         return None
 
-    def _try(self, step: int, like: dict[str, Any]) -> tuple[Any, str | None]:
+    def _try(
+        self, step: int, like: dict[str, PyTree]
+    ) -> tuple[tuple[dict[str, PyTree], Json] | None, str | None]:
         """The result of `load`, or its error message."""
         try:
             return self.load(step, like), None
@@ -160,7 +165,9 @@ class Checkpoints(SavedSteps):
                 raise self._unwritten(failure) from failure
             say(f"warning: {self._unwritten(failure)}")
 
-    def save(self, step: int, trees: dict[str, Any], notes: Any, loss: float | None = None) -> None:
+    def save(
+        self, step: int, trees: dict[str, PyTree], notes: Json, loss: float | None = None
+    ) -> None:
         """Starts to save `trees` and `notes` as `step`; returns once the values are copied.
 
         The step with the lowest `loss` is never deleted.
@@ -197,7 +204,7 @@ class Checkpoints(SavedSteps):
         )
 
 
-def _digests(trees: dict[str, Any]) -> dict[str, int]:
+def _digests(trees: dict[str, PyTree]) -> dict[str, int]:
     """A checksum per tree."""
     return {
         name: _digest_on_host(tree) if _is_small(tree) else int(_digest(tree))
@@ -205,14 +212,14 @@ def _digests(trees: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _is_small(tree: Any) -> bool:
+def _is_small(tree: PyTree) -> bool:
     """Whether the host sums up a tree faster than a program for it is compiled or loaded."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     is_here = all(leaf.is_fully_addressable for leaf in leaves)
     return is_here and sum(leaf.size for leaf in leaves) < _SMALL
 
 
-def _digest_on_host(tree: Any) -> int:
+def _digest_on_host(tree: PyTree) -> int:
     """The same number as `_digest`."""
     total = 0
     for number, leaf in enumerate(jax.tree.leaves(tree)):
@@ -231,7 +238,7 @@ def _differing(found: dict[str, int], saved: dict[str, int]) -> list[str]:
 
 
 @jax.jit
-def _digest(tree: Any) -> jax.Array:
+def _digest(tree: PyTree) -> jax.Array:
     """Checksum, uint32: the sum of all elements' bits, each times an odd number unique to it.
 
     A change of a single element always changes it, and integer sums do not depend on the sharding.

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
 from palr_jax.errors import UserError, reason
 from palr_jax.io.paths import delete, in_bucket
+from palr_jax.json_types import Json, JsonObject
 from palr_jax.parallel.processes import is_leader
 
 _PIECE_BYTES = 16_000_000
@@ -100,7 +100,7 @@ def reading(path: Path, mend: str = "delete it and run again") -> Iterator[None]
         raise UserError(f"{path} cannot be read ({reason(error)}): {mend}") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """Reads JSON.
 
     Raises:
@@ -116,7 +116,7 @@ def read_json(path: Path) -> Any:
             ) from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[JsonObject]:
     """Reads a file of JSON objects, one per line.
 
     Raises:

@@ -13,14 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from palr_jax.io.files import read_json, reading, replacing
+from palr_jax.json_types import JsonObject
 
-Inputs = Mapping[str, Any]
+Inputs = Mapping[str, object]
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """A short hash of a JSON-like value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -31,7 +31,7 @@ def changed(wanted: Inputs, found: Inputs) -> list[str]:
     return [name for name, value in wanted.items() if found.get(name) != value]
 
 
-def recorded(file: Path) -> dict[str, Any] | None:
+def recorded(file: Path) -> JsonObject | None:
     """The inputs that `claim` wrote; None if the file is missing.
 
     Raises:

@@ -1,7 +1,6 @@
 """YAML for configs: small, without duplicate keys, and with errors of one line."""
 
 import re
-from typing import Any
 
 import yaml
 
@@ -14,7 +13,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_.]+)+)$")
 
 
-def read_yaml(text: str, where: str) -> Any:
+def read_yaml(text: str, where: str) -> object:
     """Parses YAML; tags can only make plain data.
 
     Args:

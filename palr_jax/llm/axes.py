@@ -1,7 +1,6 @@
 """The logical axes of a LLaMA's parameters, and the checks of its shape against a mesh."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -9,6 +8,7 @@ from jax.sharding import NamedSharding
 from palr_jax.errors import UserError
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.parallel.sharding import FSDP, TENSOR, Shards
+from palr_jax.trees import KeyPath, PyTree
 
 # The path of a parameter in the model, for example ("layers", "q", "kernel_IO").
 ParamPath = tuple[str, ...]
@@ -50,7 +50,7 @@ def _along(axis: str) -> str:
     return axis if axis == "embed" else "adapter"
 
 
-def shardings(shards: Shards, params: Any) -> Any:
+def shardings(shards: Shards, params: PyTree) -> PyTree:
     """The tree of the shardings of a tree of parameters."""
     return jax.tree.map_with_path(lambda keys, leaf: shards.of(*axes_of(_path_of(keys))), params)
 
@@ -60,7 +60,7 @@ def placement(shards: Shards) -> Callable[[ParamPath, tuple[int, ...]], NamedSha
     return lambda path, shape: shards.of(*axes_of(path))
 
 
-def gathered(shards: Shards | None, params: Any, prefix: ParamPath = ()) -> Any:
+def gathered(shards: Shards | None, params: PyTree, prefix: ParamPath = ()) -> PyTree:
     """All-gathers parameters along fsdp, as the products of a layer need them.
 
     The constraint is explicit because XLA may otherwise all-gather the activations instead.
@@ -74,7 +74,7 @@ def gathered(shards: Shards | None, params: Any, prefix: ParamPath = ()) -> Any:
     if shards is None or shards.is_one_device:
         return params
 
-    def gather(keys: Any, leaf: jax.Array) -> jax.Array:
+    def gather(keys: KeyPath, leaf: jax.Array) -> jax.Array:
         axes = axes_of((*prefix, *_path_of(keys)))
         return jax.lax.with_sharding_constraint(leaf, shards.gathered(*axes[-leaf.ndim :]))
 
@@ -95,7 +95,7 @@ def by_rows(shards: Shards | None, x_ND: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x_ND, shards.of("batch", "width"))
 
 
-def _path_of(keys: Any) -> ParamPath:
+def _path_of(keys: KeyPath) -> ParamPath:
     return tuple(str(key.key) for key in keys if hasattr(key, "key"))
 
 

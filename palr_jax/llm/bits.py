@@ -5,19 +5,19 @@ converts all of it to float32, the weights of all layers once per layer. Integer
 conversion, and reading bits as another dtype is free on every platform.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from palr_jax.trees import PyTree
 
-def to_bits(tree: Any) -> Any:
+
+def to_bits(tree: PyTree) -> PyTree:
     """Every bfloat16 array as uint16, others unchanged. No gradient flows through the bits."""
     return jax.tree.map(lambda x: _cast(x, jnp.bfloat16, jnp.uint16), tree)
 
 
-def from_bits(tree: Any) -> Any:
+def from_bits(tree: PyTree) -> PyTree:
     """The inverse of `to_bits`: uint16 arrays are read as bfloat16."""
     return jax.tree.map(lambda x: _cast(x, jnp.uint16, jnp.bfloat16), tree)
 
@@ -36,5 +36,5 @@ def named(x: jax.Array, name: str) -> jax.Array:
 kept.defvjp(lambda x: (named(x, "product"), None), lambda _, grad: (grad,))
 
 
-def _cast(x: jax.Array, old: Any, new: Any) -> jax.Array:
+def _cast(x: jax.Array, old: jax.typing.DTypeLike, new: jax.typing.DTypeLike) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, new) if x.dtype == old else x

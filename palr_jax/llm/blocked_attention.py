@@ -12,12 +12,12 @@ keys up to the end of the block.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from palr_jax.llm.bits import from_bits, named, to_bits
+from palr_jax.trees import PyTree
 
 # The scores of a block of this many queries fit a CPU's cache; the number of blocks is limited, so
 # that long rows do not make large programs.
@@ -127,15 +127,15 @@ def _gradients(
 
 
 def _over_heads(
-    work: Callable[..., Any], in_turn: bool, horizon_BT: jax.Array, heads: tuple[jax.Array, ...]
-) -> Any:
+    work: Callable[..., PyTree], in_turn: bool, horizon_BT: jax.Array, heads: tuple[jax.Array, ...]
+) -> PyTree:
     """Maps `work` over rows and key/value heads, the leading axes [B, G] of `heads`."""
     if not in_turn:
         return jax.vmap(jax.vmap(work, (None, *[0] * len(heads))))(horizon_BT, *heads)
     B, G = heads[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(B * G, *x.shape[2:]), heads)
 
-    def one(number: jax.Array) -> Any:
+    def one(number: jax.Array) -> PyTree:
         head = jax.tree.map(lambda x: x[number], bits)
         return to_bits(work(horizon_BT[number // G], *from_bits(head)))
 

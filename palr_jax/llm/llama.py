@@ -5,7 +5,6 @@ feed-forward width.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from palr_jax.llm.lora import Linear
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.llm.product import product
 from palr_jax.llm.rope import rope_turns, rotate
+from palr_jax.trees import PyTree, State
 
 # What is saved for the backward pass; everything else is recomputed.
 _REMAT = {
@@ -283,7 +283,7 @@ class Llama(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def layer(
-            x_ND: jax.Array, per_layer: tuple[nnx.State, jax.Array, jax.Array]
+            x_ND: jax.Array, per_layer: tuple[State, jax.Array, jax.Array]
         ) -> tuple[jax.Array, New]:
             weights, k_BGSK, v_BGSK = from_bits(per_layer)
             # No explicit all-gather: with few new tokens XLA may move the activations instead.
@@ -319,7 +319,7 @@ class Llama(nnx.Module):
         x_ND = from_bits(self._moved(table_VD)[tokens_N])
         return x_ND if self.compute.has_bfloat16 else x_ND.astype(jnp.float32)
 
-    def _moved(self, tree: Any) -> Any:
+    def _moved(self, tree: PyTree) -> PyTree:
         """Arrays in the form in which they are moved without conversion; read with `from_bits`."""
         return tree if self.compute.has_bfloat16 else to_bits(tree)
 
@@ -332,7 +332,7 @@ class Llama(nnx.Module):
         remat: Remat = "none",
         prefix: Prefix = NO_PREFIX,
         added_BTD: jax.Array | None = None,
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, PyTree]:
         """Hidden states, and the keys and values of all layers if `room` is given.
 
         `room` is the number of tokens that are kept and the number of slots.
@@ -349,7 +349,7 @@ class Llama(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def layer(
-            x_ND: jax.Array, per_layer: tuple[nnx.State, jax.Array | None]
+            x_ND: jax.Array, per_layer: tuple[State, jax.Array | None]
         ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
             weights, key = per_layer
             decoder = nnx.merge(graph, gathered(shards, from_bits(weights), ("layers",)))
@@ -378,7 +378,7 @@ class Llama(nnx.Module):
 def _stack(config: LlamaConfig, lora: LoRAConfig | None, rngs: nnx.Rngs) -> DecoderLayer:
     """L layers as one module, every parameter with a leading layer axis, for a scan."""
 
-    def weights(key: jax.Array) -> nnx.State:
+    def weights(key: jax.Array) -> State:
         return nnx.state(DecoderLayer(config, lora, nnx.Rngs(params=key)))
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: DecoderLayer(config, lora, nnx.Rngs(params=0))))

@@ -15,15 +15,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
 from palr_jax.errors import UserError, reason
+from palr_jax.json_types import Json, JsonObject
 from palr_jax.parallel.roll_call import Link, meet
 from palr_jax.parallel.watch import is_watched, leave, watched
 
+if TYPE_CHECKING:
+    import jax
+
 _Value = TypeVar("_Value")
+# What `signal.signal` takes and returns.
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 # A process without a heartbeat for this long counts as dead, and the others stop.
 _HEARTBEAT_SECONDS = 30
@@ -174,7 +180,7 @@ def is_shared(environment: Mapping[str, str], has_tpu: bool) -> bool:
     return has_tpu and "TPU_SKIP_MDS_QUERY" not in environment
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Json) -> list[Json]:
     """The JSON values of all processes, in order of their index; an all-gather."""
     if not are_many():
         return [value]
@@ -196,7 +202,7 @@ def led(work: Callable[[], _Value]) -> _Value:
     """
     if not are_many():
         return work()
-    answer: dict[str, Any] = {}
+    answer: JsonObject = {}
     if is_leader():
         try:
             answer = {"value": work()}
@@ -252,7 +258,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = False
-        self._before: Any = None
+        self._before: _Handler = None
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
@@ -271,7 +277,7 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
-    def poll(self) -> Any:
+    def poll(self) -> "bool | jax.Array":
         """Starts an all-reduce of whether any process received SIGTERM; a lazy boolean."""
         if not are_many():
             return self._asked

@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 from palr_jax.errors import UserError, reason
+from palr_jax.json_types import JsonObject
 
 # How often a process that waits says for whom.
 _SAY_SECONDS = 10.0
@@ -41,7 +41,7 @@ class Link:
         with suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self) -> list[dict[str, Any]] | None:
+    def receive(self) -> list[JsonObject] | None:
         """The received messages; None if the peer closed the connection or is not palr.
 
         To be called once `select` says that there is something to read.
@@ -93,7 +93,7 @@ def _lead(host: str, port: int, count: int, seconds: float) -> dict[int, Link]:
                 _say(f"waiting for {named(missing)} to come to {address}{_beside(came)}")
                 for link in came.values():
                     link.send({"missing": missing})
-            sources: list[Any] = [listener, *strangers, *came.values()]
+            sources: list[socket.socket | Link] = [listener, *strangers, *came.values()]
             ready, _, _ = select.select(sources, [], [], 0.2)
             if listener in ready:
                 strangers.append(Link(listener.accept()[0]))

@@ -7,7 +7,6 @@ only `Rules` maps them to the mesh.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from palr_jax.errors import UserError
 from palr_jax.parallel.config import MeshConfig
+from palr_jax.trees import PyTree
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 # The mesh axes that shard an axis of an array, major to minor.
@@ -103,7 +103,7 @@ class Shards:
         """The number of shards of a logical axis."""
         return int(np.prod([self.mesh.shape[name] for name in getattr(self.rules, axis)]))
 
-    def spread(self, rows: Any) -> Any:
+    def spread(self, rows: PyTree) -> PyTree:
         """Shards a tree of host arrays along their leading axis, the rows.
 
         Args:

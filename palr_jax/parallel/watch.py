@@ -14,8 +14,9 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from palr_jax.json_types import JsonObject
 from palr_jax.parallel.roll_call import Link
 
 # Exit code of a process that ends because another one is lost.
@@ -177,7 +178,7 @@ class _Parent:
         why = self.own or f"{self._me()} ended with exit code {code}"
         self._tell({"ended": self.index, "code": code, "grace": grace, "why": why.split(":")[0]})
 
-    def _tell(self, message: dict[str, Any], but: int | None = None) -> None:
+    def _tell(self, message: JsonObject, but: int | None = None) -> None:
         for one, link in self.links.items():
             if one != but:
                 link.send(message)
@@ -201,7 +202,7 @@ class _Parent:
             elif now - self.heard[one] > self.silence:
                 self._lose(one, f"process {one} was not heard of for {self.silence:g} s")
 
-    def _hear(self, one: int, message: dict[str, Any]) -> None:
+    def _hear(self, one: int, message: JsonObject) -> None:
         if message["ended"] == one:
             self.done.add(one)
         self._tell(message, but=one)

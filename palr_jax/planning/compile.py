@@ -22,6 +22,7 @@ from jax.experimental import topologies
 from palr_jax.errors import UserError
 from palr_jax.parallel.chips import Coordinate, Topology
 from palr_jax.planning.hlo import Collective, collectives
+from palr_jax.trees import PyTree
 
 # Without these, libtpu searches for local chips and waits.
 _NO_LOCAL_CHIPS = {
@@ -121,7 +122,7 @@ def coordinate(device: jax.Device, topology: Topology) -> Coordinate:
     return (getattr(device, "slice_index", None) or 0, *axes)
 
 
-def bytes_per_chip(tree: Any) -> int:
+def bytes_per_chip(tree: PyTree) -> int:
     """Bytes on one chip of a tree of arrays, or of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
@@ -130,7 +131,7 @@ def bytes_per_chip(tree: Any) -> int:
 
 
 def compile_program(
-    lowered: jax.stages.Lowered, chips: int, parameters: Any, optimizer: Any, inputs: Any
+    lowered: jax.stages.Lowered, chips: int, parameters: PyTree, optimizer: PyTree, inputs: PyTree
 ) -> Program:
     """Compiles a program and reads its memory and its collectives.
 

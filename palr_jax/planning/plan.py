@@ -6,7 +6,6 @@ weights are read, only their shapes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +42,7 @@ from palr_jax.ranking.batches import prompt_width
 from palr_jax.training.feed import check_rows
 from palr_jax.training.step import Batch, abstract_state, train_step
 from palr_jax.training.trained import trainable
+from palr_jax.trees import PyTree, State, split_off
 
 # Trie nodes fed to the model, and edges scored, for 50 candidates, rounded up.
 _FED, _EDGES = 32, 128
@@ -194,7 +194,7 @@ def _in_words(shape: LlamaConfig, config: Config) -> str:
 
 def _compile_train(config: Config, model: Llama, shards: Shards) -> Program:
     tuning = config.finetune
-    graph, params, frozen = nnx.split(model, trainable(model), ...)
+    graph, params, frozen = split_off(model, trainable(model))
     frozen = _sharded_shapes(frozen, shards, config.ranker.dtype)
     state = abstract_state(params, tuning, shards)
     tokens_BT = _rows(shards, tuning.batch_size, tuning.length)
@@ -213,7 +213,7 @@ def _plan_ranking(config: Config, model: Llama, shards: Shards, topology: Topolo
             f"{config.mesh.fsdp} = {ways} devices"
         )
     length = prompt_width(config.instruct.length)
-    _, adapters, base = nnx.split(model, trainable(model), ...)
+    _, adapters, base = split_off(model, trainable(model))
     weights = nnx.merge_state(
         _sharded_shapes(adapters, shards, "float32"),
         _sharded_shapes(base, shards, config.ranker.dtype),
@@ -245,7 +245,7 @@ def _ranking_seconds(
     return max(flops / topology.chips / chip.flops, read / chip.hbm_bandwidth, traffic)
 
 
-def _sharded_shapes(params: nnx.State, shards: Shards, dtype: str) -> nnx.State:
+def _sharded_shapes(params: State, shards: Shards, dtype: str) -> State:
     """The parameters as shapes with dtype and sharding."""
     return jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=at),
@@ -254,7 +254,7 @@ def _sharded_shapes(params: nnx.State, shards: Shards, dtype: str) -> nnx.State:
     )
 
 
-def _rows(shards: Shards, *shape: int) -> Any:
+def _rows(shards: Shards, *shape: int) -> PyTree:
     sharding = shards.of("batch", *[None] * (len(shape) - 1))
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
 

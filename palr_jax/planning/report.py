@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from palr_jax.json_types import JsonObject
 from palr_jax.parallel.chips import GIB
 from palr_jax.planning.hlo import Collective
 from palr_jax.planning.plan import Plan
@@ -39,7 +39,7 @@ def describe(plan: Plan) -> str:
     )
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
+def as_dict(plan: Plan) -> JsonObject:
     """A plan as JSON-compatible data; bytes and seconds are per chip and step."""
     train, ranking = plan.train, plan.ranking
     return {

@@ -28,6 +28,7 @@ from palr_jax.ranking.base_model import make_model, with_head
 from palr_jax.ranking.batches import Prompts, batches_of, padded, read_prompts
 from palr_jax.run_directory import RunDirectory
 from palr_jax.training.trained import load_trained
+from palr_jax.trees import State
 
 # Tries of this many users are built at a time.
 _TRIES_AT_ONCE = 512
@@ -153,7 +154,7 @@ class Ranker:
         return logp_BC
 
     @cached_property
-    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+    def _split(self) -> tuple[nnx.GraphDef[Llama], State]:
         """The model as graph and weights: splitting it costs about as much as a small batch."""
         return nnx.split(self.model)
 

@@ -24,6 +24,7 @@ from palr_jax.io.progress import progress
 from palr_jax.llm.checkpoints.loading import load
 from palr_jax.llm.llama import Llama, causal_layout
 from palr_jax.padding import to_multiple
+from palr_jax.trees import State
 
 WIDTH = 128
 _BATCH = 64
@@ -107,7 +108,7 @@ def _mean_states(model: Llama, rows_I: list[np.ndarray]) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _means(
-    graph: nnx.GraphDef, weights: nnx.State, tokens_BT: jax.Array, length_B: jax.Array
+    graph: nnx.GraphDef[Llama], weights: State, tokens_BT: jax.Array, length_B: jax.Array
 ) -> jax.Array:
     hidden_BTD = nnx.merge(graph, weights).hidden(
         tokens_BT, causal_layout(length_B, tokens_BT.shape[1])

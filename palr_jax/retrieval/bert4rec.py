@@ -1,6 +1,7 @@
 """BERT4Rec: bidirectional attention, trained to predict masked items (Sun et al. 2019)."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.dropout import drop_out
@@ -26,11 +27,12 @@ class BERT4Rec(nnx.Module):
     def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
         """The item at each position, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
-        x_BTD = self.item_ID[...][rows.item_RT] + self.position_TD[...][rows.position_RT]
+        position_RT = jnp.asarray(rows.position_RT)
+        x_BTD = self.item_ID[...][rows.item_RT] + self.position_TD[...][position_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for index, block in enumerate(self.blocks):
             wanted = newest if index == len(self.blocks) - 1 else 0
-            x_BTD = block(x_BTD, rows.position_RT, keys[1 + index], wanted)
+            x_BTD = block(x_BTD, position_RT, keys[1 + index], wanted)
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         return self.norm(jax.nn.gelu(self.head(x_ND))).reshape(x_BTD.shape)
 

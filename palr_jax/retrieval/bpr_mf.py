@@ -3,26 +3,17 @@
 Shapes: X = D + 1, a vector and the item's bias.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.pairwise import (
-    Edges,
-    PairLoss,
-    Vectors,
-    all_inner_products,
-    inner_products,
-)
+from palr_jax.retrieval.pairwise import Edges, InnerProduct, PairLoss, Vectors
 
 
-class BPRMF(nnx.Module):
+class BPRMF(InnerProduct):
     """A score is the inner product of the user's and the item's vector, plus the item's bias."""
 
     loss: PairLoss = "bpr"
-    match = staticmethod(inner_products)
-    match_all = staticmethod(all_inner_products)
 
     def __init__(
         self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
@@ -37,7 +28,3 @@ class BPRMF(nnx.Module):
         user_UX = jnp.pad(self.user_UD[...], [(0, 0), (0, 1)], constant_values=1)
         item_IX = jnp.concatenate([self.item_ID[...], self.bias_I[...][:, None]], axis=1)
         return Vectors(user_UX, user_UX, item_IX, jnp.zeros_like(item_IX))
-
-    def weights(self) -> dict[str, jax.Array]:
-        """Empty: a match needs no other parameters."""
-        return {}

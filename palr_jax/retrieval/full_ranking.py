@@ -10,7 +10,7 @@ Shapes: C items of a chunk, S seen items of a user, padded.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,15 @@ from palr_jax.errors import UserError
 from palr_jax.padding import to_power_of_two
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.interface import TopK
+from palr_jax.trees import PyTree
 
 _USERS = 256  # users of a chunk
 _ITEMS = 16_384  # items of a chunk on one device
 _AXIS = "items"
+
+
+Score: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
+"""(queries of B users, C items) → their scores [B, C]."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,9 @@ class Scorer:
             function, because the cache of compiled programs is keyed by it.
     """
 
-    queries: Callable[[Ragged], Any]
-    items: Any
-    score: Callable[[Any, Any], jax.Array]
+    queries: Callable[[Ragged], PyTree]
+    items: PyTree
+    score: Score
 
 
 def inner_product(query_BD: jax.Array, item_CD: jax.Array) -> jax.Array:
@@ -158,7 +163,7 @@ def _seen(part: Ragged, num_items: int) -> np.ndarray:
     return seen_BS
 
 
-def _spread(items: Any, num_items: int) -> tuple[Mesh, Any]:
+def _spread(items: PyTree, num_items: int) -> tuple[Mesh, PyTree]:
     """Shards the items over the devices of this process, padded to equally many chunks each."""
     devices = np.array(_devices())
     mesh = Mesh(devices, (_AXIS,))
@@ -181,12 +186,12 @@ def _devices() -> list[jax.Device]:
 
 @functools.partial(jax.jit, static_argnames=("score", "mesh", "k"))
 def _rank(
-    score: Callable[[Any, Any], jax.Array],
+    score: Score,
     mesh: Mesh,
     k: int,
     num_items: int,
-    queries: Any,
-    items: Any,
+    queries: PyTree,
+    items: PyTree,
     target_B: jax.Array,
     seen_BS: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -202,11 +207,11 @@ def _rank(
 
 
 def _rank_on_device(
-    score: Callable[[Any, Any], jax.Array],
+    score: Score,
     k: int,
     num_items: jax.Array,
-    queries: Any,
-    items: Any,
+    queries: PyTree,
+    items: PyTree,
     target_B: jax.Array,
     seen_BS: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -292,7 +297,7 @@ def _best(k: int, score_BX: jax.Array, item_BX: jax.Array) -> tuple[jax.Array, j
 
 
 @functools.partial(jax.jit, static_argnames="score")
-def _all_scores(score: Callable[[Any, Any], jax.Array], queries: Any, items: Any) -> jax.Array:
+def _all_scores(score: Score, queries: PyTree, items: PyTree) -> jax.Array:
     return score(queries, items)
 
 

@@ -9,25 +9,17 @@ import numpy as np
 from flax import nnx
 
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.pairwise import (
-    Edges,
-    PairLoss,
-    Vectors,
-    all_inner_products,
-    inner_products,
-)
+from palr_jax.retrieval.pairwise import Edges, InnerProduct, PairLoss, Vectors
 
 
-class _Constant(nnx.Variable):
+class _Constant(nnx.Variable[jax.Array]):
     """The graph, which training does not change."""
 
 
-class LightGCN(nnx.Module):
+class LightGCN(InnerProduct):
     """A score is the inner product of layer means; `num_blocks` is the number of layers."""
 
     loss: PairLoss = "bpr"
-    match = staticmethod(inner_products)
-    match_all = staticmethod(all_inner_products)
 
     def __init__(
         self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
@@ -60,10 +52,6 @@ class LightGCN(nnx.Module):
             items_ID += item_ID
         context_IX = context_ID * self.item_scale_I[...][:, None] * share
         return Vectors(self.user_UD[...] * share, users_UD * share, items_ID * share, context_IX)
-
-    def weights(self) -> dict[str, jax.Array]:
-        """Empty: a match needs no other parameters."""
-        return {}
 
     def _to_users(self, item_ID: jax.Array) -> jax.Array:
         message_ND = item_ID[self.item_N[...]] * self.weight_N[...][:, None]

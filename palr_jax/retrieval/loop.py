@@ -5,10 +5,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -21,11 +21,15 @@ from palr_jax.io.checkpoint import Checkpoints, SavedSteps
 from palr_jax.io.files import write_json, write_text
 from palr_jax.io.progress import Advance, progress
 from palr_jax.io.provenance import Inputs, changed, claim, recorded
+from palr_jax.json_types import JsonObject
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.step import Params, RetrieverState, copy
+from palr_jax.trees import PyTree
 
-Step = Callable[[RetrieverState, Any, jax.Array], tuple[RetrieverState, jax.Array]]
+Step: TypeAlias = Callable[[RetrieverState, PyTree, jax.Array], tuple[RetrieverState, jax.Array]]
 """(state, batch, key) → (the state one update later, the loss before it)."""
+
+_Tree = TypeVar("_Tree")
 
 _CHECKPOINTS = "checkpoints"
 _SETTINGS = "settings.json"
@@ -52,7 +56,7 @@ class EpochLog:
 def train(
     params: Params,
     step: Step,
-    batches: Callable[[int], list[Any]],
+    batches: Callable[[int], Sequence[PyTree]],
     config: RetrieverConfig,
     split: Split,
     seed: int,
@@ -141,23 +145,23 @@ def has_other_inputs(directory: Path, made_with: Inputs) -> bool:
     return found is not None and bool(changed(made_with, found))
 
 
-def settings(config: RetrieverConfig, num_items: int, seed: int) -> dict[str, Any]:
+def settings(config: RetrieverConfig, num_items: int, seed: int) -> JsonObject:
     """Everything but the data that determines the result of training."""
     decisive = dataclasses.asdict(config)
     del decisive["candidates"]  # taken from the scores, after training
     return decisive | {"num_items": num_items, "seed": seed}
 
 
-def binding(config: RetrieverConfig, split: Split, seed: int) -> dict[str, Any]:
+def binding(config: RetrieverConfig, split: Split, seed: int) -> JsonObject:
     """Everything that determines the result of training, the data as a hash."""
     return settings(config, split.num_items, seed) | {"data": digest(split)}
 
 
-def cut(arrays: object, size: int) -> list[Any]:
+def cut(arrays: _Tree, size: int) -> list[_Tree]:
     """Cuts a pytree of arrays along the leading axis; a remainder below `size` is dropped."""
     count = len(jax.tree.leaves(arrays)[0]) // size
 
-    def part(index: int) -> Any:
+    def part(index: int) -> _Tree:
         return jax.tree.map(lambda array: array[index * size : (index + 1) * size], arrays)
 
     return [part(index) for index in range(count)]
@@ -166,7 +170,7 @@ def cut(arrays: object, size: int) -> list[Any]:
 def _epoch(
     step: Step,
     state: RetrieverState,
-    batches: list[object],
+    batches: Sequence[PyTree],
     key: jax.Array,
     epoch: int,
     advance: Advance,

@@ -4,14 +4,12 @@ Shapes: C items of a chunk, E = D // 2, K items to match, X = 2 D: the first hal
 the product, the second that of the network.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.pairwise import Edges, PairLoss, Vectors
+from palr_jax.retrieval.pairwise import Edges, PairLoss, Queries, Vectors
 
 _DENSE = nnx.initializers.lecun_normal()
 _LAST = nnx.initializers.normal(0.1)
@@ -64,7 +62,7 @@ class NCF(nnx.Module):
         return product_BKD @ weights["last"][:dim] + inner_BKE @ weights["last"][dim:]
 
     @staticmethod
-    def match_all(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
+    def match_all(queries: Queries, item_CX: jax.Array) -> jax.Array:
         """The scores of the same C items for all users, one user at a time: [B, C]."""
 
         def one(user_X: jax.Array) -> jax.Array:

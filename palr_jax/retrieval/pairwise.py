@@ -10,7 +10,7 @@ of a user's or an item's vector.
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+from typing import Literal, NamedTuple, Protocol, TypedDict, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.losses import compare
 from palr_jax.retrieval.step import Params, Rates, RetrieverState
+from palr_jax.trees import PyTree, State, split_off
 
 _FILE = "vectors.npz"
 # Few small steps, because a long fit to few items overfits.
@@ -62,15 +63,31 @@ class Vectors(NamedTuple):
     context_IX: jax.Array
 
 
+class Queries(TypedDict):
+    """Users to match with items.
+
+    Attributes:
+        user_BX: the user vectors.
+        weights: other parameters that a match needs.
+    """
+
+    user_BX: jax.Array
+    weights: dict[str, jax.Array]
+
+
 class PairNetwork(Protocol):
     """The interface of a Flax NNX module that matches users with items.
 
-    It is made as `network(config, edges, num_users, num_items, rngs)`. A user vector is the sum of
-    a learned vector and the context of the history's items.
+    A user vector is the sum of a learned vector and the context of the history's items.
     """
 
     loss: PairLoss
     """The default training loss."""
+
+    def __init__(
+        self, config: RetrieverConfig, edges: Edges, num_users: int, num_items: int, rngs: nnx.Rngs
+    ) -> None:
+        """A network with fresh parameters."""
 
     def vectors(self) -> Vectors:
         """The vectors of all users and items."""
@@ -83,8 +100,8 @@ class PairNetwork(Protocol):
         """The scores of K items for each user: [B, K]."""
 
     @staticmethod
-    def match_all(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
-        """The scores of the same C items for all users; `queries` has user_BX and weights."""
+    def match_all(queries: Queries, item_CX: jax.Array) -> jax.Array:
+        """The scores of the same C items for all users: [B, C]."""
 
 
 class Fitted(NamedTuple):
@@ -107,7 +124,7 @@ class Pairwise(ScoringRetriever):
     """A retriever that trains a `PairNetwork` and matches items with folded-in users."""
 
     def __init__(
-        self, network: type[Any], config: RetrieverConfig, num_items: int, seed: int
+        self, network: type[PairNetwork], config: RetrieverConfig, num_items: int, seed: int
     ) -> None:
         super().__init__(num_items)
         self._network = network
@@ -124,8 +141,8 @@ class Pairwise(ScoringRetriever):
         user_N = np.repeat(np.arange(split.num_users, dtype=np.int32), split.train.lengths_R)
         edges = Edges(user_N, split.train.values_N)
         made = self._network(config, edges, split.num_users, num_items, nnx.Rngs(self._seed))
-        graph, params, constants = nnx.split(made, nnx.Param, ...)
-        params = nnx.to_pure_dict(params)
+        graph, trained, constants = split_off(made, nnx.Param)
+        params = nnx.to_pure_dict(trained)
         rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
         size = min(config.batch_size, max(len(user_N), 1))
 
@@ -165,7 +182,7 @@ class Pairwise(ScoringRetriever):
         return self._scorer_of(self._fitted)
 
     def _scorer_of(self, fitted: Fitted) -> Scorer:
-        def queries(part: Ragged) -> dict[str, Any]:
+        def queries(part: Ragged) -> Queries:
             width = min(full_ranking.bucket(int(part.lengths_R.max(initial=1))), _FOLD_LENGTH)
             history_BS = part.last(width, fill=self._num_items)
             user_BX = fold_in(self._network.match, self._loss, fitted, history_BS)
@@ -174,16 +191,22 @@ class Pairwise(ScoringRetriever):
         return Scorer(queries, fitted.item_IX, self._network.match_all)
 
 
-def inner_products(
-    weights: dict[str, jax.Array], user_BX: jax.Array, item_BKX: jax.Array
-) -> jax.Array:
-    """The `match` of most networks: [B, K]."""
-    return jnp.einsum("bx,bkx->bk", user_BX, item_BKX)
+class InnerProduct(nnx.Module):
+    """The part of a `PairNetwork` that says: a score is the inner product of both vectors."""
 
+    def weights(self) -> dict[str, jax.Array]:
+        """Empty: a match needs no other parameters."""
+        return {}
 
-def all_inner_products(queries: dict[str, Any], item_CX: jax.Array) -> jax.Array:
-    """The `match_all` of most networks: [B, C]."""
-    return queries["user_BX"] @ item_CX.T
+    @staticmethod
+    def match(weights: dict[str, jax.Array], user_BX: jax.Array, item_BKX: jax.Array) -> jax.Array:
+        """The scores of K items for each user: [B, K]."""
+        return jnp.einsum("bx,bkx->bk", user_BX, item_BKX)
+
+    @staticmethod
+    def match_all(queries: Queries, item_CX: jax.Array) -> jax.Array:
+        """The scores of the same C items for all users: [B, C]."""
+        return queries["user_BX"] @ item_CX.T
 
 
 @functools.partial(jax.jit, static_argnames=("match", "loss"))
@@ -219,8 +242,11 @@ def fold_in(
 
     optimizer = optax.adam(_FOLD_RATE * jnp.std(fitted.item_IX))
 
-    def advance(index: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+    def advance(
+        index: jax.Array, state: tuple[jax.Array, optax.OptState]
+    ) -> tuple[jax.Array, optax.OptState]:
         own_BX, moments = state
+        update_BX: PyTree
         gradient_BX = jax.grad(objective)(own_BX, jax.random.fold_in(jax.random.key(0), index))
         update_BX, moments = optimizer.update(gradient_BX, moments)
         return own_BX + update_BX, moments
@@ -232,11 +258,11 @@ def fold_in(
 
 @functools.partial(jax.jit, static_argnames=("graph", "loss", "negatives"), donate_argnames="state")
 def _train_step(
-    graph: nnx.GraphDef,
+    graph: nnx.GraphDef[PairNetwork],
     loss: PairLoss,
     negatives: int,
     rates: Rates,
-    constants: nnx.State,
+    constants: State,
     state: RetrieverState,
     batch: Edges,
     key: jax.Array,
@@ -244,7 +270,7 @@ def _train_step(
     """The state after one update, and the loss before it. `state` is donated."""
 
     def loss_at(params: Params) -> jax.Array:
-        network: Any = nnx.merge(graph, params, constants)
+        network = nnx.merge(graph, params, constants)
         vectors = network.vectors()
         num_items = len(vectors.item_IX)
         negative_BK = jax.random.randint(key, (len(batch.user_N), negatives), 0, num_items)
@@ -261,14 +287,14 @@ def _train_step(
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _fitted(graph: nnx.GraphDef, params: Params, constants: nnx.State) -> Fitted:
-    network: Any = nnx.merge(graph, params, constants)
+def _fitted(graph: nnx.GraphDef[PairNetwork], params: Params, constants: State) -> Fitted:
+    network = nnx.merge(graph, params, constants)
     vectors = network.vectors()
     prior_X = vectors.own_UX.mean(axis=0)
     return Fitted(vectors.item_IX, vectors.context_IX, prior_X, network.weights())
 
 
-def _pair_loss(config: RetrieverConfig, network: type[Any]) -> PairLoss:
+def _pair_loss(config: RetrieverConfig, network: type[PairNetwork]) -> PairLoss:
     kind = config.loss or network.loss
     if kind not in get_args(PairLoss):
         raise UserError(

@@ -1,6 +1,7 @@
 """SASRec: causal self-attention over the history (Kang and McAuley 2018)."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from palr_jax.dropout import drop_out
@@ -27,14 +28,15 @@ class SASRec(nnx.Module):
     def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
         """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
+        position_RT = jnp.asarray(rows.position_RT)
         item_BTD = self.input_scale * self.item_ID[...][rows.item_RT]
-        x_BTD = item_BTD + self.position_TD[...][rows.position_RT]
+        x_BTD = item_BTD + self.position_TD[...][position_RT]
         if not self.norm_first:
             x_BTD = self.norm(x_BTD)
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for index, block in enumerate(self.blocks):
             wanted = newest if index == len(self.blocks) - 1 else 0
-            x_BTD = block(x_BTD, rows.position_RT, keys[1 + index], wanted)
+            x_BTD = block(x_BTD, position_RT, keys[1 + index], wanted)
         return self.norm(x_BTD) if self.norm_first else x_BTD
 
     def output_items(self) -> jax.Array:

@@ -20,6 +20,7 @@ from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import HistoryRows, Objective
 from palr_jax.retrieval.step import (
+    Network,
     Params,
     Rates,
     RetrieverState,
@@ -38,7 +39,7 @@ class Sequential(ScoringRetriever):
 
     def __init__(
         self,
-        network: Callable[[RetrieverConfig, int, nnx.Rngs], nnx.Module],
+        network: Callable[[RetrieverConfig, int, nnx.Rngs], Network],
         objective: Objective,
         config: RetrieverConfig,
         num_items: int,
@@ -138,12 +139,12 @@ def _sharded(step: Callable[..., tuple[RetrieverState, jax.Array]], shards: Shar
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _newest(graph: nnx.GraphDef, params: Params, rows: HistoryRows) -> jax.Array:
+def _newest(graph: nnx.GraphDef[Network], params: Params, rows: HistoryRows) -> jax.Array:
     """The vector of the last column of each row: [B, D]."""
     return nnx.merge(graph, params)(rows, None, newest=1)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _items(graph: nnx.GraphDef, params: Params) -> jax.Array:
+def _items(graph: nnx.GraphDef[Network], params: Params) -> jax.Array:
     """The item vectors: [I, D]."""
     return nnx.merge(graph, params).output_items()

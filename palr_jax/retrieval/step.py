@@ -7,7 +7,7 @@ its average and its moments; a step all-gathers the vectors.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,14 @@ from jax.sharding import PartitionSpec as P
 from palr_jax.parallel.sharding import Shards
 from palr_jax.retrieval.losses import NO_TARGET, Loss, loss_of
 from palr_jax.retrieval.rows import HistoryRows
+from palr_jax.trees import KeyPath, PyTree
 
-Params = Any
+Params: TypeAlias = dict[str, PyTree]
 """Nested dicts of arrays."""
+
+
+Slope: TypeAlias = Callable[[Params, HistoryRows, jax.Array], tuple[jax.Array, Params]]
+"""(parameters, a batch, key) → (the loss, its gradient)."""
 
 
 class Network(Protocol):
@@ -42,9 +47,9 @@ class Network(Protocol):
 class Rates(NamedTuple):
     """Rates of an update; see `RetrieverConfig`. Traced, so that a value causes no compilation."""
 
-    learning_rate: jax.typing.ArrayLike
-    weight_decay: jax.typing.ArrayLike
-    averaging: jax.typing.ArrayLike
+    learning_rate: float | jax.Array
+    weight_decay: float | jax.Array
+    averaging: float | jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -72,14 +77,14 @@ class RetrieverState:
         """The state after one update."""
         optimizer = optax.adamw(rates.learning_rate, weight_decay=rates.weight_decay)
         update, moments = optimizer.update(gradient, self.moments, self.params)
-        params = optax.apply_updates(self.params, update)
-        average = optax.incremental_update(params, self.average, 1 - rates.averaging)
+        params: PyTree = optax.apply_updates(self.params, update)
+        average: PyTree = optax.incremental_update(params, self.average, 1 - rates.averaging)
         return RetrieverState(params, average, moments)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "loss", "shards"), donate_argnames="state")
 def retriever_step(
-    graph: nnx.GraphDef,
+    graph: nnx.GraphDef[Network],
     loss: Loss,
     rates: Rates,
     state: RetrieverState,
@@ -116,7 +121,7 @@ def retriever_step(
     return jax.lax.with_sharding_constraint(after, retriever_shardings(after, shards)), value
 
 
-def retriever_shardings(tree: Any, shards: Shards) -> Any:
+def retriever_shardings(tree: PyTree, shards: Shards) -> PyTree:
     """The sharding of each array: item vectors are split by width, all else is replicated.
 
     Args:
@@ -124,18 +129,18 @@ def retriever_shardings(tree: Any, shards: Shards) -> Any:
         shards: the mesh.
     """
 
-    def sharding(keys: Any, leaf: jax.Array) -> jax.sharding.NamedSharding:
+    def sharding(keys: KeyPath, leaf: jax.Array) -> jax.sharding.NamedSharding:
         is_table = getattr(keys[-1], "key", None) == "item_ID"
         return shards.of(None, "embed") if is_table else shards.of()
 
     return jax.tree.map_with_path(sharding, tree)
 
 
-def _over_devices(slope: Callable[..., Any], shards: Shards) -> Callable[..., Any]:
+def _over_devices(slope: Slope, shards: Shards) -> Slope:
     """The loss of a batch and its gradient, summed over the devices' rows."""
     rows = shards.rules.spec("batch")
 
-    def on_device(params: Params, rows: HistoryRows, key: jax.Array) -> Any:
+    def on_device(params: Params, rows: HistoryRows, key: jax.Array) -> tuple[jax.Array, Params]:
         key = jax.random.fold_in(key, jax.lax.axis_index(shards.rules.batch))
         count = jnp.sum(rows.target_RT != NO_TARGET)
         # A device has the mean over its own positions, so weight it by their number.

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from itertools import islice
@@ -333,7 +333,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     return text or "body"
 
 
-def _sentence(error: Any) -> str:
+def _sentence(error: Mapping[str, object]) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown field: see /docs"
     return str(error["msg"])

@@ -1,13 +1,13 @@
 """Requests and answers of the HTTP API, as OpenAPI describes them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from palr_jax.data.catalog import By
 
 
-def _named(value: Any) -> Any:
+def _named(value: object) -> object:
     """Converts numbers to text, as ids are often numbers."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 

@@ -6,7 +6,6 @@ Shapes: U users, C candidates.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -15,6 +14,7 @@ from palr_jax.config import Config
 from palr_jax.decoding.candidate_head import RankingLlama, head_of
 from palr_jax.evaluation.fusion import slates
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank
+from palr_jax.evaluation.results import ControlRow
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import Ranker
@@ -23,7 +23,7 @@ from palr_jax.stages.ranking_task import Task, rank
 
 def measure_controls(
     config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray
-) -> list[dict[str, Any]]:
+) -> list[ControlRow]:
     """A row for every control, with its HR@10 and NDCG@10.
 
     Args:
@@ -65,7 +65,7 @@ def _ranked(config: Config, ranker: Ranker, task: Task, name: str) -> tuple[Task
     return task, rank(config, ranker, task, f"control: {name}")
 
 
-def _row(name: str, task: Task, score_UC: np.ndarray) -> dict[str, Any]:
+def _row(name: str, task: Task, score_UC: np.ndarray) -> ControlRow:
     rank_U = slate_rank(slates(task.candidates_UC, score_UC), task.target_U)
     return {
         "control": name,

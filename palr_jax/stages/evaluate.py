@@ -3,8 +3,6 @@
 Shapes: U users, C candidates, K items of a slate.
 """
 
-from typing import Any
-
 import numpy as np
 
 from palr_jax.config import Config
@@ -16,6 +14,7 @@ from palr_jax.evaluation.fusion import Weights, tune
 from palr_jax.evaluation.fusion import slates as slates_of
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
 from palr_jax.evaluation.report import render
+from palr_jax.evaluation.results import ControlRow, ResultRow, Results
 from palr_jax.evaluation.significance import paired_bootstrap
 from palr_jax.io.files import write_arrays, write_json, write_text
 from palr_jax.io.progress import progress
@@ -45,7 +44,7 @@ def evaluate(config: Config, run: RunDirectory) -> None:
         _check_slates(model, slate_UK, task, prepared.split.num_items)
     against = {ROW_NAMES[config.retriever.model]: retriever_rows[-1], popular.model: popular}
     pictured = [row for row in ranker_rows if row.model != "PALR_v1"][-2:] or ranker_rows
-    results = {
+    results: Results = {
         "dataset": config.data.source,
         "protocol": _protocol(config, run, prepared),
         "rows": [_result(row, {}, config) for row in retriever_rows]
@@ -90,7 +89,7 @@ def _by_score(task: Task, model: str, score_UC: np.ndarray) -> Row:
 
 def _ranker_rows(
     config: Config, run: RunDirectory, prepared: Prepared, task: Task
-) -> tuple[list[Row], Probabilities | None, list[dict[str, Any]]]:
+) -> tuple[list[Row], Probabilities | None, list[ControlRow]]:
     """The rows of the rankers; the probabilities and the controls of PALR_v2."""
     rows: list[Row] = []
     if "PALR_v1" in config.ranker.variants:
@@ -162,9 +161,9 @@ def _check_slates(model: str, slate_UK: np.ndarray, task: Task, num_items: int) 
             raise AssertionError(f"{model}: the slate of user {user} holds seen items: {slate_K}")
 
 
-def _result(row: Row, against: dict[str, Row], config: Config) -> dict[str, Any]:
+def _result(row: Row, against: dict[str, Row], config: Config) -> ResultRow:
     """One row of results.json; `ci95` holds the differences to each of `against`."""
-    result: dict[str, Any] = {"model": row.model, "users": len(row.rank_U)}
+    result: ResultRow = {"model": row.model, "users": len(row.rank_U)}
     result |= {name: round(value, 6) for name, value in summary(row.rank_U).items()}
     if row.slate_UK is not None:
         result["valid slates"] = 1.0  # _check_slates has looked at every one

@@ -3,7 +3,7 @@
 Shapes: U users, I items.
 """
 
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from palr_jax.config import Config
 from palr_jax.data import prepare as preparing
 from palr_jax.data.split import Part, Split
 from palr_jax.evaluation.metrics import hit_rate, ndcg, summary
+from palr_jax.evaluation.results import RetrieverRow
 from palr_jax.io.files import read_lines, reading, write_arrays, write_json
 from palr_jax.io.paths import delete
 from palr_jax.io.progress import say
@@ -68,7 +69,7 @@ def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> No
     )
 
 
-def compare(config: Config, run: RunDirectory) -> list[dict[str, Any]]:
+def compare(config: Config, run: RunDirectory) -> list[RetrieverRow]:
     """Trains all retrievers, writes retrievers.json, and returns its rows."""
     split = preparing.load(run.data).split
     rows = []
@@ -79,7 +80,7 @@ def compare(config: Config, run: RunDirectory) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(config: Config, run: RunDirectory, model: Model, split: Split) -> dict[str, Any]:
+def _row(config: Config, run: RunDirectory, model: Model, split: Split) -> RetrieverRow:
     """Test metrics over all users, the share of the catalog in the slates, and what it took."""
     arrays = run.read_candidates(model)
     rank_U, candidates = arrays["test_rank"], config.retriever.candidates

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from palr_jax.evaluation.groups import (
     rank_ranges,
 )
 from palr_jax.evaluation.reliability import reliability
+from palr_jax.json_types import JsonObject
 from palr_jax.stages.ranking_task import Task
 
 
@@ -54,7 +54,7 @@ def group_results(
     retriever: Row,
     rows: Sequence[Row],
     probabilities: Probabilities | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The `groups` of results.json (docs/results.md).
 
     Args:
@@ -76,7 +76,7 @@ def group_results(
     ranks = {row.model: row.rank_U for row in rows}
     baseline = (retriever.model, retriever.rank_U)
     found = int((before_U <= width).sum())
-    groups: dict[str, Any] = {
+    groups: JsonObject = {
         "metric": "NDCG@10",
         "baseline": retriever.model,
         "models": list(ranks),

@@ -5,14 +5,16 @@ has changed.
 """
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 
 from palr_jax.config import Config, Variant, to_dict
 from palr_jax.data import prepare as preparing
 from palr_jax.errors import UserError
+from palr_jax.evaluation.results import RetrieverRow
 from palr_jax.io.paths import path_of
+from palr_jax.json_types import JsonObject
 from palr_jax.parallel import processes
 from palr_jax.parallel.sharding import make_mesh
 from palr_jax.run_directory import RunDirectory
@@ -78,7 +80,7 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
     run.stages.run(describe(stage, config, run), lambda: _WORK[stage](config, run), check)
 
 
-def compare_retrievers(config: Config, run: RunDirectory) -> list[dict[str, Any]]:
+def compare_retrievers(config: Config, run: RunDirectory) -> list[RetrieverRow]:
     """Prepares the data, trains every retriever and returns a row for each."""
     run_stage("prepare", config, run)
     return compare(config, run)
@@ -127,7 +129,7 @@ def describe(stage: str, config: Config, run: RunDirectory) -> Stage:
     )
 
 
-def made_from(stage: str, config: Config) -> dict[str, Any]:
+def made_from(stage: str, config: Config) -> JsonObject:
     """The part of a config that a stage depends on."""
     values = to_dict(config)
     keys = _MADE_FROM[stage]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.parallel import processes
 from palr_jax.parallel.sharding import Shards
 from palr_jax.training.candidates import MomentBatch
@@ -39,7 +40,9 @@ def check_rows(config: FinetuneConfig, shards: Shards) -> None:
 class Feed:
     """Endless global batches; each process holds the rows of its devices."""
 
-    def __init__(self, streams: Sequence[grain.IterDataset], rows: int, shards: Shards) -> None:
+    def __init__(
+        self, streams: Sequence[grain.IterDataset[dict[str, np.ndarray]]], rows: int, shards: Shards
+    ) -> None:
         """Opens the streams that this process needs.
 
         Args:
@@ -60,15 +63,15 @@ class Feed:
         names = next(iter(parts.values()))
         return as_batch({name: self._globe(parts, name) for name in names})
 
-    def get_state(self) -> list[Any]:
+    def get_state(self) -> list[JsonObject]:
         """The states of all streams, of all processes; every process must call it."""
         local = {number: stream.get_state() for number, stream in self._streams.items()}
-        states: dict[int, Any] = {}
+        states: dict[int, JsonObject] = {}
         for gathered in processes.gather(local):
             states |= {int(number): state for number, state in gathered.items()}
         return [states[number] for number in range(self._count)]
 
-    def set_state(self, states: list[object]) -> None:
+    def set_state(self, states: list[JsonObject]) -> None:
         """Restores the states from `get_state`, which may have run on another mesh."""
         for number, stream in self._streams.items():
             stream.set_state(states[number])
@@ -90,7 +93,7 @@ class Feed:
         return jax.make_array_from_callback((self._rows, *widths), sharding, rows)
 
 
-def as_batch(arrays: dict[str, Any]) -> AnyBatch:
+def as_batch(arrays: dict[str, jax.Array]) -> AnyBatch:
     """The batch with these fields."""
     return MomentBatch(**arrays) if "index_BQ" in arrays else Batch(**arrays)
 

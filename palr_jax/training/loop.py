@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
+import numpy as np
 from flax import nnx
 
 from palr_jax.errors import UserError
@@ -30,6 +30,7 @@ from palr_jax.training.step import (
     validation_sums,
 )
 from palr_jax.training.trained import chosen_file, load_trained, trainable
+from palr_jax.trees import PyTree, State, split_off
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class EarlyStopping:
 
 def finetune(
     model: Llama,
-    streams: Sequence[grain.IterDataset],
+    streams: Sequence[grain.IterDataset[dict[str, np.ndarray]]],
     config: FinetuneConfig,
     shards: Shards,
     directory: Path,
@@ -91,7 +92,7 @@ def finetune(
         Terminated: SIGTERM was received; the state is saved.
     """
     check_rows(config, shards)
-    graph, params, frozen = nnx.split(model, trainable(model), ...)
+    graph, params, frozen = split_off(model, trainable(model))
     state = initial_state(params, config, shards)
     batches = Feed(streams, config.batch_size, shards)
     early = EarlyStopping()
@@ -110,7 +111,7 @@ def finetune(
             say(f"{name}: resuming at step {int(state.step)} of {config.steps}")
         first = int(state.step)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        told_to_stop: object = False
+        told_to_stop: bool | jax.Array = False
         log = MetricsLog(
             metrics_file, name, config.log_every, model, after=first, last=config.steps
         )
@@ -146,14 +147,14 @@ def finetune(
 
 
 def _validation_loss(
-    graph: object,
+    graph: nnx.GraphDef[Llama],
     state: TrainState,
-    frozen: nnx.State,
+    frozen: State,
     validation: Sequence[AnyBatch],
 ) -> float:
     sums = [validation_sums(graph, state.params, frozen, batch) for batch in validation]
     return float(sum(total for total, _ in sums) / sum(count for _, count in sums))
 
 
-def _trees(state: TrainState) -> dict[str, Any]:
+def _trees(state: TrainState) -> dict[str, PyTree]:
     return {"step": state.step, "params": state.params, "optimizer": state.optimizer}

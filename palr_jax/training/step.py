@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from palr_jax.llm.llama import Llama, packed_layout
 from palr_jax.parallel.sharding import Shards
 from palr_jax.training.candidates import MomentBatch, batch_metrics, candidate_loss
 from palr_jax.training.config import FinetuneConfig
+from palr_jax.trees import PyTree, State
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +60,7 @@ class TrainState:
     """
 
     step: jax.Array
-    params: nnx.State
+    params: State
     optimizer: optax.OptState
 
 
@@ -132,10 +132,10 @@ def loss_of(
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def train_step(
-    graph: Any,
+    graph: nnx.GraphDef[Llama],
     config: FinetuneConfig,
     state: TrainState,
-    frozen: nnx.State,
+    frozen: State,
     batch: AnyBatch,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -150,7 +150,7 @@ def train_step(
     count = batch.count(config.text_loss)
 
     def loss(
-        params: nnx.State, part: AnyBatch, key: jax.Array
+        params: State, part: AnyBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, params, frozen)
         return loss_of(model, part, key, config.remat, count, config.text_loss)
@@ -158,7 +158,7 @@ def train_step(
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = _sum_over_parts(gradient, state.params, batch, dropout_key, config.accumulate)
     updates, optimizer_state = optimizer(config).update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: PyTree = optax.apply_updates(state.params, updates)
     metrics |= {"gradient norm": optax.tree.norm(grads)}
     after = TrainState(state.step + 1, params, optimizer_state)
     shards = nnx.merge(graph, state.params, frozen).compute.shards
@@ -171,14 +171,14 @@ def train_step(
 
 @partial(jax.jit, static_argnums=0)
 def validation_sums(
-    graph: Any, params: nnx.State, frozen: nnx.State, batch: AnyBatch
+    graph: nnx.GraphDef[Llama], params: State, frozen: State, batch: AnyBatch
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of a batch's losses without dropout, and the number of summands."""
     loss, _ = loss_of(nnx.merge(graph, params, frozen), batch)
     return loss * batch.count(), batch.count()
 
 
-def initial_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
+def initial_state(params: State, config: FinetuneConfig, shards: Shards) -> TrainState:
     """The state before the first step, sharded like its parameters."""
     abstract = abstract_state(params, config, shards)
     moment_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
@@ -186,10 +186,10 @@ def initial_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> 
     return TrainState(jax.device_put(jnp.int32(0), shards.of()), params, moments)
 
 
-def abstract_state(params: nnx.State, config: FinetuneConfig, shards: Shards) -> TrainState:
+def abstract_state(params: State, config: FinetuneConfig, shards: Shards) -> TrainState:
     """The shapes and shardings of a state; `params` may be arrays or shapes."""
     moments = jax.eval_shape(optimizer(config).init, params)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    step: PyTree = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(step, params, moments)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -207,7 +207,7 @@ def state_shardings(state: TrainState, config: FinetuneConfig, shards: Shards) -
         shards: the mesh.
     """
     params = shardings(shards, state.params)
-    whole: Any = shards.of()
+    whole: PyTree = shards.of()
     moments = optax.tree_map_params(
         optimizer(config),
         lambda _, sharding: sharding,
@@ -219,12 +219,12 @@ def state_shardings(state: TrainState, config: FinetuneConfig, shards: Shards) -
 
 
 def _sum_over_parts(
-    gradient: Callable[[Any, AnyBatch, jax.Array], Any],
-    params: nnx.State,
+    gradient: Callable[[State, AnyBatch, jax.Array], PyTree],
+    params: State,
     batch: AnyBatch,
     key: jax.Array,
     number: int,
-) -> Any:
+) -> PyTree:
     """The sum of `gradient` over `number` parts of a batch, computed one after the other.
 
     It equals `gradient` of the batch, because all parts divide by the batch's label tokens.
@@ -235,7 +235,7 @@ def _sum_over_parts(
     parts = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, number)
 
-    def add(sums: Any, part_and_key: tuple[AnyBatch, jax.Array]) -> tuple[Any, None]:
+    def add(sums: PyTree, part_and_key: tuple[AnyBatch, jax.Array]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, sums, gradient(params, *part_and_key)), None
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))

@@ -1,7 +1,6 @@
 """Reads the parameters of a finished training; imports nothing that only training needs."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import nnx
@@ -13,7 +12,7 @@ from palr_jax.io.files import read_json, reading
 from palr_jax.llm.llama import Llama
 
 
-def trainable(model: Llama) -> Any:
+def trainable(model: Llama) -> nnx.filterlib.Filter:
     """The filter of the trained parameters: the adapters if the model has any, else all.
 
     A candidate head is trained in either case.

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from palr_jax.data.amazon import read_amazon
-from palr_jax.data.config import DataConfig
+from palr_jax.data.config import DataConfig, Source
+from palr_jax.data.raw import RawTables
+from tests.data.conftest import Complaint
 
 
-def review(user: str = "A1", asin: str = "B1", seconds: int = 7) -> dict:
+def review(user: str = "A1", asin: str = "B1", seconds: int = 7) -> dict[str, object]:
     return {"reviewerID": user, "asin": asin, "reviewText": "it's ok", "unixReviewTime": seconds}
 
 
 REVIEWS = [review("A2", "B2", 9), review(), review("A1", "B2", 8), review("A2", "B3", 1)]
-META = [
+META: list[dict[str, object]] = [
     {
         "asin": "B2",
         "title": "Soap &amp; Water\n for 'all'",
@@ -40,11 +42,11 @@ def write(path: Path, lines: list[str]) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def read(folder: Path):
+def read(folder: Path) -> RawTables:
     return read_amazon(DataConfig(source="amazon-2014", path=str(folder)))
 
 
-def test_reviews_and_metadata(folder, capsys) -> None:
+def test_reviews_and_metadata(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = read(folder)
     assert tables.interactions.rows() == [
         ("A2", "B2", 9),
@@ -60,14 +62,16 @@ def test_reviews_and_metadata(folder, capsys) -> None:
     assert "2 of 3 reviewed items have no title and go by their id" in capsys.readouterr().err
 
 
-def test_nothing_is_said_when_all_have_titles(folder, capsys) -> None:
+def test_nothing_is_said_when_all_have_titles(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     titled = [{**line, "title": f"t{line['asin']}"} for line in META]
     write(folder / "meta_Beauty.json.gz", [repr(line) for line in titled])
     assert read(folder).items["title"].to_list() == ["tB2", "tB1", "tB3"]
     assert capsys.readouterr().err == ""
 
 
-def test_the_top_category_stays_when_items_differ_in_it(folder) -> None:
+def test_the_top_category_stays_when_items_differ_in_it(folder: Path) -> None:
     write(
         folder / "meta_Beauty.json.gz",
         [
@@ -78,30 +82,32 @@ def test_the_top_category_stays_when_items_differ_in_it(folder) -> None:
     assert read(folder).items["categories"].to_list() == [["Beauty", "Hair"], ["Toys", "Hair"]]
 
 
-def test_plain_json_and_named_files(folder, tmp_path) -> None:
+def test_plain_json_and_named_files(folder: Path, tmp_path: Path) -> None:
     expected = read(folder)
     write(tmp_path / "r.json", [json.dumps(line) for line in REVIEWS])
     write(tmp_path / "m.json", [repr(line) for line in META])
-    files = {"interactions": str(tmp_path / "r.json"), "items": str(tmp_path / "m.json")}
-    tables = read_amazon(DataConfig(source="amazon-2014", **files))
+    interactions, items = str(tmp_path / "r.json"), str(tmp_path / "m.json")
+    tables = read_amazon(DataConfig(source="amazon-2014", interactions=interactions, items=items))
     assert tables.interactions.equals(expected.interactions)
     assert tables.items.equals(expected.items)
 
 
-def test_a_literal_is_never_run(folder, tmp_path, complaint) -> None:
+def test_a_literal_is_never_run(folder: Path, tmp_path: Path, complaint: Complaint) -> None:
     mark = tmp_path / "ran"
     write(folder / "meta_Beauty.json.gz", [f"{{'asin': 'B1', 'title': open({str(mark)!r}, 'w')}}"])
     assert "line 1: not a JSON object or a Python dict" in complaint(read, folder)
     assert not mark.exists()
 
 
-def test_path_not_given_or_no_folder(folder, complaint) -> None:
+def test_path_not_given_or_no_folder(folder: Path, complaint: Complaint) -> None:
     message = complaint(read_amazon, DataConfig(source="amazon-2014"))
     assert message.startswith("data.path is not given")
     assert "is no folder" in complaint(read, folder / "no")
 
 
-def test_a_folder_without_the_files_or_with_two_of_a_kind(folder, complaint) -> None:
+def test_a_folder_without_the_files_or_with_two_of_a_kind(
+    folder: Path, complaint: Complaint
+) -> None:
     write(folder / "meta_Toys.json", ["{}"])
     message = complaint(read, folder)
     assert "found meta_Beauty.json.gz, meta_Toys.json: set data.items" in message
@@ -110,7 +116,7 @@ def test_a_folder_without_the_files_or_with_two_of_a_kind(folder, complaint) -> 
     assert "one X_5.json.gz or .jsonl.gz is expected, found none: set data.interactions" in message
 
 
-def test_unknown_extension(folder, complaint) -> None:
+def test_unknown_extension(folder: Path, complaint: Complaint) -> None:
     config = DataConfig(source="amazon-2014", path=str(folder), items=str(folder / "meta.csv"))
     assert "meta.csv has an unknown extension" in complaint(read_amazon, config)
 
@@ -128,7 +134,9 @@ def test_unknown_extension(folder, complaint) -> None:
         (json.dumps({**review(), "asin": ""}), "an unusable 'asin'"),
     ],
 )
-def test_a_bad_line_of_reviews_is_named(folder, complaint, line, problem) -> None:
+def test_a_bad_line_of_reviews_is_named(
+    folder: Path, complaint: Complaint, line: str, problem: str
+) -> None:
     path = folder / "reviews_Beauty_5.json.gz"
     write(path, [json.dumps(REVIEWS[0]), "", line, json.dumps(REVIEWS[1])])
     assert complaint(read, folder).startswith(f"{path}, line 3: {problem}")
@@ -148,14 +156,16 @@ def test_a_bad_line_of_reviews_is_named(folder, complaint, line, problem) -> Non
         ("(" * 100_000, "not a JSON object or a Python dict"),
     ],
 )
-def test_a_bad_line_of_metadata_is_named(folder, complaint, line, problem) -> None:
+def test_a_bad_line_of_metadata_is_named(
+    folder: Path, complaint: Complaint, line: str, problem: str
+) -> None:
     path = folder / "meta_Beauty.json.gz"
     write(path, [repr(META[0]), "", line])
     assert complaint(read, folder).startswith(f"{path}, line 3: {problem}")
 
 
 @pytest.mark.parametrize("name", ["reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"])
-def test_empty_or_cut_off(folder, complaint, name) -> None:
+def test_empty_or_cut_off(folder: Path, complaint: Complaint, name: str) -> None:
     path = folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
@@ -211,18 +221,22 @@ def releases(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("source", ["amazon-2014", "amazon-2018", "amazon-2023"])
 @pytest.mark.parametrize("named", ["amazon-2014", "amazon-2018", "amazon-2023"])
-def test_a_line_tells_of_which_release_it_is(releases, source, named) -> None:
+def test_a_line_tells_of_which_release_it_is(
+    releases: dict[str, Path], source: str, named: Source
+) -> None:
     tables = read_amazon(DataConfig(source=named, path=str(releases[source])))
     assert tables.interactions.rows() == [("u1", "B2", 9), ("u2", "B1", 7)]
     assert tables.items.rows() == [("B1", "tB1", ["Skin Care"]), ("B2", "tB2", ["Bath & Body"])]
 
 
-def test_the_5_core_is_taken_where_all_reviews_are_there_too(releases) -> None:
+def test_the_5_core_is_taken_where_all_reviews_are_there_too(releases: dict[str, Path]) -> None:
     write(releases["amazon-2018"] / "X.json.gz", ["{}"])
     assert len(read(releases["amazon-2018"]).interactions) == 2
 
 
-def test_of_an_item_with_two_lines_the_first_counts(releases, capsys) -> None:
+def test_of_an_item_with_two_lines_the_first_counts(
+    releases: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     meta = releases["amazon-2018"] / "meta_X.json.gz"
     lines = [{"asin": "B1", "title": "a"}, {"asin": "B1", "title": "b"}, {"asin": "B2"}]
     write(meta, [json.dumps(line) for line in lines])
@@ -231,11 +245,11 @@ def test_of_an_item_with_two_lines_the_first_counts(releases, capsys) -> None:
 
 
 @pytest.mark.parametrize("key", ["title", "categories"])
-def test_null_is_nothing(releases, key) -> None:
+def test_null_is_nothing(releases: dict[str, Path], key: str) -> None:
     meta = releases["amazon-2023"] / "meta_X.jsonl"
     line = {"parent_asin": "B1", "title": "t", "categories": ["a"], key: None}
     write(meta, [json.dumps(line)])
-    expected = ("B1", "t" if key != "title" else "B1", [])
+    expected: tuple[str, str, list[str]] = ("B1", "t" if key != "title" else "B1", [])
     assert read(releases["amazon-2023"]).items.rows() == [expected]
 
 
@@ -252,7 +266,9 @@ def test_null_is_nothing(releases, key) -> None:
         ({"unixReviewTime": float("nan")}, "an unusable 'unixReviewTime'"),
     ],
 )
-def test_an_unusable_value_is_named(folder, complaint, change, problem) -> None:
+def test_an_unusable_value_is_named(
+    folder: Path, complaint: Complaint, change: dict[str, object], problem: str
+) -> None:
     path = folder / "reviews_Beauty_5.json.gz"
     write(path, [json.dumps(review()), "", json.dumps({**review(), **change})])
     message = complaint(read, folder)

@@ -4,8 +4,9 @@ import gzip
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -28,7 +29,7 @@ FAST = settings(
 )
 
 
-def check(source: Source, files: dict[str, str | None], columns: Columns | None = None) -> None:
+def check(source: Source, files: Mapping[str, Any], columns: Columns | None = None) -> None:
     config = DataConfig(source=source, columns=columns or Columns(), **files)
     found = result_or_line(READERS[source], config)
     if isinstance(found, RawTables):
@@ -173,8 +174,8 @@ def test_movielens_archives(
 ) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in zip(names, (log, items), strict=True):
-            archive.writestr(f"ml/{name}", data)
+        for name, content in zip(names, (log, items), strict=True):
+            archive.writestr(f"ml/{name}", content)
     data = bytearray(packed.getvalue())
     if fault >= 0:
         data[fault % len(data)] ^= 1 << fault % 8

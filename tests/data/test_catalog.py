@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palr_jax.data.catalog import Catalog, normal_title, unique_titles
+from tests.data.conftest import Complaint
 
 
 def catalog_of(*titles: str) -> Catalog:
@@ -35,7 +36,7 @@ def test_index_of_prefers_the_exact_title() -> None:
     assert catalog.index_of("up (2009)") == 2
 
 
-def test_index_of_names_the_three_nearest(complaint) -> None:
+def test_index_of_names_the_three_nearest(complaint: Complaint) -> None:
     catalog = catalog_of(
         "Toy Story (1995)", "Heat (1995)", "Toy Story 2 (1999)", "Toys (1992)", "M"
     )
@@ -44,12 +45,12 @@ def test_index_of_names_the_three_nearest(complaint) -> None:
     assert "'Heat (1995)'" not in message
 
 
-def test_index_of_does_not_choose_between_cases(complaint) -> None:
+def test_index_of_does_not_choose_between_cases(complaint: Complaint) -> None:
     message = complaint(catalog_of("heat", "Heat", "Up").index_of, "HEAT")
     assert "'heat', 'Heat'" in message
 
 
-def test_index_of_in_a_catalog_of_one(complaint) -> None:
+def test_index_of_in_a_catalog_of_one(complaint: Complaint) -> None:
     assert "'Heat'" in complaint(catalog_of("Heat").index_of, "zzz")
 
 
@@ -61,7 +62,9 @@ def test_index_of_knows_all_forms_of_a_title(asked: str) -> None:
     assert catalog_of("Heat", "Ame\u0301lie  (2001)").index_of(asked) == 1
 
 
-def test_index_of_is_quick_among_many_titles_and_short_about_long_ones(complaint) -> None:
+def test_index_of_is_quick_among_many_titles_and_short_about_long_ones(
+    complaint: Complaint,
+) -> None:
     catalog = catalog_of(*(f"Film {n} ({1900 + n % 120})" for n in range(200_000)))
     assert catalog.index_of("FILM 1 (1901)") == 1  # makes the table
     start = time.monotonic()

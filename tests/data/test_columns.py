@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from palr_jax.data.columns import Column, ids, lists, texts, timestamps
+from tests.data.conftest import Complaint
 
 
 def column(values: Any, dtype: Any = None) -> Column:
@@ -28,19 +29,23 @@ def column(values: Any, dtype: Any = None) -> Column:
         ([datetime(1970, 1, 1, 0, 0, 1)], [1_000_000], pl.Int64),
     ],
 )
-def test_timestamps_are_whole_where_they_can_be(values, expected, dtype) -> None:
+def test_timestamps_are_whole_where_they_can_be(
+    values: list[Any] | pl.Series,
+    expected: list[int] | list[float],
+    dtype: pl.DataType | type[pl.DataType] | None,
+) -> None:
     made = timestamps(column(values))
     assert (made.to_list(), made.dtype) == (expected, dtype)
 
 
 @pytest.mark.parametrize("wrong", ["x", "inf", "2014-01-01", "1,5"])
-def test_a_timestamp_that_is_no_number(complaint, wrong: str) -> None:
+def test_a_timestamp_that_is_no_number(complaint: Complaint, wrong: str) -> None:
     message = complaint(timestamps, column(["1", wrong]))
     assert message == f"row 1: the timestamp {wrong!r} is not a number: mend or delete that row"
 
 
 @pytest.mark.parametrize("wrong", ["2014-13-01", "soon", "01.02.2014"])
-def test_a_timestamp_that_is_no_date(complaint, wrong: str) -> None:
+def test_a_timestamp_that_is_no_date(complaint: Complaint, wrong: str) -> None:
     message = complaint(timestamps, column(["2014-12-31", wrong]))
     assert message.startswith(
         f"row 1: the timestamp {wrong!r} is not a date as 2014-12-31T23:59:59"
@@ -60,7 +65,11 @@ def test_a_timestamp_that_is_no_date(complaint, wrong: str) -> None:
         (["nan", "ann"], None, ["nan", "ann"]),
     ],
 )
-def test_ids(values, dtype, expected) -> None:
+def test_ids(
+    values: list[Any] | pl.Series,
+    dtype: pl.DataType | type[pl.DataType] | None,
+    expected: list[str],
+) -> None:
     assert ids(column(values, dtype)).to_list() == expected
 
 
@@ -81,7 +90,9 @@ def test_ids(values, dtype, expected) -> None:
         (["1", "a\0"], "has a control character"),
     ],
 )
-def test_a_row_without_a_usable_id_is_named(complaint, values, problem: str) -> None:
+def test_a_row_without_a_usable_id_is_named(
+    complaint: Complaint, values: list[Any] | pl.Series, problem: str
+) -> None:
     message = complaint(ids, column(values))
     assert message.startswith("row 1: ")
     assert problem in message
@@ -92,7 +103,9 @@ def test_a_row_without_a_usable_id_is_named(complaint, values, problem: str) -> 
     "values",
     [[{"a": 1}], [[1]], [True], [date(2014, 1, 1)], [b"x"]],
 )
-def test_columns_of_other_types_are_refused_with_their_type(complaint, values) -> None:
+def test_columns_of_other_types_are_refused_with_their_type(
+    complaint: Complaint, values: list[Any] | pl.Series
+) -> None:
     given = column(values)
     kind = str(given.values.dtype)
     refused = [(ids,), (texts,), (lists, "|")]
@@ -113,16 +126,22 @@ def test_columns_of_other_types_are_refused_with_their_type(complaint, values) -
         ([None], pl.Null, [[""]]),
     ],
 )
-def test_lists(values, dtype, expected) -> None:
+def test_lists(
+    values: list[Any] | pl.Series,
+    dtype: pl.DataType | type[pl.DataType] | None,
+    expected: list[list[str]],
+) -> None:
     assert lists(column(values, dtype), "|") == expected
 
 
 @pytest.mark.parametrize("values", [[[["a"]]], [[{"a": 1}]], [[1.5]]])
-def test_lists_of_other_types_are_refused(complaint, values) -> None:
+def test_lists_of_other_types_are_refused(
+    complaint: Complaint, values: list[Any] | pl.Series
+) -> None:
     assert "not texts or lists of texts" in complaint(lists, column(values), "|")
 
 
-def test_a_column_may_have_any_name(complaint) -> None:
+def test_a_column_may_have_any_name(complaint: Complaint) -> None:
     values = pl.Series(["1", None])
     named = Column(values, "{0}{x", "FILE", lambda row: f"row {row}")
     assert "no value in column '{0}{x'" in complaint(ids, named)
@@ -140,5 +159,7 @@ def test_a_column_may_have_any_name(complaint) -> None:
         (["[" * 9999 + "]"], [["[" * 9999 + "]"]]),
     ],
 )
-def test_lists_that_are_written_out_in_all_rows_are_read(written, expected) -> None:
+def test_lists_that_are_written_out_in_all_rows_are_read(
+    written: list[str | None], expected: list[list[str]]
+) -> None:
     assert lists(column(written), "|") == expected

@@ -1,18 +1,27 @@
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palr_jax.data.interactions import by_time, compact, encode, sequences, without_repeats
+from palr_jax.data.interactions import (
+    InteractionLog,
+    by_time,
+    compact,
+    encode,
+    sequences,
+    without_repeats,
+)
 
 ROW = st.tuples(st.sampled_from("abcd"), st.sampled_from("uvwxyz"), st.integers(0, 3))
 
 
-def log_of(rows: list[tuple[str, str, float]]):
+def log_of(rows: Sequence[tuple[str, str, float]]) -> InteractionLog:
     return encode(pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row"))
 
 
-def rows_of(log) -> list[tuple[str, str, float]]:
+def rows_of(log: InteractionLog) -> list[tuple[str, str, float]]:
     users, items = log.user_ids[log.user_N].tolist(), log.item_ids[log.item_N].tolist()
     return list(zip(users, items, log.timestamp_N.tolist(), strict=True))
 
@@ -40,7 +49,9 @@ def test_the_first_of_repeats_stays(rows: list[tuple[str, str, int]]) -> None:
 
 
 @given(st.lists(ROW, min_size=1, max_size=40), st.data())
-def test_compact_drops_only_ids_that_do_not_occur(rows, data) -> None:
+def test_compact_drops_only_ids_that_do_not_occur(
+    rows: list[tuple[str, str, int]], data: st.DataObject
+) -> None:
     kept = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     whole = log_of(rows)
     part = compact(whole.take(np.array(kept)))

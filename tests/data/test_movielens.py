@@ -13,6 +13,8 @@ from palr_jax.data.movielens import (
     read_ml_100k,
     read_ml_latest_small,
 )
+from palr_jax.data.raw import RawTables
+from tests.data.conftest import Complaint
 from tests.locations import SHARED
 
 DATA = SHARED / "data"
@@ -38,12 +40,12 @@ def zipped(folder: Path) -> Path:
     return path
 
 
-def read(path: Path):
+def read(path: Path) -> RawTables:
     return read_dat_archive(DataConfig(source="ml-1m", path=str(path)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_ml_1m(folder, packed) -> None:
+def test_ml_1m(folder: Path, packed: bool) -> None:
     tables = read(zipped(folder) if packed else folder)
     assert tables.interactions.schema == {
         "user": pl.String,
@@ -62,7 +64,7 @@ def test_ml_1m(folder, packed) -> None:
     assert tables.items_file.name == "movies.dat"
 
 
-def test_ml_1m_saved_as_utf8(folder) -> None:
+def test_ml_1m_saved_as_utf8(folder: Path) -> None:
     expected = read(folder).items
     for mark in ("", "\ufeff"):
         (folder / "movies.dat").write_text(mark + MOVIES, "utf-8", newline="\r\n")
@@ -72,14 +74,14 @@ def test_ml_1m_saved_as_utf8(folder) -> None:
         assert tables.interactions["user"].to_list() == ["1", "1", "2"]
 
 
-def test_ml_1m_of_lines_in_both_encodings(folder) -> None:
+def test_ml_1m_of_lines_in_both_encodings(folder: Path) -> None:
     more = "21::Amélie (2001)::Drama\n".encode()
     (folder / "movies.dat").write_bytes(MOVIES.encode("latin-1") + more)
     titles = read(folder).items["title"].to_list()
     assert titles == ["Pokémon: The First Movie (1998)", '"Heat" (1995)', "Amélie (2001)"]
 
 
-def test_ml_10m(folder) -> None:
+def test_ml_10m(folder: Path) -> None:
     (folder / "movies.dat").write_text(MOVIES + "9::Pull My Daisy (1958)::(no genres listed)\n")
     (folder / "ratings.dat").write_text(RATINGS.replace("::5::", "::4.5::"))
     tables = read_dat_archive(DataConfig(source="ml-10m", path=str(zipped(folder))))
@@ -88,7 +90,7 @@ def test_ml_10m(folder) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_ml_20m_25m_and_32m(tmp_path, packed) -> None:
+def test_ml_20m_25m_and_32m(tmp_path: Path, packed: bool) -> None:
     folder = tmp_path / "ml-25m"
     folder.mkdir()
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n")
@@ -104,7 +106,7 @@ def test_ml_20m_25m_and_32m(tmp_path, packed) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_ml_100k(tmp_path, complaint, packed) -> None:
+def test_ml_100k(tmp_path: Path, complaint: Complaint, packed: bool) -> None:
     folder = tmp_path / "ml-100k"
     folder.mkdir()
     (folder / "u.data").write_text("196\t242\t3\t881250949\n186\t302\t3\t891717742\n")
@@ -127,27 +129,27 @@ def test_ml_100k(tmp_path, complaint, packed) -> None:
     assert message.startswith(f"{folder / 'u.item'}, line 2: not of the form item|title|")
 
 
-def test_an_id_without_end_is_refused(folder, complaint) -> None:
+def test_an_id_without_end_is_refused(folder: Path, complaint: Complaint) -> None:
     (folder / "ratings.dat").write_text(RATINGS + "x" * 50_000 + "::20::5::978300760\n")
     message = complaint(read, folder)
     assert message.startswith(f"{folder / 'ratings.dat'}, line 4: the id 'xxx")
     assert len(message) < 300
 
 
-def test_path_not_given(complaint) -> None:
+def test_path_not_given(complaint: Complaint) -> None:
     message = complaint(read_dat_archive, DataConfig(source="ml-1m"))
     assert message.startswith("data.path is not given")
     assert "ml-1m.zip" in message
 
 
-def test_path_missing_or_of_another_kind(folder, complaint) -> None:
+def test_path_missing_or_of_another_kind(folder: Path, complaint: Complaint) -> None:
     assert "is missing" in complaint(read, folder / "no")
     assert "is missing" in complaint(read, folder / "no.zip")
     assert "unknown extension" in complaint(read, folder / "movies.dat")
 
 
 @pytest.mark.parametrize("name", ["ratings.dat", "movies.dat"])
-def test_a_file_is_missing_or_empty(folder, complaint, name) -> None:
+def test_a_file_is_missing_or_empty(folder: Path, complaint: Complaint, name: str) -> None:
     (folder / name).write_bytes(b"\n")
     assert complaint(read, folder).startswith(f"{folder / name} is empty: set data.path")
     assert f"{name} is empty" in complaint(read, zipped(folder))
@@ -157,14 +159,14 @@ def test_a_file_is_missing_or_empty(folder, complaint, name) -> None:
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.1, 0.5, 0.99])
-def test_zip_cut_off(folder, complaint, cut) -> None:
+def test_zip_cut_off(folder: Path, complaint: Complaint, cut: float) -> None:
     path = zipped(folder)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(cut * len(whole))])
     assert f"{path} is damaged or cut off" in complaint(read, path)
 
 
-def test_zip_with_damaged_content(folder, complaint) -> None:
+def test_zip_with_damaged_content(folder: Path, complaint: Complaint) -> None:
     path = zipped(folder)
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo("ml-1m/ratings.dat")
@@ -187,31 +189,31 @@ def patched(path: Path, offset: int, value: bytes) -> Path:
     return path
 
 
-def test_zip_encrypted(folder, complaint) -> None:
+def test_zip_encrypted(folder: Path, complaint: Complaint) -> None:
     message = complaint(read, patched(zipped(folder), 6, b"\x01\x00"))
     assert "ratings.dat is encrypted: unpack it and set data.path to" in message
 
 
 @pytest.mark.parametrize("method", [9, 97, 99, 0xFFFF])
-def test_zip_of_an_unknown_compression(folder, complaint, method) -> None:
+def test_zip_of_an_unknown_compression(folder: Path, complaint: Complaint, method: int) -> None:
     message = complaint(read, patched(zipped(folder), 8, method.to_bytes(2, "little")))
     assert "cannot be unpacked" in message
     assert "set data.path to the official ml-1m.zip or its folder" in message
 
 
-def test_zip_of_an_unknown_version(folder, complaint) -> None:
+def test_zip_of_an_unknown_version(folder: Path, complaint: Complaint) -> None:
     message = complaint(read, patched(zipped(folder), 4, b"\xff\x00"))
     assert "cannot be unpacked (zip file version 25.5)" in message
 
 
-def test_zip_with_several_files_of_the_name(folder, complaint) -> None:
+def test_zip_with_several_files_of_the_name(folder: Path, complaint: Complaint) -> None:
     path = zipped(folder)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("copy/ratings.dat", "1::2::3::4\n")
     assert "holds several files named ratings.dat" in complaint(read, path)
 
 
-def test_zip_bomb(folder, complaint, monkeypatch) -> None:
+def test_zip_bomb(folder: Path, complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_ALWAYS_BYTES", 1_000_000)
     (folder / "ratings.dat").write_bytes(b"1::2::3::4\n" * 1_000_000)
     assert "unpacks to more than 100 times its size" in complaint(read, zipped(folder))
@@ -221,19 +223,21 @@ def test_zip_bomb(folder, complaint, monkeypatch) -> None:
     "line", ["5::6::7", "5", "5::6::7::8::9", "5::::7::8", "5,6,7,8", "x\x1fy"]
 )
 @pytest.mark.parametrize("before", ["", RATINGS])
-def test_a_line_of_ratings_of_another_form(folder, complaint, line, before) -> None:
+def test_a_line_of_ratings_of_another_form(
+    folder: Path, complaint: Complaint, line: str, before: str
+) -> None:
     (folder / "ratings.dat").write_text(before + line + "\n" + RATINGS)
     number = before.count("\n") + 1
     message = complaint(read, folder)
     assert message.startswith(f"{folder / 'ratings.dat'}, line {number}: not of the form")
 
 
-def test_a_line_of_movies_of_another_form(folder, complaint) -> None:
+def test_a_line_of_movies_of_another_form(folder: Path, complaint: Complaint) -> None:
     (folder / "movies.dat").write_text(MOVIES + "21::Up (2009)\n", "latin-1")
     assert complaint(read, folder).startswith(f"{folder / 'movies.dat'}, line 3: not of the form")
 
 
-def test_a_timestamp_that_is_no_number(folder, complaint) -> None:
+def test_a_timestamp_that_is_no_number(folder: Path, complaint: Complaint) -> None:
     (folder / "ratings.dat").write_text(RATINGS + "1::3::5::noon\n")
     message = complaint(read, folder)
     problem = "the timestamp 'noon' is not a number: mend or delete that row"

@@ -6,6 +6,7 @@ import pytest
 
 from palr_jax.data.config import DataConfig
 from palr_jax.data.prepare import Prepared, load, prepare, save
+from tests.data.conftest import Complaint
 from tests.locations import SHARED
 
 DATA = SHARED / "data"
@@ -23,7 +24,9 @@ def ring() -> list[tuple[str, str, int]]:
     ]
 
 
-def write(folder: Path, rows: list[tuple[str, str, int]], items: list[str] | None = None):
+def write(
+    folder: Path, rows: list[tuple[str, str, int]], items: list[str] | None = None
+) -> DataConfig:
     log = "".join(f"{user},{item},{time}\n" for user, item, time in rows)
     (folder / "log.csv").write_text("user,item,timestamp\n" + log)
     if items is None:
@@ -45,7 +48,7 @@ def sequences(prepared: Prepared) -> dict[str, list[str]]:
     }
 
 
-def test_the_whole_way(tmp_path) -> None:
+def test_the_whole_way(tmp_path: Path) -> None:
     prepared = prepare(write(tmp_path, ring()))
     assert prepared.split.user_ids.tolist() == [f"u{user}" for user in range(NUM_USERS)]
     assert prepared.catalog.item_ids.tolist() == [f"i{item}" for item in range(NUM_ITEMS)]
@@ -57,7 +60,7 @@ def test_the_whole_way(tmp_path) -> None:
     assert prepared.split.targets("validation")[3] == 10
 
 
-def test_users_stand_as_in_the_log_and_items_as_in_their_file(tmp_path) -> None:
+def test_users_stand_as_in_the_log_and_items_as_in_their_file(tmp_path: Path) -> None:
     straight = prepare(write(tmp_path, ring()))
     items = [f"i{item},Title {item},x" for item in reversed(range(NUM_ITEMS))]
     turned = prepare(write(tmp_path, ring()[::-1], items))
@@ -66,7 +69,7 @@ def test_users_stand_as_in_the_log_and_items_as_in_their_file(tmp_path) -> None:
     assert sequences(turned) == sequences(straight)
 
 
-def test_ties_in_time_keep_the_order_of_the_file(tmp_path) -> None:
+def test_ties_in_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [(user, item, 0) for user, item, _ in ring()]
     rng = np.random.default_rng(0)
     shuffled = [rows[row] for row in rng.permutation(len(rows))]
@@ -74,7 +77,7 @@ def test_ties_in_time_keep_the_order_of_the_file(tmp_path) -> None:
     assert sequences(prepare(write(tmp_path, shuffled))) == expected
 
 
-def test_of_repeats_the_first_in_time_stays(tmp_path) -> None:
+def test_of_repeats_the_first_in_time_stays(tmp_path: Path) -> None:
     # In the file the late repeat of i6 comes first, so file order alone would keep the wrong one.
     rows = [("u3", "i6", 999), *ring(), ("u3", "i7", 999)]
     prepared = prepare(write(tmp_path, rows))
@@ -82,12 +85,12 @@ def test_of_repeats_the_first_in_time_stays(tmp_path) -> None:
     assert prepared.num_interactions == NUM_USERS * LENGTH
 
 
-def test_repeats_do_not_count_for_the_core(tmp_path) -> None:
+def test_repeats_do_not_count_for_the_core(tmp_path: Path) -> None:
     rows = [*ring(), ("guest", "i1", 1), ("guest", "i2", 2), ("guest", "i1", 3)]
     assert "guest" not in sequences(prepare(write(tmp_path, rows)))
 
 
-def test_the_core_is_iterative(tmp_path) -> None:
+def test_the_core_is_iterative(tmp_path: Path) -> None:
     # The guest has three items, but "rare" has too few users; its removal removes the guest.
     rows = [*ring(), ("guest", "rare", 1), ("guest", "i1", 2), ("guest", "i2", 3)]
     prepared = prepare(write(tmp_path, rows))
@@ -95,7 +98,7 @@ def test_the_core_is_iterative(tmp_path) -> None:
     assert "rare" not in prepared.catalog.item_ids
 
 
-def test_rows_of_items_that_do_not_remain_are_dropped(tmp_path) -> None:
+def test_rows_of_items_that_do_not_remain_are_dropped(tmp_path: Path) -> None:
     items = ["never,Never seen,x"] + [f"i{item},Same title,x" for item in range(NUM_ITEMS)]
     catalog = prepare(write(tmp_path, ring(), [*items, "never2,,"])).catalog
     assert catalog.item_ids.tolist() == [f"i{item}" for item in range(NUM_ITEMS)]
@@ -103,13 +106,13 @@ def test_rows_of_items_that_do_not_remain_are_dropped(tmp_path) -> None:
     assert len(set(catalog.titles)) == NUM_ITEMS
 
 
-def test_an_unknown_item_counts_for_the_core_until_it_falls(tmp_path) -> None:
+def test_an_unknown_item_counts_for_the_core_until_it_falls(tmp_path: Path) -> None:
     rows = [*ring(), ("u0", "unknown", 5), ("u1", "unknown", 5)]
     assert "unknown" not in prepare(write(tmp_path, rows)).catalog.item_ids
 
 
 @pytest.mark.parametrize("row", [None, "unknown,,x", "unknown,   ,x"])
-def test_an_item_without_a_title(tmp_path, complaint, row) -> None:
+def test_an_item_without_a_title(tmp_path: Path, complaint: Complaint, row: str | None) -> None:
     rows = [*ring(), *[(f"u{user}", "unknown", 5) for user in range(3)]]
     items = [f"i{item},Title {item},x" for item in range(NUM_ITEMS)] + ([row] if row else [])
     message = complaint(prepare, write(tmp_path, rows, items))
@@ -117,13 +120,13 @@ def test_an_item_without_a_title(tmp_path, complaint, row) -> None:
     assert "an item without a title" in message
 
 
-def test_an_item_with_two_rows(tmp_path, complaint) -> None:
+def test_an_item_with_two_rows(tmp_path: Path, complaint: Complaint) -> None:
     items = [f"i{item},Title {item},x" for item in [*range(NUM_ITEMS), 5]]
     message = complaint(prepare, write(tmp_path, ring(), items))
     assert message.startswith(f"{tmp_path / 'items.csv'}: item 'i5' has two rows")
 
 
-def test_too_few_users(tmp_path, complaint) -> None:
+def test_too_few_users(tmp_path: Path, complaint: Complaint) -> None:
     config = write(tmp_path, ring())
     message = complaint(prepare, replace(config, min_users=NUM_USERS + 1))
     assert "12 users and 24 items remain after the 3-core" in message
@@ -131,7 +134,7 @@ def test_too_few_users(tmp_path, complaint) -> None:
     assert "0 users and 0 items" in complaint(prepare, replace(config, min_count=5))
 
 
-def test_a_user_may_have_almost_all_items(tmp_path) -> None:
+def test_a_user_may_have_almost_all_items(tmp_path: Path) -> None:
     rows = ring() + [("u0", f"i{item}", 500) for item in range(LENGTH, NUM_ITEMS)]
     assert len(sequences(prepare(write(tmp_path, rows)))["u0"]) == NUM_ITEMS
 
@@ -151,7 +154,7 @@ def assert_same(one: Prepared, two: Prepared) -> None:
     assert one.catalog.categories == two.catalog.categories
 
 
-def test_save_and_load(tmp_path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     names = {"u1": "Zoë 😀", "u2": "007", "i3": "ид", "i4": "1e5"}
     rows = [(names.get(user, user), names.get(item, item), time) for user, item, time in ring()]
     items = [f"i{item},Title {item}," for item in range(NUM_ITEMS)]
@@ -165,7 +168,9 @@ def test_save_and_load(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["split.npz", "catalog.parquet"])
-def test_load_names_what_is_missing_or_damaged(tmp_path, complaint, name) -> None:
+def test_load_names_what_is_missing_or_damaged(
+    tmp_path: Path, complaint: Complaint, name: str
+) -> None:
     save(prepare(write(tmp_path, ring())), tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-40])
@@ -174,7 +179,7 @@ def test_load_names_what_is_missing_or_damaged(tmp_path, complaint, name) -> Non
     assert f"{path} is missing" in complaint(load, tmp_path)
 
 
-def test_load_refuses_files_of_two_runs(tmp_path, complaint) -> None:
+def test_load_refuses_files_of_two_runs(tmp_path: Path, complaint: Complaint) -> None:
     save(prepare(write(tmp_path, ring())), tmp_path / "one")
     rows = [*ring(), *[(f"u{user}", "extra", 5) for user in range(3)]]
     items = [f"i{item},Title {item},x" for item in range(NUM_ITEMS)]
@@ -183,7 +188,7 @@ def test_load_refuses_files_of_two_runs(tmp_path, complaint) -> None:
     assert "files of two runs" in complaint(load, tmp_path / "two")
 
 
-def test_load_names_an_array_that_is_not_there(tmp_path, complaint) -> None:
+def test_load_names_an_array_that_is_not_there(tmp_path: Path, complaint: Complaint) -> None:
     save(prepare(write(tmp_path, ring())), tmp_path)
     np.savez(tmp_path / "split.npz", other=np.zeros(1))
     assert "split.npz cannot be read (it lacks train_N)" in complaint(load, tmp_path)
@@ -193,7 +198,7 @@ def counts(prepared: Prepared) -> tuple[int, int, int]:
     return prepared.split.num_users, len(prepared.catalog), prepared.num_interactions
 
 
-def test_ml_latest_small(capsys) -> None:
+def test_ml_latest_small(capsys: pytest.CaptureFixture[str]) -> None:
     prepared = prepare(DataConfig())
     assert counts(prepared) == (610, 3_650, 90_274)
     assert prepared.catalog.titles[0] == "Toy Story (1995)"

@@ -1,9 +1,11 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palr_jax.data.split import Split, leave_one_out
+from palr_jax.data.split import Part, Split, leave_one_out
 from palr_jax.ragged import Ragged
 
 
@@ -32,10 +34,13 @@ def test_histories_are_all_that_comes_before_the_target(rows: list[list[int]]) -
 
 
 @given(ROWS, st.data())
-def test_histories_of_some_users_are_in_their_order(rows: list[list[int]], data) -> None:
+def test_histories_of_some_users_are_in_their_order(
+    rows: list[list[int]], data: st.DataObject
+) -> None:
     split = split_of(rows)
     users = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5) if rows else st.just([]))
-    for part, left in (("validation", 2), ("test", 1), ("all", 0)):
+    parts: list[tuple[Part | Literal["all"], int]] = [("validation", 2), ("test", 1), ("all", 0)]
+    for part, left in parts:
         histories = split.histories(part, users)
         assert [row.tolist() for row in histories] == [
             rows[user][: len(rows[user]) - left] for user in users
@@ -43,7 +48,7 @@ def test_histories_of_some_users_are_in_their_order(rows: list[list[int]], data)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_indices_are_int32(part: str) -> None:
+def test_indices_are_int32(part: Part) -> None:
     split = split_of([[1, 2, 3], [4, 5, 6, 7]])
     assert split.targets(part).dtype == np.int32
     assert split.histories(part).values_N.dtype == np.int32

@@ -38,7 +38,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def slow_score(logits: Logits, prompt: list[int], candidates: dict[int, list[int]]) -> dict:
+def slow_score(
+    logits: Logits, prompt: list[int], candidates: dict[int, list[int]]
+) -> dict[int, float]:
     """Slot → log-probability, one candidate and one token at a time."""
     result = {}
     for slot, tokens in candidates.items():
@@ -105,7 +107,7 @@ def slow_beam(
     All hypotheses take a decision at a time; the search ends when the best is a whole item.
     """
     left = allowed & set(candidates)
-    beam = [(0.0, [], dict_trie(candidates))]
+    beam: list[tuple[float, list[int], Node]] = [(0.0, [], dict_trie(candidates))]
 
     def forced(tokens: list[int], node: Node) -> tuple[list[int], Node]:
         while len(node.children) == 1:

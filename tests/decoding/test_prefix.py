@@ -4,34 +4,50 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
 
 from palr_jax.decoding.generate import generate
 from palr_jax.decoding.score import score
 from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.search import search
-from palr_jax.decoding.trie import build
+from palr_jax.decoding.trie import Array, build
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.ragged import Ragged
 
 ROWS, SHARED, K = 4, 6, 3
-Found = tuple[ArrayLike, ArrayLike]  # slots in their order, and log-probabilities
+Prompts = tuple[np.ndarray, np.ndarray]
+Found = tuple[Array, Array]  # slots in their order, and log-probabilities
 
 
-def scores(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix) -> Found:
+def scores(
+    model: Llama,
+    prompts: Prompts,
+    items: Ragged,
+    slots: np.ndarray,
+    prefix: Prefix,
+) -> Found:
     logp = np.asarray(score(model, *prompts, plan_score(build(items, slots)), prefix=prefix))
     return np.argsort(-logp), logp
 
 
-def writes(model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix) -> Found:
+def writes(
+    model: Llama,
+    prompts: Prompts,
+    items: Ragged,
+    slots: np.ndarray,
+    prefix: Prefix,
+) -> Found:
     allowed = np.ones(slots.shape, bool)
     slate = generate(model, *prompts, build(items, slots), allowed, K, prefix=prefix)
     return slate.slot_BK, slate.logp_BK
 
 
 def searches(
-    model: Llama, prompts: tuple, items: Ragged, slots: np.ndarray, prefix: Prefix
+    model: Llama,
+    prompts: Prompts,
+    items: Ragged,
+    slots: np.ndarray,
+    prefix: Prefix,
 ) -> Found:
     excluded = np.full((ROWS, 1), -1)
     slate = search(model, *prompts, build(items, slots[:1]), excluded, K, 2, prefix=prefix)
@@ -40,7 +56,11 @@ def searches(
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("work", [scores, writes, searches])
-def test_a_shared_prefix_changes_no_slate(tiny: Llama, work: Callable, groups: int) -> None:
+def test_a_shared_prefix_changes_no_slate(
+    tiny: Llama,
+    work: Callable[[Llama, Prompts, Ragged, np.ndarray, Prefix], Found],
+    groups: int,
+) -> None:
     rng = np.random.default_rng(groups)
     texts = {tuple(rng.integers(2, 6, rng.integers(2, 7)).tolist()) for _ in range(40)}
     items = Ragged.from_rows([[*text, 1] for text in sorted(texts)])

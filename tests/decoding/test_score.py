@@ -10,6 +10,7 @@ from palr_jax.decoding.trie import build
 from palr_jax.llm.llama import Llama
 from palr_jax.ragged import Ragged
 from tests.decoding.slow import Logits, item_texts, slot_rows, slow_score
+from tests.programs import programs
 
 
 def some_prompts(seed: int, rows: int, width: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -100,5 +101,5 @@ def test_batches_of_a_size_share_a_program(tiny: Llama) -> None:
     for seed in range(3):
         slots = rng.permutation(len(items))[:40].reshape(2, 20)
         score(tiny, *some_prompts(seed, 2), plan_score(build(items, slots)))
-        sizes.append(score_module.score_step._cache_size())
+        sizes.append(programs(score_module.score_step))
     assert sizes[0] == sizes[1] == sizes[2]

@@ -18,7 +18,8 @@ def make_items(rng: np.random.Generator) -> Ragged:
 
 
 def assert_same(mine: ScorePlan, other: ScorePlan) -> None:
-    assert jax.tree.structure(mine) == jax.tree.structure(other)
+    structures: list[object] = [jax.tree.structure(plan) for plan in (mine, other)]
+    assert structures[0] == structures[1]
     jax.tree.map(np.testing.assert_array_equal, mine, other)
 
 

@@ -20,6 +20,7 @@ from tests.decoding.slow import (
     slow_beam_slate,
     slow_generate,
 )
+from tests.programs import programs
 
 K = 3
 
@@ -36,7 +37,7 @@ def check(slate: Slate, slow: list[SlowSlate]) -> None:
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(texts=item_texts(most=12, longest=12), seed=st.integers(0, 1000))
 def test_slates_equal_a_beam_over_full_forward_passes(
-    tiny: Llama, tiny_logits: Logits, width: int, texts: list, seed: int
+    tiny: Llama, tiny_logits: Logits, width: int, texts: list[list[int]], seed: int
 ) -> None:
     prompts, lengths = prompts_of(seed, 3)
     rng = np.random.default_rng(seed)
@@ -113,7 +114,7 @@ def test_batches_of_a_size_share_a_program(tiny: Llama) -> None:
     for seed in range(3):
         excluded = np.random.default_rng(seed).integers(-1, len(items), (2, 5))
         search(tiny, *prompts_of(seed, 2), trie, excluded, K)
-        sizes.append(search_module._search._cache_size())
+        sizes.append(programs(search_module._search))
     assert sizes[0] == sizes[1] == sizes[2]
 
 

@@ -85,7 +85,7 @@ def test_no_candidates_at_all() -> None:
         ([[5, 1], [3, 4, 1], []], "item 2 has no tokens"),
     ],
 )
-def test_texts_that_cannot_be_told_apart_are_refused(texts: list, message: str) -> None:
+def test_texts_that_cannot_be_told_apart_are_refused(texts: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(Ragged.from_rows(texts), np.array([[0, 1], [1, 2]]))
     build(Ragged.from_rows(texts), np.array([[0, 1], [1, 0]]))

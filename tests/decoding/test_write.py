@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,7 +20,7 @@ def one_by_one(prompt: list[int], new_tokens: int, stop_ids: list[int]) -> list[
     """The same with a full forward pass per token."""
     tokens = list(prompt)
     for _ in range(new_tokens):
-        best = int(np.asarray(MODEL(np.array([tokens]))[0, -1]).argmax())
+        best = int(np.asarray(MODEL(jnp.array([tokens]))[0, -1]).argmax())
         if best in stop_ids:
             break
         tokens.append(best)

@@ -1,7 +1,5 @@
 """A report of made-up results, with every part."""
 
-from typing import Any
-
 import numpy as np
 
 from palr_jax.evaluation.fusion import target_rank
@@ -18,13 +16,14 @@ from palr_jax.evaluation.metrics import summary
 from palr_jax.evaluation.pictures import Chart, Curve
 from palr_jax.evaluation.reliability import reliability
 from palr_jax.evaluation.report import SlateExample, render
+from palr_jax.evaluation.results import Results
 
 MARKUP = "<img src=x onerror=document.title='broken'> & \"Co\" 'n' (2031)"
 NAMES = ("SASRec", "SASRec + popularity", "PALR_v2 with prior", "PALR_v2 + SASRec")
 USERS, CANDIDATES = 400, 50
 
 
-def results() -> dict[str, Any]:
+def results() -> Results:
     """The content of a results.json."""
     rng = np.random.default_rng(0)
     candidates_UC = rng.permuted(np.tile(np.arange(80), (USERS, 1)), axis=1)[:, :CANDIDATES]
@@ -82,7 +81,7 @@ def results() -> dict[str, Any]:
     }
 
 
-def page(given: dict[str, Any]) -> str:
+def page(given: Results) -> str:
     """The report of these results."""
     charts = [
         Chart("Ranker: loss", "step", "nats", [Curve("PALR_v2", [1, 20, 40], [3.0, 2.0, 1.5])]),

@@ -10,12 +10,13 @@ from rich.console import Console
 from palr_jax.evaluation.console import print_results, print_retrievers
 from palr_jax.evaluation.metrics import summary
 from palr_jax.evaluation.paper import PAPER
+from palr_jax.evaluation.results import Results
 
 NAMES = ("BERT4Rec", "BERT4Rec + popularity", "PALR_v1", "PALR_v2 with prior", "PALR_v2 + BERT4Rec")
 INTERVAL = [-0.012345, 0.023456]
 
 
-def results() -> dict:
+def results() -> Results:
     rows = []
     for number, name in enumerate(NAMES):
         others = NAMES[: min(number, 2)] if number else ()
@@ -29,7 +30,7 @@ def results() -> dict:
             }
         )
     protocol = {"rank": "1 + items [scored] strictly higher " * 5}
-    return {"dataset": "ml-1m", "protocol": protocol, "rows": rows}
+    return {"dataset": "ml-1m", "protocol": protocol, "rows": rows, "groups": {}}
 
 
 def shown(width: int, encoding: str = "utf-8") -> list[str]:

@@ -53,7 +53,12 @@ def read(catalog: Catalog, tokenizer: Tokenizer, example: Example) -> tuple[list
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_history_and_label_are_neighbouring_windows_of_training_items(
-    catalog, train, writer, instruct_config, tokenizer, share
+    catalog: Catalog,
+    train: Ragged,
+    writer: PromptWriter,
+    instruct_config: InstructConfig,
+    tokenizer: Tokenizer,
+    share: float,
 ) -> None:
     maker = make_maker(catalog, train, writer, instruct_config, share)
     for user in range(len(train)):
@@ -72,7 +77,13 @@ def test_history_and_label_are_neighbouring_windows_of_training_items(
                 assert not candidates
 
 
-def test_candidates_are_in_no_order(catalog, train, writer, instruct_config, tokenizer) -> None:
+def test_candidates_are_in_no_order(
+    catalog: Catalog,
+    train: Ragged,
+    writer: PromptWriter,
+    instruct_config: InstructConfig,
+    tokenizer: Tokenizer,
+) -> None:
     maker = make_maker(catalog, train, writer, instruct_config, 1.0)
     places = []
     for epoch in range(200):
@@ -82,7 +93,7 @@ def test_candidates_are_in_no_order(catalog, train, writer, instruct_config, tok
 
 
 def test_an_example_is_a_function_of_user_epoch_and_seed(
-    catalog, train, writer, instruct_config
+    catalog: Catalog, train: Ragged, writer: PromptWriter, instruct_config: InstructConfig
 ) -> None:
     first = make_maker(catalog, train, writer, instruct_config, 0.7)
     again = make_maker(catalog, train, writer, instruct_config, 0.7)
@@ -123,7 +134,11 @@ def test_negatives_share_a_category_or_a_user(catalog: Catalog) -> None:
 
 
 def test_short_lists_are_filled_from_the_affinity_of_the_user(
-    catalog, train, writer, instruct_config, tokenizer
+    catalog: Catalog,
+    train: Ragged,
+    writer: PromptWriter,
+    instruct_config: InstructConfig,
+    tokenizer: Tokenizer,
 ) -> None:
     config = replace(instruct_config, enrich_history=5, enrich_label=3)
     maker = make_maker(catalog, train, writer, config, 1.0)
@@ -154,7 +169,11 @@ def test_short_lists_are_filled_from_the_affinity_of_the_user(
 
 
 def test_swaps_exchange_items_between_history_and_label_at_their_rate(
-    catalog, train, writer, instruct_config, tokenizer
+    catalog: Catalog,
+    train: Ragged,
+    writer: PromptWriter,
+    instruct_config: InstructConfig,
+    tokenizer: Tokenizer,
 ) -> None:
     plain = make_maker(catalog, train, writer, replace(instruct_config, label=4), 0.0)
     maker = make_maker(catalog, train, writer, replace(instruct_config, swap=0.3), 0.0)
@@ -175,7 +194,12 @@ def test_swaps_exchange_items_between_history_and_label_at_their_rate(
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_retriever_negatives_are_what_was_proposed_at_that_moment(
-    catalog, train, writer, instruct_config, tokenizer, share
+    catalog: Catalog,
+    train: Ragged,
+    writer: PromptWriter,
+    instruct_config: InstructConfig,
+    tokenizer: Tokenizer,
+    share: float,
 ) -> None:
     config = replace(instruct_config, retriever_negatives=share)
     users = np.arange(2, len(train))
@@ -194,7 +218,7 @@ def test_retriever_negatives_are_what_was_proposed_at_that_moment(
     for user in users:
         items = train[user].tolist()
         for epoch in range(5):
-            _, candidates, label = read(catalog, tokenizer, maker.example(user, epoch))
+            _, candidates, label = read(catalog, tokenizer, maker.example(int(user), epoch))
             now = items.index(label[0])
             prefix = moments.offsets_R1[user] + moments[user].tolist().index(now)
             free = set(proposed[prefix].tolist()) - set(items)

@@ -1,5 +1,6 @@
 import string
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -135,7 +136,10 @@ def shared_catalog(name: str) -> Catalog:
 
 @pytest.mark.parametrize(("name", "style"), [("ml-1m", "title"), ("beauty", "id_title")])
 def test_every_item_has_the_same_tokens_everywhere(
-    name: str, style: str, tokenizer: Tokenizer, instruct_config: InstructConfig
+    name: str,
+    style: Literal["title", "id_title"],
+    tokenizer: Tokenizer,
+    instruct_config: InstructConfig,
 ) -> None:
     if not (SHARED / "data" / name).exists() or not MISTRAL.exists():
         pytest.skip("the shared data is not here")

@@ -1,6 +1,7 @@
 """Examples that ask for items among candidates: what they hold, and how they are packed."""
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -70,7 +71,11 @@ def visible(horizon_T: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("reads_titles", [False, True])
 def test_the_history_never_sees_what_is_fed_for_a_moment(
-    train, tokenizer, item_tokens, history_config, reads_titles: bool
+    train: Ragged,
+    tokenizer: Tokenizer,
+    item_tokens: Ragged,
+    history_config: InstructConfig,
+    reads_titles: bool,
 ) -> None:
     maker = make_moments(train, tokenizer, item_tokens, history_config, reads_titles)
     for user in maker.usable(np.arange(len(train))):
@@ -95,7 +100,7 @@ def test_the_history_never_sees_what_is_fed_for_a_moment(
 
 
 def test_where_few_items_are_unseen_there_are_few_candidates(
-    train, tokenizer, item_tokens, history_config
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
 ) -> None:
     maker = make_moments(train, tokenizer, item_tokens, history_config)
     retrieved = maker.retrieved
@@ -125,7 +130,7 @@ def test_where_few_items_are_unseen_there_are_few_candidates(
 
 
 def test_a_moment_that_the_retriever_missed_is_skipped_or_gets_its_target(
-    train, tokenizer, item_tokens, history_config
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
 ) -> None:
     maker = make_moments(train, tokenizer, item_tokens, history_config)
     retrieved = maker.retrieved
@@ -141,7 +146,7 @@ def test_a_moment_that_the_retriever_missed_is_skipped_or_gets_its_target(
 
 
 def test_priors_are_the_retrievers_and_say_nothing_where_they_are_dropped(
-    train, tokenizer, item_tokens, history_config
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
 ) -> None:
     maker = make_moments(train, tokenizer, item_tokens, history_config)
     for moment in maker.example(11, 0).moments:
@@ -153,7 +158,11 @@ def test_priors_are_the_retrievers_and_say_nothing_where_they_are_dropped(
 
 @pytest.mark.parametrize("form", ["history", "candidates"])
 def test_examples_and_rows_depend_on_user_seed_and_epoch_alone(
-    train, tokenizer, item_tokens, history_config, form
+    train: Ragged,
+    tokenizer: Tokenizer,
+    item_tokens: Ragged,
+    history_config: InstructConfig,
+    form: Literal["history", "candidates"],
 ) -> None:
     config = replace(history_config, prompt=form)
     maker = make_moments(train, tokenizer, item_tokens, config)
@@ -171,7 +180,7 @@ def test_examples_and_rows_depend_on_user_seed_and_epoch_alone(
 
 
 def test_the_list_of_candidates_is_shuffled_or_in_the_retrievers_order(
-    train, tokenizer, item_tokens, history_config
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
 ) -> None:
     config = replace(history_config, prompt="candidates", candidate_order="retriever")
     maker = make_moments(train, tokenizer, item_tokens, config)

@@ -1,23 +1,34 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
+import grain
 import numpy as np
 import pytest
 
+from palr_jax.data.catalog import Catalog
 from palr_jax.instruct import pipeline
-from palr_jax.instruct.packing import Packing
+from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.examples import ExampleMaker
+from palr_jax.instruct.packing import Example, Packing
 from palr_jax.instruct.pipeline import _PackedWindows, batches
+from palr_jax.instruct.prompts import PromptWriter
+from palr_jax.ragged import Ragged
 from tests.instruct.test_examples import make_maker
+
+Dataset = tuple[ExampleMaker, grain.IterDataset[dict[str, np.ndarray]]]
 
 
 @pytest.fixture
-def dataset(catalog, train, writer, instruct_config):
+def dataset(
+    catalog: Catalog, train: Ragged, writer: PromptWriter, instruct_config: InstructConfig
+) -> Dataset:
     maker = make_maker(catalog, train, writer, instruct_config, 0.5)
     return maker, batches(maker, np.arange(12), Packing(rows=3, length=900, label_length=200))
 
 
-def test_rows_hold_whole_examples_and_label_places(dataset) -> None:
+def test_rows_hold_whole_examples_and_label_places(dataset: Dataset) -> None:
     maker, data = dataset
     expected = {
         tuple(np.concatenate([e.prompt_T, e.label_M]).tolist())
@@ -46,18 +57,20 @@ def test_rows_hold_whole_examples_and_label_places(dataset) -> None:
     assert found > 20
 
 
-def test_every_epoch_visits_every_user_once_in_a_new_order(dataset) -> None:
+def test_every_epoch_visits_every_user_once_in_a_new_order(dataset: Dataset) -> None:
     maker, _ = dataset
     visits: list[tuple[int, int]] = []
 
     class Recorder:
         seed = maker.seed
 
-        def example(self, user: int, epoch: int):
+        def example(self, user: int, epoch: int) -> Example:
             visits.append((epoch, user))
             return maker.example(user, epoch)
 
-        def pack(self, examples, packing, rng):
+        def pack(
+            self, examples: Sequence[Example], packing: Packing, rng: np.random.Generator
+        ) -> dict[str, np.ndarray]:
             return maker.pack(examples, packing, rng)
 
     iterator = iter(batches(Recorder(), np.arange(12), Packing(3, 900, 200)))
@@ -68,7 +81,7 @@ def test_every_epoch_visits_every_user_once_in_a_new_order(dataset) -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_a_restored_iterator_gives_the_same_batches(dataset) -> None:
+def test_a_restored_iterator_gives_the_same_batches(dataset: Dataset) -> None:
     _, data = dataset
     iterator = iter(data)
     next(iterator)
@@ -86,7 +99,9 @@ def rows_of(batch: dict[str, np.ndarray]) -> list[bytes]:
     return [b"".join(batch[name][row].tobytes() for name in sorted(batch)) for row in rows]
 
 
-def test_four_processes_make_the_rows_of_one(dataset, monkeypatch) -> None:
+def test_four_processes_make_the_rows_of_one(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline, "WINDOW", 100)
     maker, _ = dataset
     packing = Packing(rows=1, length=900, label_length=200)
@@ -102,7 +117,7 @@ def test_four_processes_make_the_rows_of_one(dataset, monkeypatch) -> None:
     assert len(set(one)) > 0.9 * len(one)  # a user with two items has one example for ever
 
 
-def test_a_stop_anywhere_changes_nothing(dataset, monkeypatch) -> None:
+def test_a_stop_anywhere_changes_nothing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "WINDOW", 100)
     _, data = dataset
     iterator = iter(data)
@@ -118,7 +133,9 @@ def test_a_stop_anywhere_changes_nothing(dataset, monkeypatch) -> None:
         assert [rows_of(next(again)) for _ in range(2)] == expected[stop : stop + 2]
 
 
-def test_the_seed_decides_the_rows(catalog, train, writer, instruct_config) -> None:
+def test_the_seed_decides_the_rows(
+    catalog: Catalog, train: Ragged, writer: PromptWriter, instruct_config: InstructConfig
+) -> None:
     maker = make_maker(catalog, train, writer, instruct_config, 0.5)
     packing = Packing(rows=3, length=900, label_length=200)
     first = rows_of(next(iter(batches(maker, np.arange(12), packing))))

@@ -1,3 +1,5 @@
+import numpy as np
+
 from palr_jax.data.catalog import Catalog
 from palr_jax.instruct.config import InstructConfig, ProfileConfig, TemplateConfig
 from palr_jax.instruct.profiles import category_table, keyword_profiles
@@ -8,7 +10,7 @@ from palr_jax.ragged import Ragged
 def test_specific_categories_come_before_common_ones() -> None:
     # Drama is in most items, so it is uninformative; Western and War are rare.
     categories = [("Drama",)] * 6 + [("Drama", "Western"), ("Drama", "War"), ("War",), ()]
-    catalog = Catalog([str(i) for i in range(10)], ("t",) * 10, tuple(categories))
+    catalog = Catalog(np.array([str(i) for i in range(10)]), ("t",) * 10, tuple(categories))
     table = category_table(catalog)
     histories = Ragged.from_rows([[6, 7, 8], [0, 1, 2, 3], [9], []])
     films = InstructConfig(item_kind="films")

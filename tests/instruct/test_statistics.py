@@ -3,15 +3,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import WINDOW, batches, visit
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.instruct.statistics import marked_text, measure
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+from palr_jax.ragged import Ragged
 from tests.instruct.test_examples import make_maker
 
 
-def test_statistics_are_those_of_the_batches(catalog, train, writer, instruct_config) -> None:
+def test_statistics_are_those_of_the_batches(
+    catalog: Catalog, train: Ragged, writer: PromptWriter, instruct_config: InstructConfig
+) -> None:
     config = replace(instruct_config, swap=0.2, enrich_label=3)
     maker = make_maker(catalog, train, writer, config, 0.5)
     packing = Packing(rows=1, length=900, label_length=300)
@@ -37,7 +43,11 @@ def test_statistics_are_those_of_the_batches(catalog, train, writer, instruct_co
 
 
 def test_an_example_is_shown_with_its_label_marked(
-    catalog, train, writer, instruct_config, tokenizer
+    catalog: Catalog,
+    train: Ragged,
+    writer: PromptWriter,
+    instruct_config: InstructConfig,
+    tokenizer: Tokenizer,
 ) -> None:
     example = make_maker(catalog, train, writer, instruct_config, 1.0).example(9, 0)
     prompt, label = tokenizer.decode(example.prompt_T), tokenizer.decode(example.label_M)
@@ -45,7 +55,11 @@ def test_an_example_is_shown_with_its_label_marked(
 
 
 def test_examples_that_cannot_fit_are_met_before_training(
-    catalog, train, tokenizer, item_tokens, instruct_config
+    catalog: Catalog,
+    train: Ragged,
+    tokenizer: Tokenizer,
+    item_tokens: Ragged,
+    instruct_config: InstructConfig,
 ) -> None:
     config = replace(instruct_config, length=150)
     maker = make_maker(catalog, train, PromptWriter(tokenizer, item_tokens, config), config, 1.0)

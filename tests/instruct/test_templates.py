@@ -5,6 +5,7 @@ from palr_jax.errors import UserError
 from palr_jax.instruct.config import InstructConfig, TemplateConfig
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.instruct.templates import item_text, template
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 
@@ -52,7 +53,7 @@ def test_an_own_template_makes_the_prompt(tokenizer: Tokenizer, item_tokens: Rag
     ],
 )
 def test_a_mistake_in_a_template_is_one_clear_line(part: str, text: str, complaint: str) -> None:
-    raw = {"name": "x", "instruct": {"template": {part: text}}}
+    raw: JsonObject = {"name": "x", "instruct": {"template": {part: text}}}
     with pytest.raises(UserError) as error:
         parse_config(raw, "own.yaml")
     assert str(error.value).startswith("own.yaml: ")

@@ -173,7 +173,7 @@ def test_nothing_is_half_written(bucket: str) -> None:
 
 
 def test_files_in_a_bucket_read_as_those_on_disk(bucket: str, tmp_path: Path) -> None:
-    arrays = {"a": np.arange(5), "b": np.ones((2, 3), np.float32)}
+    arrays: dict[str, np.ndarray] = {"a": np.arange(5), "b": np.ones((2, 3), np.float32)}
     for path in (path_of(f"{bucket}/some/arrays.npz"), tmp_path / "arrays.npz"):
         write_arrays(path, **arrays)
         found = read_arrays(path)

@@ -6,7 +6,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def cut(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_a_damaged_newest_step_is_reported_and_the_one_before_used(
-    tmp_path: Path, capsys, damage
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
     save(tmp_path, {1: None, 2: None})
     damage(data_file(tmp_path, 2))

@@ -21,7 +21,7 @@ HOLD = (
 )
 
 
-def hold(folder: Path) -> subprocess.Popen:
+def hold(folder: Path) -> subprocess.Popen[str]:
     """A process that holds the lock of a folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)],
@@ -61,7 +61,9 @@ def test_a_lock_file_alone_locks_nothing(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_file_system_without_locks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def unknown(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

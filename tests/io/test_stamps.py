@@ -18,7 +18,9 @@ def test_a_copy_is_the_same_file(tmp_path: Path) -> None:
     assert retake(file, stamp).content == stamp.content
 
 
-def test_a_file_of_the_same_size_and_time_is_not_read(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_of_the_same_size_and_time_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"some rows")
     stamp = take(file)

@@ -24,7 +24,8 @@ def test_plain_data() -> None:
     text = "a: 1\nb: &b [x, 2.5, null, true]\nc: *b\n"
     assert read_yaml(text, "FILE") == yaml.safe_load(text)
     assert read_yaml("", "FILE") is None
-    assert read_yaml("base: &base {a: 1}\nd: {<<: *base, b: 2}", "FILE")["d"] == {"a": 1, "b": 2}
+    merged = read_yaml("base: &base {a: 1}\nd: {<<: *base, b: 2}", "FILE")
+    assert merged == {"base": {"a": 1}, "d": {"a": 1, "b": 2}}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def main() -> None:
                 adapted = PeftModel.from_pretrained(model, Path(folder) / "adapter")
                 logits["llama3 with adapter"] = run(adapted)
     FIXTURES.mkdir(exist_ok=True)
-    np.savez_compressed(FIXTURES / "logits.npz", **logits)
+    np.savez_compressed(FIXTURES / "logits.npz", **logits)  # type: ignore[arg-type]  # the stub requires `allow_pickle`
 
 
 def run(model: torch.nn.Module) -> np.ndarray:

@@ -18,7 +18,10 @@ SPLASH = Attention("splash", interpret=True)
 LENGTH, HEADS, GROUPS, SIZE = 150, 4, 2, 16
 
 
-def reference(q, k, v, visible) -> np.ndarray:
+Array = np.ndarray | jax.Array
+
+
+def reference(q: Array, k: Array, v: Array, visible: np.ndarray) -> np.ndarray:
     """Attention in float64, one row, one head and one query at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
@@ -32,10 +35,13 @@ def reference(q, k, v, visible) -> np.ndarray:
     return out
 
 
-def draw(rows: int, length: int, seed: int = 0) -> list[jax.Array]:
+def draw(rows: int, length: int, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(seed)
-    shapes = [(rows, length, heads, SIZE) for heads in (HEADS, GROUPS, GROUPS)]
-    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def normal(heads: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(rows, length, heads, SIZE)), jnp.float32)
+
+    return normal(HEADS), normal(GROUPS), normal(GROUPS)
 
 
 def horizons(*rows: list[int]) -> jnp.ndarray:
@@ -78,7 +84,9 @@ def test_packed_rows_equal_rows_of_one_example(attention: Attention) -> None:
     q, k, v = draw(1, LENGTH)
     weight = jnp.asarray(np.random.default_rng(2).normal(size=q.shape), jnp.float32)
 
-    def loss(arrays, weight, horizon):
+    def loss(
+        arrays: tuple[jax.Array, jax.Array, jax.Array], weight: jax.Array, horizon: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         out = attend(*arrays, horizon, attention)
         return jnp.where(horizon[..., None, None] >= 0, out * weight, 0).sum(), out
 
@@ -105,10 +113,10 @@ def test_gradients_equal_those_of_plain_softmax(attention: Attention) -> None:
     visible = (index <= index[:, None]) & (index[:, None] <= PACKED[:, None])
     weight = jnp.where(PACKED[..., None, None] >= 0, draw(2, LENGTH, 3)[0], 0)
 
-    def ours(q, k, v):
+    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return (attend(q, k, v, PACKED, attention) * weight).sum()
 
-    def theirs(q, k, v):
+    def theirs(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return (jax.nn.dot_product_attention(q, k, v, mask=visible[:, None]) * weight).sum()
 
     found = jax.grad(ours, argnums=(0, 1, 2))(q, k, v)
@@ -122,7 +130,7 @@ def test_splash_splits_rows_and_heads_over_a_mesh() -> None:
     over = Attention("splash", mesh, ("data",), "tensor", interpret=True)
     arrays = draw(2, LENGTH)
 
-    def loss(arrays, attention):
+    def loss(arrays: tuple[jax.Array, jax.Array, jax.Array], attention: Attention) -> jax.Array:
         out = attend(*arrays, PACKED, attention)
         return (jnp.where(PACKED[..., None, None] >= 0, out, 0) ** 2).sum()
 
@@ -141,12 +149,12 @@ def test_every_platform_has_its_own() -> None:
     assert attention_on("cpu", mesh).kind == "xla"
 
 
-def test_without_cudnn_the_reason_is_said_once(capsys: pytest.CaptureFixture) -> None:
+def test_without_cudnn_the_reason_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     rooms._say_once.cache_clear()
-    arrays = [x.astype(jnp.bfloat16) for x in draw(2, LENGTH)]
-    expected = attend(*arrays, PACKED)
+    q, k, v = (x.astype(jnp.bfloat16) for x in draw(2, LENGTH))
+    expected = attend(q, k, v, PACKED)
     for _ in range(2):
-        np.testing.assert_array_equal(attend(*arrays, PACKED, Attention("cudnn")), expected)
+        np.testing.assert_array_equal(attend(q, k, v, PACKED, Attention("cudnn")), expected)
     assert capsys.readouterr().err == "attention by XLA instead of cuDNN: cuDNN is not detected.\n"
 
 
@@ -154,7 +162,9 @@ def test_cudnn_gets_the_whole_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments for cuDNN, computed by XLA: packed examples do not see one another."""
     asked = {}
 
-    def instead(q, k, v, *, mask, is_causal, implementation):
+    def instead(
+        q: Array, k: Array, v: Array, *, mask: jax.Array, is_causal: bool, implementation: str
+    ) -> jax.Array:
         asked["kind"] = implementation
         return plain(q, k, v, mask=mask, is_causal=is_causal)
 

@@ -8,31 +8,32 @@ from flax import nnx
 
 from palr_jax.llm.attention import XLA, Attention
 from palr_jax.llm.compute import Compute, compute_on
-from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat
 from palr_jax.llm.llama import Llama
+from palr_jax.trees import State, split_off
 
 SHAPE = LlamaConfig(
     vocab_size=61, dim=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=96,
     max_length=64,
 )  # fmt: skip
-TOKENS = np.random.default_rng(0).integers(0, 61, (2, 24))
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 24)))
 
 
 def made(compute: Compute) -> Llama:
     """A model with bfloat16 weights and adapters that are not zero."""
     lora = LoRAConfig(rank=4, alpha=8, dropout=0.0)
     model = Llama(SHAPE, nnx.Rngs(params=0), lora, compute)
-    graph, adapters, base = nnx.split(model, nnx.LoRAParam, ...)
+    graph, adapters, base = split_off(model, nnx.LoRAParam)
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     adapters = jax.tree.map(lambda x: x + 0.02, adapters)
     return nnx.merge(graph, adapters, base)
 
 
-def gradients(model: Llama, remat: str) -> list[np.ndarray]:
-    graph, adapters, base = nnx.split(model, nnx.LoRAParam, ...)
+def gradients(model: Llama, remat: Remat) -> list[np.ndarray]:
+    graph, adapters, base = split_off(model, nnx.LoRAParam)
 
-    def loss(adapters: nnx.State) -> jax.Array:
-        hidden = nnx.merge(graph, adapters, base).hidden(jnp.asarray(TOKENS), remat=remat)
+    def loss(adapters: State) -> jax.Array:
+        hidden = nnx.merge(graph, adapters, base).hidden(TOKENS, remat=remat)
         return (hidden.astype(jnp.float32) ** 2 * jnp.arange(SHAPE.dim)).mean()
 
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.grad(loss)(adapters))]
@@ -53,7 +54,7 @@ def test_the_residual_stream_in_bfloat16_agrees_within_its_rounding() -> None:
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_its_gradients_point_the_same_way(remat: str) -> None:
+def test_its_gradients_point_the_same_way(remat: Remat) -> None:
     wide = gradients(made(Compute()), remat)
     narrow = gradients(made(Compute(has_bfloat16=True)), remat)
     for one, two in zip(narrow, wide, strict=True):

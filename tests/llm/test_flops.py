@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat
 from palr_jax.llm.flops import (
     adapter_parameters,
     causal_pairs,
@@ -19,6 +19,7 @@ from palr_jax.llm.flops import (
 )
 from palr_jax.llm.llama import Llama
 from palr_jax.training.step import Batch, label_loss
+from palr_jax.trees import State, split_off
 
 SHAPE = LlamaConfig(
     vocab_size=40, dim=12, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=20,
@@ -47,13 +48,13 @@ def products(program: Any) -> int:
     return total
 
 
-def counted(lora: LoRAConfig | None, remat: str) -> int:
+def counted(lora: LoRAConfig | None, remat: Remat) -> int:
     model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0), lora))
-    graph, params, frozen = nnx.split(model, nnx.LoRAParam if lora else nnx.Param, ...)
+    graph, params, frozen = split_off(model, nnx.LoRAParam if lora else nnx.Param)
     row, label = jnp.ones((ROWS, LENGTH), jnp.int32), jnp.ones((ROWS, LABELS), jnp.int32)
     batch = Batch(row, row, row, label, label, label)
 
-    def loss(params: nnx.State, frozen: nnx.State) -> jax.Array:
+    def loss(params: State, frozen: State) -> jax.Array:
         return label_loss(nnx.merge(graph, params, frozen), batch, None, remat)[0]
 
     # Unused results are removed first, as XLA would do.
@@ -63,7 +64,7 @@ def counted(lora: LoRAConfig | None, remat: str) -> int:
     return products(dce_jaxpr(program, [True] * len(program.outvars))[0])
 
 
-def by_formula(lora: LoRAConfig | None, remat: str) -> float:
+def by_formula(lora: LoRAConfig | None, remat: Remat) -> float:
     tokens, labels = ROWS * LENGTH, ROWS * LABELS
     return executed_train_flops(SHAPE, lora, remat, tokens, labels, PAIRS)
 
@@ -89,7 +90,7 @@ def test_parameters_are_those_of_the_model() -> None:
     model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0), LORA))
     state = nnx.to_flat_state(nnx.state(model))
     kernels = sum(leaf.size for path, leaf in state if path[-1] == "kernel_IO")
-    adapters = sum(leaf.size for path, leaf in state if path[-1].startswith("lora"))
+    adapters = sum(leaf.size for path, leaf in state if str(path[-1]).startswith("lora"))
     assert linear_parameters(SHAPE) == kernels
     assert adapter_parameters(SHAPE, LORA) == adapters
 

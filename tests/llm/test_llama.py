@@ -8,6 +8,7 @@ from flax import nnx
 
 from palr_jax import llm
 from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.kv_cache import KVCache
 from palr_jax.llm.llama import Llama, TokenLayout, causal_layout, packed_layout
 from tests.locations import SHARED
 
@@ -25,15 +26,17 @@ def tiny() -> Llama:
     return Llama(TINY, nnx.Rngs(params=0))
 
 
-def reference_logits(model: Llama, tokens: list[int], visible: np.ndarray, position: np.ndarray):
+def reference_logits(
+    model: Llama, tokens: list[int], visible: np.ndarray, position: np.ndarray
+) -> np.ndarray:
     """A reference LLaMA forward pass: float64, one token at a time, loops over heads."""
     config = model.config
     layers = jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(model)))
 
-    def norm(x, weight):
+    def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * weight
 
-    def rope(x):
+    def rope(x: np.ndarray) -> np.ndarray:
         half = config.head_dim // 2
         out = np.empty_like(x)
         for t, p in enumerate(position):
@@ -148,7 +151,9 @@ def test_stories_greedy_text_is_golden() -> None:
     def continue_greedily(prompt_BT: jax.Array) -> jax.Array:
         hidden_BTD, cache = model.prefill(prompt_BT, jnp.array([1]), slots=count + 3)
 
-        def step(carry, _):
+        def step(
+            carry: tuple[jax.Array, KVCache], _: None
+        ) -> tuple[tuple[jax.Array, KVCache], jax.Array]:
             token_B, cache = carry
             hidden_BTD, cache = model.extend(token_B[:, None], jnp.array([1]), cache)
             return (model.logits(hidden_BTD[:, 0]).argmax(-1), cache), token_B

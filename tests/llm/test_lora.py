@@ -1,15 +1,18 @@
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.typing import DTypeLike
 
 from palr_jax.llm.checkpoints.weights import base_parameters, build
-from palr_jax.llm.config import TARGETS, LlamaConfig, LoRAConfig
+from palr_jax.llm.config import TARGETS, LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.lora import Linear
+from palr_jax.trees import State, split_off
 
 TINY = LlamaConfig(
     vocab_size=31, dim=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=20,
@@ -19,7 +22,7 @@ TOKENS = jnp.array(np.random.default_rng(0).integers(0, 31, (2, 9)))
 ALL = LoRAConfig(rank=3, alpha=12.0)
 
 
-def pair(lora: LoRAConfig, dtype: jnp.dtype = jnp.float32) -> tuple[Llama, Llama]:
+def pair(lora: LoRAConfig, dtype: DTypeLike = jnp.float32) -> tuple[Llama, Llama]:
     """A model, and the same with new adapters."""
     rng = np.random.default_rng(1)
     arrays = {
@@ -39,7 +42,10 @@ def disturb(model: Llama) -> None:
 
 
 def merged(model: Llama) -> Llama:
-    arrays = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(build_base(model)))}
+    arrays = {
+        tuple(map(str, path)): leaf[...]
+        for path, leaf in nnx.to_flat_state(nnx.state(build_base(model)))
+    }
     for target in TARGETS:
         linear = getattr(model.layers, target)
         layers = [linear.merged_kernel(layer) for layer in range(TINY.num_layers)]
@@ -53,7 +59,7 @@ def build_base(model: Llama) -> Llama:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_fresh_adapter_changes_not_one_bit(dtype) -> None:
+def test_a_fresh_adapter_changes_not_one_bit(dtype: DTypeLike) -> None:
     base, adapted = pair(ALL, dtype)
     np.testing.assert_array_equal(adapted(TOKENS), base(TOKENS))
     kinds = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam))}
@@ -62,13 +68,15 @@ def test_a_fresh_adapter_changes_not_one_bit(dtype) -> None:
 
 
 @pytest.mark.parametrize(("targets", "count"), [(("v",), 2), (("q", "down"), 4), (TARGETS, 14)])
-def test_adapters_stand_where_they_are_named_and_come_from_the_seed(targets, count) -> None:
+def test_adapters_stand_where_they_are_named_and_come_from_the_seed(
+    targets: tuple[Target, ...], count: int
+) -> None:
     lora = LoRAConfig(rank=2, targets=targets)
     base, adapted = pair(lora)
     adapters = nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))
     assert {path[1] for path, _ in adapters} == set(targets)
     assert len(adapters) == count
-    arrays = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(base))}
+    arrays = {tuple(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(base))}
     for seed, same in ((5, True), (6, False)):
         other = build(TINY, arrays, lora, seed=seed).layers.v if "v" in targets else None
         if other is not None:
@@ -98,10 +106,10 @@ def test_the_update_is_scaled_by_alpha_over_rank() -> None:
 def test_gradients_equal_finite_differences() -> None:
     _, adapted = pair(ALL)
     disturb(adapted)
-    graph, adapters, base = nnx.split(adapted, nnx.LoRAParam, ...)
+    graph, adapters, base = split_off(adapted, nnx.LoRAParam)
 
     @jax.jit
-    def loss(adapters: nnx.State) -> jax.Array:
+    def loss(adapters: State) -> jax.Array:
         logits = nnx.merge(graph, adapters, base)(TOKENS)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), TOKENS[..., None], -1)
         return -picked.mean()
@@ -113,7 +121,9 @@ def test_gradients_equal_finite_differences() -> None:
         direction = jax.random.normal(draw, leaf.shape)
         direction /= jnp.linalg.norm(direction)
 
-        def moved(step: float, path=path, direction=direction) -> float:
+        def moved(
+            step: float, path: tuple[Any, ...] = path, direction: jax.Array = direction
+        ) -> float:
             state = dict(nnx.to_flat_state(adapters))
             state[path] = state[path].replace(state[path][...] + step * direction)
             return float(loss(nnx.from_flat_state(list(state.items()))))

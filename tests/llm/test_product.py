@@ -1,5 +1,7 @@
 """Products with weights, and bits that are moved, against plain arithmetic."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,12 @@ def test_of_bfloat16_only_what_goes_in_is_rounded() -> None:
 def test_no_product_multiplies_two_types() -> None:
     w = draw(8, 4).astype(jnp.bfloat16)
     program = jax.make_jaxpr(jax.grad(lambda x: product(x, w).sum()))(draw(3, 8)).jaxpr
+
+    def type_of(abstract: Any) -> str:  # JAX's types do not say that it is an array
+        return str(abstract.dtype)
+
     types = [
-        {str(operand.aval.dtype) for operand in equation.invars}
+        {type_of(operand.aval) for operand in equation.invars}
         for equation in program.eqns
         if equation.primitive.name == "dot_general"
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 
 from palr_jax import llm
 from tests.llm.variants import BF16, FIXTURES, KEPT, TOKENS, VARIANTS, write_checkpoint
@@ -23,7 +24,7 @@ def test_logits_equal_those_of_transformers(variant: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BF16])
-def test_half_precision_in_shards_is_read_exactly(dtype, tmp_path: Path) -> None:
+def test_half_precision_in_shards_is_read_exactly(dtype: DTypeLike, tmp_path: Path) -> None:
     values = write_checkpoint(tmp_path, VARIANTS["llama3"], shards=3, dtype=dtype)
     half, _ = llm.load(tmp_path, dtype=None)
     wide, _ = llm.load(tmp_path, dtype="float32")

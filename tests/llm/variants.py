@@ -61,7 +61,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TOKENS = np.random.default_rng(7).integers(0, 64, (2, 100))
 # The positions whose logits are in the fixtures.
 KEPT = [0, 1, 17, 63, 99]
-LORA = {"r": 3, "lora_alpha": 12.0, "lora_dropout": 0.05, "target_modules": ["q_proj", "down_proj"]}
+LORA: dict[str, Any] = {
+    "r": 3,
+    "lora_alpha": 12.0,
+    "lora_dropout": 0.05,
+    "target_modules": ["q_proj", "down_proj"],
+}
 
 
 def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
@@ -100,7 +105,7 @@ def write_checkpoint(
     if shards == 1:
         save_file(values, folder / "model.safetensors", {"format": "pt"})
         return values
-    where = {}
+    where: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         names = sorted(values)[shard::shards]

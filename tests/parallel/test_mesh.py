@@ -3,19 +3,24 @@
 import json
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches
+from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.axes import check_divides
 from palr_jax.llm.checkpoints.weights import draw
 from palr_jax.llm.config import LlamaConfig, LoRAConfig
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Rules, Shards, make_mesh
+from palr_jax.ragged import Ragged
 from palr_jax.training import loop, metrics
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.feed import check_rows
@@ -38,15 +43,21 @@ MESHES = {
     "1x8": MeshConfig(fsdp=8),
 }
 
+Streams = list[grain.IterDataset[dict[str, np.ndarray]]]
+
 
 @pytest.fixture(scope="module")
-def streams(catalog, train, writer, instruct_config):
+def streams(
+    catalog: Catalog, train: Ragged, writer: PromptWriter, instruct_config: InstructConfig
+) -> Streams:
     maker = make_maker(catalog, train, writer, instruct_config, 0.5)
     packing = Packing(CONFIG.batch_size // STREAMS, CONFIG.length, CONFIG.label_length)
     return [batches(maker, np.arange(12), packing, number, STREAMS) for number in range(STREAMS)]
 
 
-def losses(streams, mesh: MeshConfig, lora: LoRAConfig | None, folder: Path) -> list[float]:
+def losses(
+    streams: Streams, mesh: MeshConfig, lora: LoRAConfig | None, folder: Path
+) -> list[float]:
     shards = Shards(make_mesh(mesh, jax.devices()[: mesh.devices]))
     model = draw(SHAPE, lora, 0, shards)
     metrics = folder / "metrics.jsonl"
@@ -58,20 +69,22 @@ def losses(streams, mesh: MeshConfig, lora: LoRAConfig | None, folder: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def alone(streams, tmp_path_factory) -> list[float]:
+def alone(streams: Streams, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses on one device."""
     return losses(streams, MeshConfig(), LORA, tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_losses_of_20_steps_are_those_of_one_device(streams, alone, tmp_path, name: str) -> None:
+def test_losses_of_20_steps_are_those_of_one_device(
+    streams: Streams, alone: list[float], tmp_path: Path, name: str
+) -> None:
     assert alone[-1] < alone[0] - 0.1
     found = losses(streams, MESHES[name], LORA, tmp_path)
     np.testing.assert_allclose(found, alone, rtol=2e-5)
 
 
 def test_all_weights_in_parts_of_a_batch_are_trained_alike_on_a_mesh(
-    streams, tmp_path, monkeypatch
+    streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = FinetuneConfig(**{**vars(CONFIG), "steps": 4, "accumulate": 2})
     monkeypatch.setattr("tests.parallel.test_mesh.CONFIG", parts)
@@ -80,7 +93,9 @@ def test_all_weights_in_parts_of_a_batch_are_trained_alike_on_a_mesh(
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-def test_a_run_goes_on_on_a_mesh_of_another_shape(streams, alone, tmp_path, monkeypatch) -> None:
+def test_a_run_goes_on_on_a_mesh_of_another_shape(
+    streams: Streams, alone: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half = FinetuneConfig(**{**vars(CONFIG), "save_every": 10})
     monkeypatch.setattr("tests.parallel.test_mesh.CONFIG", half)
     with monkeypatch.context() as patch:

@@ -34,7 +34,9 @@ TINY = {
 PALR = "import sys; from palr_jax.cli import main; sys.exit(main())"
 
 
-def start(folder: Path, *arguments: str, devices: int = 1, script: str = PALR) -> subprocess.Popen:
+def start(
+    folder: Path, *arguments: str, devices: int = 1, script: str = PALR
+) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments, "--config", "tiny.yaml"],
@@ -47,7 +49,7 @@ def start(folder: Path, *arguments: str, devices: int = 1, script: str = PALR) -
 
 def finetune(
     folder: Path, name: str, count: int, *arguments: str, script: str = PALR
-) -> list[subprocess.Popen]:
+) -> list[subprocess.Popen[str]]:
     """`count` processes with two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -74,7 +76,7 @@ def losses(folder: Path, name: str) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-def wait(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str]]:
+def wait(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:
     """Exit codes and outputs."""
     ends = time.monotonic() + seconds
     try:
@@ -109,7 +111,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name, count, mesh", [("two", 2, {"fsdp": 4}), ("four", 4, {"data": 2, "fsdp": 2, "tensor": 2})]
 )
-def test_processes_lose_as_one_does(world: Path, name: str, count: int, mesh: dict) -> None:
+def test_processes_lose_as_one_does(
+    world: Path, name: str, count: int, mesh: dict[str, int]
+) -> None:
     options = [x for axis, size in mesh.items() for x in (f"--mesh.{axis}", str(size))]
     ended = wait(finetune(world, copied(world, name), count, *options))
     assert [code for code, _ in ended] == [0] * count, ended
@@ -124,7 +128,7 @@ def logged(folder: Path, name: str) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def reach(processes: list[subprocess.Popen], world: Path, name: str, step: int) -> None:
+def reach(processes: list[subprocess.Popen[str]], world: Path, name: str, step: int) -> None:
     """Waits until a step is logged."""
     ends = time.monotonic() + 200
     while logged(world, name) < step:
@@ -204,7 +208,9 @@ def test_sigterm_in_one_process_saves_in_all(world: Path) -> None:
         ({"TPU_SKIP_MDS_QUERY": "1"}, True, False),
     ],
 )
-def test_others_are_looked_for_where_there_may_be_some(environment, has_tpu, expected) -> None:
+def test_others_are_looked_for_where_there_may_be_some(
+    environment: dict[str, str], has_tpu: bool, expected: bool
+) -> None:
     assert is_shared(environment, has_tpu) is expected
 
 
@@ -212,7 +218,9 @@ def test_others_are_looked_for_where_there_may_be_some(environment, has_tpu, exp
     ("index", "awaited"),
     [(0, "processes 1 to 2 to come to localhost:{port}"), (1, "process 0 at localhost:{port}")],
 )
-def test_who_never_comes_is_named_and_the_wait_ends(tmp_path: Path, index, awaited) -> None:
+def test_who_never_comes_is_named_and_the_wait_ends(
+    tmp_path: Path, index: int, awaited: str
+) -> None:
     script = (
         "import sys; from palr_jax import cli; from palr_jax.parallel import processes\n"
         "processes._WAIT_SECONDS = 2\n"
@@ -249,7 +257,13 @@ def test_who_never_comes_is_named_and_the_wait_ends(tmp_path: Path, index, await
         (("localhost:8476", "2", "-1"), "--process -1"),
     ],
 )
-def test_a_place_that_is_none_is_refused(tmp_path, monkeypatch, capsys, group, complaint) -> None:
+def test_a_place_that_is_none_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    group: tuple[str, str, str],
+    complaint: str,
+) -> None:
     write_world(tmp_path)
     monkeypatch.chdir(tmp_path)
     names = ("--coordinator", "--processes", "--process")
@@ -272,7 +286,9 @@ def test_a_size_in_the_environment_that_is_no_number_is_refused() -> None:
         is_shared({"SLURM_STEP_NUM_TASKS": "many"}, False)
 
 
-def test_half_an_address_is_refused(world: Path, monkeypatch, capsys) -> None:
+def test_half_an_address_is_refused(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(world)
     assert main(["finetune", "--config", "tiny.yaml", "--process", "1"]) == 2
     assert "--coordinator, --processes and --process belong together" in capsys.readouterr().err

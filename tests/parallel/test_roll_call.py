@@ -49,7 +49,9 @@ def test_all_meet_and_the_port_is_free_again(port: int) -> None:
             link.close()
 
 
-def test_the_missing_are_named_everywhere(port: int, monkeypatch, capsys) -> None:
+def test_the_missing_are_named_everywhere(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(roll_call, "_SAY_SECONDS", 0.5)
     found = together(*[lambda i=i: meet("localhost", port, i, 5, 3) for i in (0, 1, 3)])
     late = f"waited 3 s for processes 2 and 4 to come to localhost:{port}"
@@ -128,7 +130,9 @@ def test_a_stranger_in_the_place_of_the_leader_is_said(port: int) -> None:
     assert f"waited 2 s for process 0 at localhost:{port}" in line
 
 
-def test_who_comes_goes_and_comes_again_is_let_in(port: int, capsys) -> None:
+def test_who_comes_goes_and_comes_again_is_let_in(
+    port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def come() -> dict[int, Link]:
         first = socket.socket()
         while first.connect_ex(("localhost", port)):

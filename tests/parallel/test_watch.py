@@ -30,7 +30,7 @@ exec(then)
 SLEEP = "time.sleep(100)"
 
 
-def launch(*deeds: str) -> list[subprocess.Popen]:
+def launch(*deeds: str) -> list[subprocess.Popen[str]]:
     """One process for each of the deeds, whose children do them once all have come."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -47,12 +47,14 @@ def launch(*deeds: str) -> list[subprocess.Popen]:
     ]
 
 
-def started(processes: list[subprocess.Popen]) -> list[int]:
+def started(processes: list[subprocess.Popen[str]]) -> list[int]:
     """The children, once they are all there."""
     return [int(process.stdout.readline()) for process in processes if process.stdout]
 
 
-def ends(processes: list[subprocess.Popen], but: int | None = None) -> dict[int, tuple[int, str]]:
+def ends(
+    processes: list[subprocess.Popen[str]], but: int | None = None
+) -> dict[int, tuple[int, str]]:
     """By index, the exit code and the last words of all processes, perhaps but one."""
     ended = {}
     try:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,6 +24,7 @@ from palr_jax.llm.llama import Llama
 from palr_jax.planning.compile import compile_program
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.step import Batch, TrainState, optimizer, train_step
+from palr_jax.trees import PyTree, State, split_off
 
 SHAPE = LlamaConfig(
     vocab_size=4096, dim=512, num_layers=3, num_heads=8, num_kv_heads=8, head_dim=64, ffn_dim=1408,
@@ -32,7 +35,9 @@ ROWS, LENGTH, LABELS = 8, 512, 128
 
 def resident(key: str) -> int:
     """VmRSS (now) or VmHWM (the most so far) of this process, in bytes."""
-    return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def settled() -> int:
@@ -58,23 +63,22 @@ def main() -> None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     model = nnx.eval_shape(lambda: Llama(SHAPE, nnx.Rngs(params=0), compute=Compute()))
-    graph, params, frozen = nnx.split(model, nnx.Param, ...)
-    state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer(config).init, params)
-    )
+    graph, params, frozen = split_off(model, nnx.Param)
+    step_shape: PyTree = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(step_shape, params, jax.eval_shape(optimizer(config).init, params))
     state, frozen = jax.tree.map(sharded, (state, frozen))
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
-    row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=rows)
-    label = jax.ShapeDtypeStruct((ROWS, LABELS), jnp.int32, sharding=rows)
+    row: PyTree = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=rows)
+    label: PyTree = jax.ShapeDtypeStruct((ROWS, LABELS), jnp.int32, sharding=rows)
     batch = Batch(row, row, row, label, label, label)
     lowered = train_step.lower(graph, config, state, frozen, batch)
     step = lowered.compile()
-    compiled = SimpleNamespace(compile=lambda: step)
+    compiled: Any = SimpleNamespace(compile=lambda: step)
     program = compile_program(compiled, 8, (state.params, frozen), state.optimizer, batch)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
 
     @partial(jax.jit, out_shardings=shardings)
-    def fill() -> tuple:
+    def fill() -> tuple[TrainState, State, Batch]:
         return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), (state, frozen, batch))
 
     filling = fill.lower().compile()

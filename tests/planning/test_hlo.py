@@ -1,5 +1,6 @@
 """Collectives read from programs whose traffic is known beforehand."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -18,11 +19,22 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def mapped(mesh: jax.sharding.Mesh, body: object, spec: PartitionSpec, out: PartitionSpec) -> str:
+def text_of(lowered: jax.stages.Lowered) -> str:
+    text = lowered.compile().as_text()
+    assert text is not None
+    return text
+
+
+def mapped(
+    mesh: jax.sharding.Mesh,
+    body: Callable[[jax.Array], jax.Array],
+    spec: PartitionSpec,
+    out: PartitionSpec,
+) -> str:
     """The compiled text of a function that is run on every device's part of a [16, 48] array."""
     run = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False))
     sharded = jax.ShapeDtypeStruct((WIDTH, HIDDEN), jnp.float32, sharding=NamedSharding(mesh, spec))
-    return run.lower(sharded).compile().as_text()
+    return text_of(run.lower(sharded))
 
 
 ONE_DEVICE = PartitionSpec(("data", "fsdp"))
@@ -51,7 +63,11 @@ BYTES = 4 * WIDTH * HIDDEN
     ],
 )  # fmt: skip
 def test_bytes_are_what_a_chip_takes_in(
-    mesh: jax.sharding.Mesh, kind: str, body: object, out: PartitionSpec, received: int
+    mesh: jax.sharding.Mesh,
+    kind: str,
+    body: Callable[[jax.Array], jax.Array],
+    out: PartitionSpec,
+    received: int,
 ) -> None:
     (one,) = collectives(mapped(mesh, body, ONE_DEVICE, out), 8)
     assert (one.kind, one.bytes, one.times) == (kind, received, 1)
@@ -65,9 +81,11 @@ def test_groups_are_the_chips_along_an_axis(
     assert one.group == group
 
 
-def stacked_layers(mesh: jax.sharding.Mesh, weights: tuple, x_NI: jax.Array) -> jax.Array:
+def stacked_layers(
+    mesh: jax.sharding.Mesh, weights: tuple[jax.Array, jax.Array], x_NI: jax.Array
+) -> jax.Array:
     @partial(jax.checkpoint, prevent_cse=False)
-    def layer(x_NI: jax.Array, up_and_down: tuple) -> tuple[jax.Array, None]:
+    def layer(x_NI: jax.Array, up_and_down: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         up_IO, down_OI = up_and_down
         hidden_NO = jnp.tanh(x_NI @ up_IO)
         hidden_NO = jax.lax.with_sharding_constraint(
@@ -92,7 +110,7 @@ def test_a_scan_over_sharded_weights_gathers_each_layer_once_a_direction(
         (ROWS, WIDTH), jnp.float32, sharding=on(PartitionSpec(("data", "fsdp")))
     )
     step = jax.jit(jax.grad(partial(stacked_layers, mesh), argnums=1))
-    found = collectives(step.lower((up, down), rows).compile().as_text(), 8)
+    found = collectives(text_of(step.lower((up, down), rows)), 8)
     gathers = [one for one in found if one.kind == "all-gather"]
     assert {one.times for one in gathers} == {LAYERS}
     assert {one.bytes for one in gathers} == {4 * WIDTH * HIDDEN * 3 // 4}
@@ -106,7 +124,7 @@ def test_gathering_all_layers_at_once_is_found_out(mesh: jax.sharding.Mesh) -> N
         (LAYERS, HIDDEN, WIDTH), jnp.float32, sharding=on(PartitionSpec(None, "fsdp"))
     )
     whole = jax.jit(lambda x: x + 1, out_shardings=on(NOWHERE))
-    found = collectives(whole.lower(weights).compile().as_text(), 8)
+    found = collectives(text_of(whole.lower(weights)), 8)
     assert weight_moves(found, [(WIDTH, HIDDEN)]) == {(WIDTH, HIDDEN): LAYERS}
 
 

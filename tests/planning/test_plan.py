@@ -16,6 +16,7 @@ from flax import nnx
 
 from palr_jax.cli import main
 from palr_jax.config import load_config, parse_config
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.compute import compute_over
 from palr_jax.llm.flops import linear_shapes
 from palr_jax.llm.llama import Llama
@@ -31,7 +32,7 @@ LINE = re.compile(r"^# compiled on \d{4}-\d\d-\d\d: peak ([\d.]+) GiB of ([\d.]+
 COMPILES = os.environ.get("PALR_COMPILE_CONFIGS") == "1"
 HAS_TPU_COMPILER = importlib.util.find_spec("libtpu") is not None
 
-SMALL = {
+SMALL: JsonObject = {
     "name": "small",
     "instruct": {"length": 256},
     "ranker": {
@@ -45,7 +46,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def palr_plan(folder: Path, *options: str) -> subprocess.CompletedProcess:
+def palr_plan(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs in a separate process, because it must configure JAX before its first use."""
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     script = "import sys; from palr_jax.cli import main; sys.exit(main())"
@@ -58,7 +59,7 @@ def palr_plan(folder: Path, *options: str) -> subprocess.CompletedProcess:
     )
 
 
-def check(made: dict) -> None:
+def check(made: JsonObject) -> None:
     assert made["chips"] == 4
     assert made["fits"] is True
     memory = made["memory_bytes_per_chip"]
@@ -123,7 +124,13 @@ def test_a_program_gathers_a_weight_once_a_layer_and_direction() -> None:
         (("--topology", "v5e4x4"), "is not of the form v5e:4x4"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, options, complaint) -> None:
+def test_a_mistake_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    complaint: str,
+) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--config", "small.yaml", *options]) == 2
@@ -144,7 +151,9 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, options, complaint
         ),
     ],
 )
-def test_what_does_not_go_together_is_one_line(tmp_path: Path, options, complaint) -> None:
+def test_what_does_not_go_together_is_one_line(
+    tmp_path: Path, options: tuple[str, ...], complaint: str
+) -> None:
     done = palr_plan(tmp_path, *options)
     assert done.returncode == 2
     assert complaint in done.stderr

@@ -1,5 +1,7 @@
 """Suggestions, against a search by hand."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from palr_jax.llm.checkpoints.shapes import SHAPES
@@ -17,7 +19,7 @@ MESH = {"data": 1, "fsdp": 16, "tensor": 1}
 MEMORY = Memory(int(0.79 * GIB), 20 * MIB, 0, int(1.75 * GIB), 44 * MIB)
 
 
-def coordinates_of(mesh: dict[str, int]) -> np.ndarray:
+def coordinates_of(mesh: Mapping[str, int]) -> np.ndarray:
     found = np.empty(16, object)
     for chip in range(16):
         found[chip] = (0, *divmod(chip, 4))

@@ -100,7 +100,7 @@ def test_the_merged_export_and_the_adapter_are_the_tuned_ranker(here: Path) -> N
     ],
 )
 def test_a_mistake_is_one_line(
-    here: Path, options: list[str], complaint: str, capsys: pytest.CaptureFixture
+    here: Path, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", *options]) == 2
     message = capsys.readouterr().err
@@ -110,13 +110,15 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_type_that_training_would_change_is_refused(
-    here: Path, capsys: pytest.CaptureFixture
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["finetune", *TUNING, "--ranker.lora", "null"]) == 2
     assert "dtype bfloat16 is for weights that stay frozen" in capsys.readouterr().err
 
 
-def test_weights_without_a_tokenizer_ask_for_one(here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_weights_without_a_tokenizer_ask_for_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_checkpoint(here / "bare", VARIANTS["llama3"])
     assert main(["finetune", *TUNING, "--ranker.weights", "bare"]) == 2
     assert "bare has no tokenizer: name one in ranker.tokenizer" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """An LLM that is asked for keywords: what it reads, and what it chooses."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,9 @@ def items() -> Catalog:
     return Catalog(np.array([f"i{item}" for item in range(7)]), titles, categories)
 
 
-def speaker(items: Catalog, tokenizer: Tokenizer, max_length: int = 2_000, **profile) -> Speaker:
+def speaker(
+    items: Catalog, tokenizer: Tokenizer, max_length: int = 2_000, **profile: Any
+) -> Speaker:
     shape = LlamaConfig(
         vocab_size=tokenizer.vocab_size, dim=16, num_layers=1, num_heads=2, num_kv_heads=1,
         head_dim=8, ffn_dim=24, max_length=max_length,
@@ -43,7 +46,7 @@ def speaker(items: Catalog, tokenizer: Tokenizer, max_length: int = 2_000, **pro
 def greedy(speaker: Speaker, prompt_T: np.ndarray, texts: list[list[int]]) -> list[int]:
     """Which texts plain greedy decoding writes, one after the other, if it may write only these."""
     written, left = list(prompt_T), list(range(len(texts)))
-    chosen = []
+    chosen: list[int] = []
     while left and len(chosen) < speaker.config.profile.keywords:
         alive, depth = left, 0
         while len({tuple(texts[text]) for text in alive}) > 1 or depth == 0:
@@ -59,7 +62,9 @@ def greedy(speaker: Speaker, prompt_T: np.ndarray, texts: list[list[int]]) -> li
     return chosen
 
 
-def test_keywords_are_what_greedy_decoding_of_them_alone_writes(items, tokenizer) -> None:
+def test_keywords_are_what_greedy_decoding_of_them_alone_writes(
+    items: Catalog, tokenizer: Tokenizer
+) -> None:
     asked = speaker(items, tokenizer, keywords=2)
     histories = Ragged.from_rows([[0, 1, 2], [5], [3, 4, 6, 0, 2]])
     for history, (answer, words) in zip(histories, asked.answers(histories), strict=True):
@@ -73,7 +78,7 @@ def test_keywords_are_what_greedy_decoding_of_them_alone_writes(items, tokenizer
         assert answer == "; ".join(words)
 
 
-def test_a_user_without_categories_gets_no_keyword(items, tokenizer) -> None:
+def test_a_user_without_categories_gets_no_keyword(items: Catalog, tokenizer: Tokenizer) -> None:
     bare = Catalog(items.item_ids, items.titles, ((), *items.categories[1:]))
     (none, some) = speaker(bare, tokenizer).answers(Ragged.from_rows([[0], [1]]))
     assert none == ("", ())
@@ -81,7 +86,9 @@ def test_a_user_without_categories_gets_no_keyword(items, tokenizer) -> None:
 
 
 @pytest.mark.parametrize("answer", ["free", "categories"])
-def test_the_oldest_items_give_way_to_a_short_model(items, tokenizer, answer) -> None:
+def test_the_oldest_items_give_way_to_a_short_model(
+    items: Catalog, tokenizer: Tokenizer, answer: str
+) -> None:
     history = np.arange(5)
     long = speaker(items, tokenizer, answer=answer)
     room = len(long._prompt(history[2:])) + 64

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.checkpoints.weights import draw
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.parallel.config import MeshConfig
@@ -15,7 +16,7 @@ from tests.progress import silent
 
 
 @pytest.fixture
-def rankers(writer, item_tokens) -> list[Ranker]:
+def rankers(writer: PromptWriter, item_tokens: Ragged) -> list[Ranker]:
     shape = LlamaConfig(
         vocab_size=600, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=32,
         max_length=500, tie_embeddings=False,
@@ -27,7 +28,9 @@ def rankers(writer, item_tokens) -> list[Ranker]:
     return found
 
 
-def test_scores_and_slates_over_a_mesh_are_those_of_one_device(rankers, train: Ragged) -> None:
+def test_scores_and_slates_over_a_mesh_are_those_of_one_device(
+    rankers: list[Ranker], train: Ragged
+) -> None:
     histories = train.take(np.arange(6))
     candidates_UC = np.array([np.setdiff1d(np.arange(30), histories[u])[:8] for u in range(6)])
     profiles = ["The user enjoys Drama movies."] * 6

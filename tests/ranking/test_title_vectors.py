@@ -1,12 +1,13 @@
 """Vectors of titles: alike titles get alike vectors, whatever made them."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.loading import load
-from palr_jax.llm.llama import causal_layout
+from palr_jax.llm.llama import Llama, causal_layout
 from palr_jax.ranking.title_vectors import language_model_vectors, word_vectors
 from tests.locations import SHARED
 
@@ -71,6 +72,7 @@ def test_a_language_models_vectors_are_its_mean_states_whitened() -> None:
     # One title on its own, through a model cut by hand, lies where the mean says.
     model, tokenizer = load(str(STORIES))
     half = model.config.num_layers // 2
+    assert tokenizer is not None
     states = []
     for title in titles:
         tokens_1T = tokenizer.encode(title)[None]
@@ -82,7 +84,7 @@ def test_a_language_models_vectors_are_its_mean_states_whitened() -> None:
     np.testing.assert_allclose(projected, 1, atol=1e-3)
 
 
-def layers_of(model, tokens_1T: np.ndarray, count: int) -> np.ndarray:
+def layers_of(model: Llama, tokens_1T: np.ndarray, count: int) -> np.ndarray:
     """The normed states [T, D] behind the first layers, one layer after the other."""
     import jax  # noqa: PLC0415
     from flax import nnx  # noqa: PLC0415
@@ -90,13 +92,13 @@ def layers_of(model, tokens_1T: np.ndarray, count: int) -> np.ndarray:
     from palr_jax.llm.attention import attend  # noqa: PLC0415
     from palr_jax.llm.rope import rope_turns  # noqa: PLC0415
 
-    length = np.array([tokens_1T.shape[1]])
+    length = jnp.array([tokens_1T.shape[1]])
     layout = causal_layout(length, tokens_1T.shape[1])
     turns = rope_turns(layout.position_BT, model.config)
     x_ND = model.embedding_VD[...][tokens_1T[0]]
     graph, stacked = nnx.split(model.layers)
     for layer in range(count):
         block = nnx.merge(graph, jax.tree.map(lambda leaf, at=layer: leaf[at], stacked))
-        heads = block.heads(x_ND, turns)
-        x_ND = block.finish(x_ND, attend(*heads, layout.horizon_BT))
+        q_BTHK, k_BTGK, v_BTGK = block.heads(x_ND, turns)
+        x_ND = block.finish(x_ND, attend(q_BTHK, k_BTGK, v_BTGK, layout.horizon_BT))
     return np.asarray(model.norm(x_ND))

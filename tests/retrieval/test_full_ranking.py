@@ -10,6 +10,7 @@ from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import full_ranking
 from palr_jax.retrieval.full_ranking import Scorer, bucket, chunks, ranks, recommend, scores
+from tests.programs import forget
 
 ITEMS = 12
 
@@ -79,9 +80,9 @@ def test_items_in_chunks_on_several_devices(monkeypatch: pytest.MonkeyPatch, k: 
     assert len(jax.local_devices()) == 8
     monkeypatch.setattr(full_ranking, "_devices", jax.local_devices)
     monkeypatch.setattr(full_ranking, "_ITEMS", 7)  # 101 items: 13 on a device, in two chunks
-    full_ranking._rank.clear_cache()
+    forget(full_ranking._rank)
     World(3, users=40, items=101, longest=60).check(k)
-    full_ranking._rank.clear_cache()
+    forget(full_ranking._rank)
 
 
 def constant(score_I: list[float]) -> Scorer:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from palr_jax.data.split import leave_one_out
 from palr_jax.ragged import Ragged
@@ -11,7 +12,9 @@ from palr_jax.retrieval.item_knn import ItemKNN
 ITEMS = 14
 
 
-def test_scores_are_sums_of_shrunken_cosines(tmp_path: Path, monkeypatch) -> None:
+def test_scores_are_sums_of_shrunken_cosines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(item_knn, "_NEIGHBOURS", 4)
     monkeypatch.setattr(item_knn, "_ROWS", 5)  # several blocks
     rng = np.random.default_rng(0)

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,9 @@ import optax
 import pytest
 
 from palr_jax.retrieval import losses
+from palr_jax.retrieval.config import LossKind
 from palr_jax.retrieval.losses import NO_TARGET, cross_entropy
+from palr_jax.retrieval.pairwise import PairLoss
 
 N, D, ITEMS = 1303, 8, 97  # more than a chunk, and no multiple of one
 
@@ -78,9 +81,11 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 def test_the_scores_of_all_positions_never_exist_at_once() -> None:
-    def program(loss: object) -> str:
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays(0)).compile()  # type: ignore[arg-type]
-        return compiled.as_text()
+    def program(loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> str:
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays(0)).compile()
+        text = compiled.as_text()
+        assert text is not None
+        return text
 
     def rows_of_scores(text: str) -> int:
         return max(int(rows) for rows in re.findall(rf"f32\[(\d+),{ITEMS}\]", text))
@@ -100,7 +105,8 @@ def test_losses_with_negatives_are_those_of_their_formulas() -> None:
     share = 3 / (ITEMS - 1)
     power = share * (0.75 * (1 - 1 / share) + 1 / share)
     gbce = -power * log_sigmoid(wanted) - log_sigmoid(-other).sum(1)
-    for kind, expected in (("bce", bce), ("bpr", bpr), ("gbce", gbce)):
+    cases: list[tuple[PairLoss, np.ndarray]] = [("bce", bce), ("bpr", bpr), ("gbce", gbce)]
+    for kind, expected in cases:
         found = losses.compare(kind, jnp.array(wanted), jnp.array(other), ITEMS)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -123,7 +129,7 @@ def test_a_sampled_softmax_comes_near_to_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"])
-def test_every_loss_leaves_out_positions_without_target_and_can_be_learned(kind: str) -> None:
+def test_every_loss_leaves_out_positions_without_target_and_can_be_learned(kind: LossKind) -> None:
     hidden_ND, item_ID, target_N = arrays(5)
     loss, key = losses.Loss(kind, 4), jax.random.key(1)
     junk_ND = jnp.where((target_N == NO_TARGET)[:, None], 50.0, hidden_ND)

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.config import Model, RetrieverConfig
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 
@@ -26,7 +26,7 @@ def split_of(seed: int = 0) -> Split:
     return leave_one_out(Ragged.from_rows(rows), np.arange(20).astype(str), NUM_ITEMS)
 
 
-def make(name: str, seed: int = 0) -> Retriever:
+def make(name: Model, seed: int = 0) -> Retriever:
     return MODELS[name](CONFIG, NUM_ITEMS, seed)
 
 
@@ -36,14 +36,14 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def directory(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(name: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp(name)
     make(name).fit(split_of(), directory)
     return directory
 
 
 @pytest.fixture
-def fitted(name: str, directory: Path) -> Retriever:
+def fitted(name: Model, directory: Path) -> Retriever:
     retriever = make(name)
     retriever.load(directory)
     return retriever
@@ -86,7 +86,7 @@ def test_a_user_alone_gets_what_the_user_gets_among_others(fitted: Retriever) ->
         np.testing.assert_allclose(alone, together[user], atol=1e-5)
 
 
-def test_one_seed_gives_one_result(name: str, directory: Path, tmp_path: Path) -> None:
+def test_one_seed_gives_one_result(name: Model, directory: Path, tmp_path: Path) -> None:
     first, second = make(name), make(name)
     first.load(directory)
     second.fit(split_of(), tmp_path)
@@ -100,18 +100,18 @@ def test_refuses_what_it_cannot_recommend(fitted: Retriever) -> None:
         fitted.recommend(Ragged.from_rows([[15]]), 4)
 
 
-def test_loading_from_an_empty_directory(name: str, tmp_path: Path) -> None:
+def test_loading_from_an_empty_directory(name: Model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the stage"):
         make(name).load(tmp_path)
 
 
-def test_loading_for_another_catalog(name: str, directory: Path) -> None:
+def test_loading_for_another_catalog(name: Model, directory: Path) -> None:
     other = MODELS[name](CONFIG, NUM_ITEMS + 1, 0)
     with pytest.raises(UserError, match="delete that folder"):
         other.load(directory)
 
 
-def test_a_user_without_training_items_harms_nothing(name: str, tmp_path: Path) -> None:
+def test_a_user_without_training_items_harms_nothing(name: Model, tmp_path: Path) -> None:
     rows = [[0, 1], [2, 3, 4, 5, 6], [7, 8]]
     split = leave_one_out(Ragged.from_rows(rows), np.arange(3).astype(str), NUM_ITEMS)
     retriever = make(name)

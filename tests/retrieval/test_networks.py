@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ from flax import nnx
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.bert4rec import BERT4Rec
 from palr_jax.retrieval.caser import Caser
-from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.config import BlockKind, RetrieverConfig
 from palr_jax.retrieval.gru4rec import GRU4Rec
 from palr_jax.retrieval.rows import NEXT_ITEM, HistoryRows
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.transformer import TransformerBlock, attend
+from palr_jax.trees import State
 
 ITEMS, T = 20, 6
 CONFIG = RetrieverConfig(dim=8, num_blocks=2, num_heads=2, length=T, dropout=0.5)
@@ -26,17 +28,16 @@ def sasrec_of_bert(config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> S
     return SASRec(replace(config, block="bert"), num_items, rngs)
 
 
-NETWORKS = [BERT4Rec, Caser, GRU4Rec, SASRec, sasrec_of_bert]
-CAUSAL = [Caser, GRU4Rec, SASRec, sasrec_of_bert]
+Made = Callable[[RetrieverConfig, int, nnx.Rngs], Any]
+NETWORKS: list[Made] = [BERT4Rec, Caser, GRU4Rec, SASRec, sasrec_of_bert]
+CAUSAL: list[Made] = [Caser, GRU4Rec, SASRec, sasrec_of_bert]
 ONE_PIECE = [[0, 1, 2, 3, 4, 5]]
 
 every = pytest.mark.parametrize("made", NETWORKS, ids=lambda made: made.__name__)
 causal = pytest.mark.parametrize("made", CAUSAL, ids=lambda made: made.__name__)
 
 
-def use(
-    made: Callable[..., nnx.Module], items: list[list[int]], positions: list[list[int]]
-) -> object:
+def use(made: Made, items: list[list[int]], positions: list[list[int]]) -> jax.Array:
     return made(CONFIG, ITEMS, nnx.Rngs(0))(rows_of(items, positions), None)
 
 
@@ -46,7 +47,7 @@ def rows_of(items: list[list[int]], positions: list[list[int]]) -> HistoryRows:
 
 
 @causal
-def test_a_token_sees_nothing_after_it(made) -> None:
+def test_a_token_sees_nothing_after_it(made: Made) -> None:
     early = use(made, [[20, 1, 2, 3, 4, 5]], ONE_PIECE)
     late = use(made, [[20, 1, 2, 9, 9, 9]], ONE_PIECE)
     np.testing.assert_allclose(early[:, :3], late[:, :3], atol=1e-6)
@@ -60,7 +61,7 @@ def test_bert4rec_sees_what_comes_after() -> None:
 
 
 @every
-def test_the_last_token_sees_all_of_its_piece(made) -> None:
+def test_the_last_token_sees_all_of_its_piece(made: Made) -> None:
     if made is Caser:
         pytest.skip("sees a window")
     one = use(made, [[20, 1, 2, 3, 4, 5]], ONE_PIECE)
@@ -69,7 +70,7 @@ def test_the_last_token_sees_all_of_its_piece(made) -> None:
 
 
 @every
-def test_pieces_of_a_row_do_not_see_each_other(made) -> None:
+def test_pieces_of_a_row_do_not_see_each_other(made: Made) -> None:
     row = [[3, 4, 20, 7, 8, 9]]
     packed = use(made, row, [[0, 1, 0, 1, 2, 3]])
     first = use(made, [[3, 4, 1, 1, 1, 1]], [[0, 1, 0, 1, 2, 3]])
@@ -79,7 +80,7 @@ def test_pieces_of_a_row_do_not_see_each_other(made) -> None:
 
 
 @every
-def test_the_newest_alone_are_those_of_all(made) -> None:
+def test_the_newest_alone_are_those_of_all(made: Made) -> None:
     model = made(CONFIG, ITEMS, nnx.Rngs(0))
     rows = rows_of([[20, 1, 2, 3, 4, 5], [3, 4, 20, 7, 8, 9]], [*ONE_PIECE, [0, 1, 0, 1, 2, 3]])
     np.testing.assert_allclose(model(rows, None, newest=2), model(rows, None)[:, -2:], atol=1e-5)
@@ -87,13 +88,13 @@ def test_the_newest_alone_are_those_of_all(made) -> None:
 
 @every
 @pytest.mark.parametrize("init_std", [0.02, 0.1])
-def test_embeddings_begin_as_wide_as_is_asked(made, init_std: float) -> None:
+def test_embeddings_begin_as_wide_as_is_asked(made: Made, init_std: float) -> None:
     model = made(replace(CONFIG, init_std=init_std), 2000, nnx.Rngs(0))
     assert jnp.std(model.item_ID[...]) == pytest.approx(init_std, rel=0.05)
 
 
 @causal
-def test_using_the_network_gives_what_training_saw(made) -> None:
+def test_using_the_network_gives_what_training_saw(made: Made) -> None:
     model = made(CONFIG, ITEMS, nnx.Rngs(0))
     used = model(NEXT_ITEM.inference(Ragged.from_rows([[7, 8, 9], []]), ITEMS, T), None)[:, -1]
     trained = use(made, [[20, 7, 8, 9, 1, 1]], [[0, 1, 2, 3, 0, 1]])
@@ -102,7 +103,7 @@ def test_using_the_network_gives_what_training_saw(made) -> None:
 
 
 @every
-def test_dropout_follows_its_key(made) -> None:
+def test_dropout_follows_its_key(made: Made) -> None:
     rows, model = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE), made(CONFIG, ITEMS, nnx.Rngs(0))
     one, two = jax.random.key(1), jax.random.key(2)
     np.testing.assert_array_equal(model(rows, one), model(rows, one))
@@ -111,13 +112,13 @@ def test_dropout_follows_its_key(made) -> None:
 
 
 @every
-def test_every_parameter_learns(made) -> None:
+def test_every_parameter_learns(made: Made) -> None:
     graph, params = nnx.split(made(CONFIG, ITEMS, nnx.Rngs(0)), nnx.Param)
     rows = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE)
 
     @jax.jit
     @jax.grad
-    def gradient(params: nnx.State) -> jax.Array:
+    def gradient(params: State) -> jax.Array:
         model = nnx.merge(graph, params)
         return jnp.sum(jnp.tanh(model(rows, None) @ model.output_items().T))
 
@@ -125,7 +126,7 @@ def test_every_parameter_learns(made) -> None:
 
 
 @every
-def test_the_start_token_is_not_an_item(made) -> None:
+def test_the_start_token_is_not_an_item(made: Made) -> None:
     assert made(CONFIG, ITEMS, nnx.Rngs(0)).output_items().shape == (ITEMS, CONFIG.dim)
 
 
@@ -183,12 +184,17 @@ def test_caser_is_that_of_its_equations() -> None:
 
 
 @pytest.mark.parametrize("block", ["sasrec", "bert"])
-def test_sasrec_is_what_numpy_makes_of_its_parameters(block: str) -> None:
+def test_sasrec_is_what_numpy_makes_of_its_parameters(block: BlockKind) -> None:
     config = replace(CONFIG, block=block, init_std=0.5)
     model = SASRec(config, ITEMS, nnx.Rngs(0))
     items = [20, 1, 2, 3, 4, 5]
     found = model(rows_of([items], ONE_PIECE), None)[0]
     np.testing.assert_allclose(found, reference(model, items, block == "sasrec"), atol=1e-5)
+
+
+def values(parameter: nnx.Param[jax.Array] | None) -> np.ndarray:
+    assert parameter is not None
+    return np.asarray(parameter[...])
 
 
 def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
@@ -197,7 +203,7 @@ def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
     def normal(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        return scaled * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+        return scaled * values(norm.scale) + values(norm.bias)
 
     def attention(block: TransformerBlock, x: np.ndarray) -> np.ndarray:
         q, k, v = np.split(x @ np.asarray(block.qkv.kernel[...], np.float64), 3, axis=-1)
@@ -210,10 +216,10 @@ def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
         return mixed @ np.asarray(block.out.kernel[...])
 
     def feed_forward(block: TransformerBlock, x: np.ndarray) -> np.ndarray:
-        x = x @ np.asarray(block.up.kernel[...]) + np.asarray(block.up.bias[...])
+        x = x @ values(block.up.kernel) + values(block.up.bias)
         tanh = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
         x = np.maximum(x, 0) if norm_first else x * (1 + tanh) / 2
-        return x @ np.asarray(block.down.kernel[...]) + np.asarray(block.down.bias[...])
+        return x @ values(block.down.kernel) + values(block.down.bias)
 
     x = np.asarray(model.item_ID[...], np.float64)[items] + np.asarray(model.position_TD[...])
     if not norm_first:

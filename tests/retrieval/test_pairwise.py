@@ -15,7 +15,8 @@ from palr_jax.retrieval.bpr_mf import BPRMF
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.lightgcn import LightGCN
 from palr_jax.retrieval.ncf import NCF
-from palr_jax.retrieval.pairwise import Edges, Pairwise
+from palr_jax.retrieval.pairwise import Edges, PairNetwork, Pairwise
+from palr_jax.trees import State, split_off
 
 USERS, ITEMS = 60, 20
 CONFIG = RetrieverConfig(
@@ -32,7 +33,9 @@ def two_tastes() -> Split:
 
 
 @pytest.mark.parametrize("network", [BPRMF, NCF, LightGCN], ids=lambda made: made.__name__)
-def test_finds_the_taste_of_a_user_outside_the_training_data(network, tmp_path: Path) -> None:
+def test_finds_the_taste_of_a_user_outside_the_training_data(
+    network: type[PairNetwork], tmp_path: Path
+) -> None:
     model = Pairwise(network, CONFIG, ITEMS, seed=0)
     model.fit(two_tastes(), tmp_path)
     top = model.recommend(Ragged.from_rows([[0, 4, 8], [1, 5, 9, 13]]), 5)
@@ -87,13 +90,13 @@ def test_ncf_matches_by_a_product_and_a_network() -> None:
 
 
 @pytest.mark.parametrize("network", [BPRMF, NCF, LightGCN], ids=lambda made: made.__name__)
-def test_every_parameter_learns(network) -> None:
+def test_every_parameter_learns(network: type[PairNetwork]) -> None:
     links = edges()
-    graph, params, constants = nnx.split(network(CONFIG, links, 6, 9, nnx.Rngs(0)), nnx.Param, ...)
+    graph, params, constants = split_off(network(CONFIG, links, 6, 9, nnx.Rngs(0)), nnx.Param)
 
     @jax.jit
     @jax.grad
-    def gradient(params: nnx.State) -> jax.Array:
+    def gradient(params: State) -> jax.Array:
         model = nnx.merge(graph, params, constants)
         vectors = model.vectors()
         items = jnp.broadcast_to(vectors.item_IX, (6, *vectors.item_IX.shape))

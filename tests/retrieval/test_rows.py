@@ -49,7 +49,7 @@ def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
     histories = histories_of([30, 5, 17])
 
     def items(seed: int, epoch: int) -> np.ndarray:
-        return next_item_rows(histories, 52, 8, 2, seed, epoch).item_RT
+        return np.asarray(next_item_rows(histories, 52, 8, 2, seed, epoch).item_RT)
 
     np.testing.assert_array_equal(items(0, 3), items(0, 3))
     assert (items(0, 3) != items(0, 4)).any()

@@ -24,7 +24,7 @@ from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
-from palr_jax.retrieval.step import Rates, retriever_shardings, retriever_step
+from palr_jax.retrieval.step import Params, Rates, retriever_shardings, retriever_step
 
 NUM_ITEMS = 12
 CONFIG = RetrieverConfig(
@@ -213,9 +213,14 @@ def test_keeps_the_best_epoch_and_stops_when_none_is_better(
 ) -> None:
     ndcg_values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     monkeypatch.setattr(loop, "ndcg", lambda rank_U, k: np.array([next(ndcg_values)]))
-    kept = []
+    kept: list[Params] = []
     original = loop.copy
-    monkeypatch.setattr(loop, "copy", lambda tree: kept.append(original(tree)) or original(tree))
+
+    def copy(tree: Params) -> Params:
+        kept.append(original(tree))
+        return original(tree)
+
+    monkeypatch.setattr(loop, "copy", copy)
     retriever = sasrec(replace(CONFIG, max_epochs=9, patience=2))
     retriever.fit(SPLIT, tmp_path)
     assert [line["validation NDCG@10"] for line in curve(tmp_path)] == [0.1, 0.3, 0.2, 0.3]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from palr_jax.json_types import JsonObject
 from palr_jax.serving.limits import Limits
 from palr_jax.serving.service import Settings
 from tests.serving.conftest import Served, serving
@@ -18,13 +19,13 @@ OWN = ["Story, 20 (1970)", "Story, 31 (1981)", "Story, 8 (1958)"]
 MARKUP = "<img src=x onerror=alert(1)> & co (2031)"
 
 
-def post(served: Served, path: str, **body: object) -> dict:
+def post(served: Served, path: str, **body: object) -> JsonObject:
     answer = served.client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def error(served: Served, path: str, status: int, **body: object) -> dict:
+def error(served: Served, path: str, status: int, **body: object) -> JsonObject:
     answer = served.client.post(path, json=body)
     assert answer.status_code == status, answer.text
     return answer.json()["error"]
@@ -131,7 +132,7 @@ def test_the_shared_form_of_rerankers(served: Served) -> None:
     ],
 )  # fmt: skip
 def test_errors_name_the_field(
-    served: Served, path: str, body: dict, field: str, message: str
+    served: Served, path: str, body: JsonObject, field: str, message: str
 ) -> None:
     told = error(served, f"/v1/{path}", 422, **body)
     assert told["field"] == field

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,17 @@ from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
+from palr_jax.instruct.examples import ExampleMaker
+from palr_jax.instruct.negatives import Retrieved
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches, visit
 from palr_jax.io.files import read_arrays, write_arrays
 from palr_jax.ragged import Ragged
+from palr_jax.retrieval.interface import TopK
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages import proposals
 from palr_jax.stages import run as stages
-from palr_jax.stages.instruction_data import load_instructions
+from palr_jax.stages.instruction_data import Instructions, load_instructions
 from tests.llm.tokenizers.test_tokenizer import byte_level
 from tests.stages.test_run import palr
 from tests.world import CONFIG, write_world
@@ -65,6 +69,7 @@ def test_no_byte_of_the_data_comes_from_validation_or_test_items(here: Path) -> 
     marked_tokens = [found.items.tokens[item].tolist() for item in range(40, 100)]
     packing = Packing(4, 400, 128)
     for maker in found.makers.values():
+        assert isinstance(maker, ExampleMaker)
         assert not any(MARK.lower() in profile.lower() for profile in maker.profiles)
         for example in visit(maker, found.users, 0, 2000):
             text = found.tokenizer.decode([*example.prompt_T, *example.label_M])
@@ -75,8 +80,17 @@ def test_no_byte_of_the_data_comes_from_validation_or_test_items(here: Path) -> 
                 stream = batch[name].astype("<i4").tobytes()
                 for row in marked_tokens:
                     assert np.array(row, "<i4").tobytes() not in stream
+    last = found.makers["PALR_v2"]
+    assert isinstance(last, ExampleMaker)
     for user in found.users:
-        assert (found.makers["PALR_v2"].nearby[user] < 40).all()
+        assert (last.nearby[user] < 40).all()
+
+
+def retrieved_of(instructions: Instructions) -> Retrieved:
+    maker = instructions.makers["PALR_v2"]
+    assert isinstance(maker, ExampleMaker)
+    assert maker.retrieved is not None
+    return maker.retrieved
 
 
 def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone(
@@ -84,24 +98,25 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
 ) -> None:
     config = load_config(Path("paper.yaml"), {"instruct.user_share": "0.5"})
     run = marked_run(here, config)
-    seen = []
+    splits: list[Split] = []
+    asked: list[Ragged] = []
     real = proposals.MODELS["sasrec"]
 
     class Spy:
-        def __init__(self, *arguments) -> None:
+        def __init__(self, *arguments: Any) -> None:
             self._retriever = real(*arguments)
 
-        def fit(self, split, directory) -> None:
-            seen.append(split)
+        def fit(self, split: Split, directory: Path) -> None:
+            splits.append(split)
             self._retriever.fit(split, directory)
 
-        def recommend(self, histories, k):
-            seen.append(histories)
+        def recommend(self, histories: Ragged, k: int) -> TopK:
+            asked.append(histories)
             return self._retriever.recommend(histories, k)
 
     monkeypatch.setitem(proposals.MODELS, "sasrec", Spy)
     found = load_instructions(config, run)
-    split, histories = seen
+    (split,), (histories,) = splits, asked
     train = preparing.load(run.data).split.train
     tuned = {f"u{user}" for user in found.users}
     assert set(split.user_ids) == {f"u{user}" for user in range(30)} - tuned
@@ -109,7 +124,7 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
         whole = [*split.train[row], split.validation_U[row]]
         assert whole == train[int(user[1:])].tolist()
         assert split.test_U[row] == whole[-1]
-    retrieved = found.makers["PALR_v2"].retrieved
+    retrieved = retrieved_of(found)
     place = 0
     for user in found.users:
         for moment in retrieved.moments[user]:
@@ -118,15 +133,15 @@ def test_the_retriever_of_negatives_learns_from_other_users_training_items_alone
             place += 1
     assert place == len(histories) == len(retrieved.items_PK)
     # A second look trains nothing; another seed does.
-    again = load_instructions(config, run).makers["PALR_v2"].retrieved
+    again = retrieved_of(load_instructions(config, run))
     np.testing.assert_array_equal(again.items_PK, retrieved.items_PK)
-    assert len(seen) == 2
+    assert (len(splits), len(asked)) == (1, 1)
     load_instructions(replace(config, seed=1), run)
-    assert len(seen) == 4
+    assert (len(splits), len(asked)) == (2, 2)
     prepared = preparing.load(run.data)
     preparing.save(replace(prepared, split=backwards(prepared.split)), run.data)
     load_instructions(config, run)
-    assert len(seen) == 6
+    assert (len(splits), len(asked)) == (3, 3)
 
 
 def backwards(split: Split) -> Split:
@@ -174,7 +189,9 @@ def test_a_hugging_face_tokenizer_serves_a_whole_run(here: Path) -> None:
     assert palr("recommend", "--run", "runs/tiny", "--user", "u3") == 0
 
 
-def test_show_examples_prints_text_and_statistics(here: Path, capsys) -> None:
+def test_show_examples_prints_text_and_statistics(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for stage in ("prepare", "profile"):
         assert palr(stage, "--config", "paper.yaml") == 0
     capsys.readouterr()

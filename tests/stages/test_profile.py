@@ -9,6 +9,7 @@ from flax import nnx
 
 from palr_jax import Recommender
 from palr_jax.data import prepare as preparing
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.export import export_model
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
@@ -39,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def lines() -> list[dict]:
+def lines() -> list[JsonObject]:
     return [json.loads(line) for line in LINES.read_text().splitlines()]
 
 
@@ -58,7 +59,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) ->
     return asked
 
 
-def test_answers_that_cannot_be_read_leave_the_keyword_profile(here: Path, monkeypatch) -> None:
+def test_answers_that_cannot_be_read_leave_the_keyword_profile(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answering(monkeypatch)
     assert palr("profile", "--config", "llm.yaml") == 0
     written = lines()
@@ -75,7 +78,7 @@ def test_answers_that_cannot_be_read_leave_the_keyword_profile(here: Path, monke
 
 
 def test_a_stopped_stage_goes_on_behind_the_last_whole_line(
-    here: Path, monkeypatch, capsys
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering(monkeypatch)
     assert palr("profile", "--config", "llm.yaml") == 0
@@ -97,7 +100,9 @@ def test_a_stopped_stage_goes_on_behind_the_last_whole_line(
     assert f"profiles: {half} by the LLM" in capsys.readouterr().err
 
 
-def test_only_what_profiles_say_makes_them_anew(here: Path, monkeypatch) -> None:
+def test_only_what_profiles_say_makes_them_anew(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = answering(monkeypatch)
     assert palr("profile", "--config", "llm.yaml") == 0
     batches = len(asked)
@@ -132,7 +137,9 @@ def test_an_untrained_llm_chooses_categories_of_each_user(here: Path) -> None:
         assert all(name in line["profile"] for name in chosen)
 
 
-def test_a_catalog_without_categories_has_none_to_choose(here: Path, capsys) -> None:
+def test_a_catalog_without_categories_has_none_to_choose(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     items = [line.rpartition(",")[0] + "," for line in Path("t.csv").read_text().splitlines()[1:]]
     Path("t.csv").write_text("\n".join(["item,title,categories", *items]) + "\n")
     assert palr("prepare", "--config", "llm.yaml") == 0
@@ -147,6 +154,8 @@ def test_a_catalog_without_categories_has_none_to_choose(here: Path, capsys) -> 
         (["--profile.weights", "nowhere"], "nowhere is missing"),
     ],
 )
-def test_a_missing_llm_is_one_line(here: Path, capsys, options: list[str], complaint: str) -> None:
+def test_a_missing_llm_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], options: list[str], complaint: str
+) -> None:
     assert palr("profile", "--config", "llm.yaml", *options) == 2
     assert complaint in capsys.readouterr().err

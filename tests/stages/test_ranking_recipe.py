@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,15 +18,19 @@ from flax import nnx
 from palr_jax import Recommender
 from palr_jax.config import load_config
 from palr_jax.data import prepare as preparing
+from palr_jax.data.split import Split
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
+from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import log_prior
+from palr_jax.retrieval.interface import TopK
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages import proposals
 from tests.locations import ROOT
 from tests.stages.test_run import palr
 from tests.world import CONFIG, write_world
 
-RECIPE = {
+RECIPE: JsonObject = {
     "instruct": {"user_share": 1.0, "prompt": "history", "held_out": "time", "moments": 3},
     "ranker": {
         "variants": ["PALR_v2"], "prior": "retriever", "item_embeddings": ["retriever", "words"],
@@ -118,7 +123,7 @@ def test_a_run_that_was_stopped_tunes_the_same_ranker(here: Path) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-def params_of(run: Path) -> list:
+def params_of(run: Path) -> list[jax.Array]:
     return jax.tree.leaves(nnx.state(Recommender.load(run).ranker.model))
 
 
@@ -143,19 +148,19 @@ def test_a_prior_of_unknown_items_is_the_mean_of_the_known_ones() -> None:
     assert not log_prior(candidates_UC, None).any()
 
 
-def test_retrievers_of_moments_never_see_them(here: Path, monkeypatch) -> None:
+def test_retrievers_of_moments_never_see_them(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = proposals.MODELS["sasrec"]
 
     class Spy:
-        def __init__(self, *arguments) -> None:
+        def __init__(self, *arguments: Any) -> None:
             self._retriever = real(*arguments)
 
-        def fit(self, split, directory) -> None:
+        def fit(self, split: Split, directory: Path) -> None:
             seen.append(split)
             self._retriever.fit(split, directory)
 
-        def recommend(self, histories, k):
+        def recommend(self, histories: Ragged, k: int) -> TopK:
             return self._retriever.recommend(histories, k)
 
     monkeypatch.setitem(proposals.MODELS, "sasrec", Spy)
@@ -214,12 +219,14 @@ def test_a_sample_of_users_is_the_same_in_every_row(here: Path) -> None:
     assert {row["users"] for row in rows} == {11}
 
 
-def test_an_export_says_what_stays_behind(here: Path, capsys) -> None:
+def test_an_export_says_what_stays_behind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert palr("export", "--run", "runs/tiny", "--to", "merged") == 0
     assert "its prior and item vectors are not exported" in capsys.readouterr().out
 
 
-def test_an_ablation_row_trains_the_ranker_alone(here: Path, capfd) -> None:
+def test_an_ablation_row_trains_the_ranker_alone(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (here / "rows.yaml").write_text("fewer steps: {finetune.steps: 3, evaluate.controls: false}\n")
     command = [sys.executable, str(ROOT / "tools/study.py"), "runs/tiny", "rows.yaml"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -9,14 +9,15 @@ from palr_jax.data import prepare
 from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
 from palr_jax.data.split import leave_one_out
+from palr_jax.json_types import JsonObject
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.config import Model, RetrieverConfig
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages import retrieve as retrievers
 
 ITEMS = 60
-SMALL = {"dim": 8, "num_heads": 1, "length": 8, "max_epochs": 2, "batch_size": 8}
+SMALL: JsonObject = {"dim": 8, "num_heads": 1, "length": 8, "max_epochs": 2, "batch_size": 8}
 CONFIG = Config(
     name="x",
     retriever=RetrieverConfig(model="sasrec", candidates=20, **SMALL),
@@ -26,7 +27,7 @@ CONFIG = Config(
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    some = ("popularity", "item_knn", "gru4rec", "sasrec")
+    some: tuple[Model, ...] = ("popularity", "item_knn", "gru4rec", "sasrec")
     monkeypatch.setattr(retrievers, "MODELS", {name: MODELS[name] for name in some})
     rng = np.random.default_rng(0)
     rows = [(rng.integers(ITEMS) + np.arange(rng.integers(5, 12))) % ITEMS for _ in range(40)]
@@ -59,7 +60,7 @@ def test_what_is_trained_is_taken_as_it_is(run: RunDirectory) -> None:
 
 def test_other_settings_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     retrievers.compare(CONFIG, run)
-    presets = {"gru4rec": {**SMALL, "dim": 4, "max_epochs": 1}}
+    presets: dict[Model, JsonObject] = {"gru4rec": {**SMALL, "dim": 4, "max_epochs": 1}}
     rows = retrievers.compare(replace(CONFIG, retriever_presets=presets), run)
     assert [row["epochs"] for row in rows] == [0, 0, 1, 2]
     assert (

@@ -16,6 +16,7 @@ import pytest
 from palr_jax import Recommender
 from palr_jax.cli import main
 from palr_jax.data import prepare
+from palr_jax.json_types import JsonObject
 from palr_jax.run_directory import VERSION
 from palr_jax.stages import evaluate
 from tests.world import CONFIG
@@ -27,7 +28,7 @@ def palr(*arguments: str) -> int:
     return main(list(arguments))
 
 
-def rows_of(run: Path) -> list[dict]:
+def rows_of(run: Path) -> list[JsonObject]:
     return json.loads((run / "results.json").read_text())["rows"]
 
 
@@ -153,7 +154,7 @@ def test_lora_and_generate_run_through(here: Path) -> None:
 
 def test_a_killed_run_goes_on_and_ends_the_same(here: Path) -> None:
     palr_command = Path(sys.executable).with_name("palr")
-    command = [palr_command, "run", "--config", "tiny.yaml", "--name", "k"]
+    command = [str(palr_command), "run", "--config", "tiny.yaml", "--name", "k"]
     for wanted in ("runs/k/retriever/sasrec", "runs/k/ranker/PALR_v1/2", "runs/k/ranker/PALR_v2"):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not Path(wanted).exists() and process.poll() is None:
@@ -164,7 +165,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(here: Path) -> None:
     assert rows_of(Path("runs/k")) == rows_of(Path("runs/tiny"))
 
 
-def test_ctrl_c_says_how_to_go_on(here: Path, monkeypatch, capsys) -> None:
+def test_ctrl_c_says_how_to_go_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -178,7 +181,7 @@ def test_ctrl_c_says_how_to_go_on(here: Path, monkeypatch, capsys) -> None:
     assert Path("runs/tiny/results.json").exists()
 
 
-def test_recommend_by_user_and_by_titles(here: Path, capsys) -> None:
+def test_recommend_by_user_and_by_titles(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert palr("recommend", "--run", "runs/tiny", "--user", "u3") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
@@ -267,7 +270,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not list(here.rglob("*.tmp"))
 
 
-def test_a_run_of_a_newer_version_is_refused(here: Path, capsys) -> None:
+def test_a_run_of_a_newer_version_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = Path("runs/tiny/config.yaml")
     file.write_text(file.read_text().replace(f"palr_jax: {VERSION}", "palr_jax: 99.0.0"))
     for arguments in (
@@ -278,7 +283,7 @@ def test_a_run_of_a_newer_version_is_refused(here: Path, capsys) -> None:
         assert "was written by palr-jax 99.0.0" in capsys.readouterr().err
 
 
-def test_damaged_files_of_a_run_are_named(here: Path, capsys) -> None:
+def test_damaged_files_of_a_run_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path("runs/tiny")
     newest = run / "ranker/PALR_v2" / str(CONFIG["finetune"]["steps"])
     largest = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)
@@ -291,7 +296,9 @@ def test_damaged_files_of_a_run_are_named(here: Path, capsys) -> None:
     assert "config.yaml is damaged" in capsys.readouterr().err
 
 
-def test_damaged_files_of_all_stages_are_made_again(here: Path, capsys) -> None:
+def test_damaged_files_of_all_stages_are_made_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, rows = Path("runs/tiny"), rows_of(Path("runs/tiny"))
     newest = run / "ranker/PALR_v2" / str(CONFIG["finetune"]["steps"])
     checkpoint = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)
@@ -314,7 +321,9 @@ def test_fewer_steps_than_lines_are_logged(here: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [4, 4]
 
 
-def test_a_second_run_in_the_same_directory_is_refused(here: Path, capsys) -> None:
+def test_a_second_run_in_the_same_directory_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = "import sys; from palr_jax.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", script, "finetune", "--config", "tiny.yaml"]
     options = ["--finetune.steps", "100000", "--ranker.variants", "[PALR_v2]"]
@@ -387,7 +396,7 @@ def test_one_user_with_few_unseen_items_gets_those(here: Path, recipe: dict[str,
     ],
 )
 def test_what_does_not_go_with_all_users_is_refused(
-    here: Path, capsys, options: list[str], complaint: str
+    here: Path, capsys: pytest.CaptureFixture[str], options: list[str], complaint: str
 ) -> None:
     (here / "mine.csv.parts").mkdir()
     (here / "mine.csv.parts/thesis").write_text("mine")

@@ -58,7 +58,7 @@ np.savez(folder / "end.npz", *jax.tree.leaves(nnx.state(model)))
 """
 
 
-def start(folder: Path, steps: int = STEPS) -> subprocess.Popen:
+def start(folder: Path, steps: int = STEPS) -> subprocess.Popen[str]:
     (folder / "ready").unlink(missing_ok=True)
     environment = {
         **os.environ,
@@ -71,7 +71,7 @@ def start(folder: Path, steps: int = STEPS) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     while not path.exists():
         if process.poll() is not None:
             raise AssertionError(process.communicate()[1])
@@ -114,7 +114,8 @@ def finish(folder: Path, steps: int = STEPS) -> list[np.ndarray]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        whole.mkdir(), killed.mkdir()
+        whole.mkdir()
+        killed.mkdir()
         expected = finish(whole)
         number = int(sys.argv[1])
         cut = kill_at_random(killed, number, seed=time.time_ns())

@@ -1,6 +1,7 @@
 """The ranking loss is -log of the probability that ranking computes."""
 
 from dataclasses import replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from palr_jax.decoding.candidate_head import CandidateHead, Known, RankingLlama
+from palr_jax.decoding.candidate_head import CandidateHead, Known, RankingLlama, head_of
 from palr_jax.decoding.score import score
 from palr_jax.decoding.score_plan import plan_score
 from palr_jax.decoding.trie import build
+from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.moments import MomentExample, MomentMaker
 from palr_jax.instruct.packing import Packing
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+from palr_jax.ragged import Ragged
 from palr_jax.training.candidates import MomentBatch, candidate_loss
+from palr_jax.trees import State, split_off
 from tests.instruct.test_moments import make_moments
 
 PACKING = Packing(2, 1000, 12)
@@ -48,7 +53,9 @@ def as_batch(maker: MomentMaker, examples: list[MomentExample]) -> MomentBatch:
     return MomentBatch(**{name.replace("_R", "_B"): array for name, array in rows.items()})
 
 
-def ranked_logps(model: Llama, maker: MomentMaker, example: MomentExample, whole: bool) -> list:
+def ranked_logps(
+    model: Llama, maker: MomentMaker, example: MomentExample, whole: bool
+) -> list[float]:
     """log P(target) of every moment by ranking, each with its own prompt."""
     fed_T = np.zeros(len(example.tokens_T), bool)
     for moment in example.moments:
@@ -79,7 +86,14 @@ def ranked_logps(model: Llama, maker: MomentMaker, example: MomentExample, whole
     [(False, False, False), (True, False, False), (True, True, False), (True, False, True)],
 )
 def test_the_loss_is_that_of_ranking_each_moment_on_its_own(
-    train, tokenizer, item_tokens, instruct_config, form, prior, vectors, titles
+    train: Ragged,
+    tokenizer: Tokenizer,
+    item_tokens: Ragged,
+    instruct_config: InstructConfig,
+    form: Literal["history", "candidates"],
+    prior: bool,
+    vectors: bool,
+    titles: bool,
 ) -> None:
     config = replace(instruct_config, prompt=form, moments=3, held_out="time", history=6)
     maker = make_moments(train, tokenizer, item_tokens, config, titles)
@@ -94,15 +108,17 @@ def test_the_loss_is_that_of_ranking_each_moment_on_its_own(
     assert int(metrics["tokens"]) == sum(len(example.tokens_T) for example in examples)
 
 
-def test_gradients_equal_finite_differences(train, tokenizer, item_tokens, instruct_config) -> None:
+def test_gradients_equal_finite_differences(
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> None:
     config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=4)
     maker = make_moments(train, tokenizer, item_tokens, config, True)
     batch = as_batch(maker, [maker.example(user, 0) for user in (8, 11)])
     model = new_model(tokenizer.vocab_size, True, True, True)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = split_off(model, nnx.Param)
 
     @jax.jit
-    def loss(params: nnx.State) -> jax.Array:
+    def loss(params: State) -> jax.Array:
         return candidate_loss(nnx.merge(graph, params, rest), batch, text_loss=0.1)[0]
 
     rng = np.random.default_rng(0)
@@ -118,12 +134,17 @@ def test_gradients_equal_finite_differences(train, tokenizer, item_tokens, instr
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=2e-2)
 
 
-def test_a_silent_text_leaves_the_prior(train, tokenizer, item_tokens, instruct_config) -> None:
+def test_a_silent_text_leaves_the_prior(
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> None:
     config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=4)
     maker = make_moments(train, tokenizer, item_tokens, config)
     model = new_model(tokenizer.vocab_size, True, False, False)
-    model.candidate_head.text_scale[...] = jnp.float32(0)
-    model.candidate_head.prior_scale[...] = jnp.float32(1)
+    head = head_of(model)
+    assert head is not None
+    assert head.prior_scale is not None
+    head.text_scale[...] = jnp.float32(0)
+    head.prior_scale[...] = jnp.float32(1)
     example = maker.example(11, 0)
     for moment, logp in zip(
         example.moments, ranked_logps(model, maker, example, False), strict=True
@@ -132,7 +153,7 @@ def test_a_silent_text_leaves_the_prior(train, tokenizer, item_tokens, instruct_
 
 
 def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
-    train, tokenizer, item_tokens, instruct_config
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
 ) -> None:
     config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=6)
     maker = make_moments(train, tokenizer, item_tokens, config)
@@ -151,7 +172,7 @@ def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
 
 
 def test_a_head_without_text_looks_at_no_state_of_the_llama(
-    train, tokenizer, item_tokens, instruct_config
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
 ) -> None:
     config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=6)
     maker = make_moments(train, tokenizer, item_tokens, config, True)
@@ -161,9 +182,10 @@ def test_a_head_without_text_looks_at_no_state_of_the_llama(
     example = maker.example(11, 0)
     whole = ranked_logps(model, maker, example, True)
     assert not np.allclose(whole, ranked_logps(other, maker, example, True))
+    heads = [(one, head) for one in (model, other) if (head := head_of(one)) is not None]
     silent, also = (
-        ranked_logps(RankingLlama(one, one.candidate_head.without_text()), maker, example, True)
-        for one in (model, other)
+        ranked_logps(RankingLlama(one, head.without_text()), maker, example, True)
+        for one, head in heads
     )
     np.testing.assert_allclose(silent, also, rtol=1e-5)
     assert ranked_logps(model, maker, example, True) == whole  # the model itself still speaks

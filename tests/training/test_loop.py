@@ -6,24 +6,33 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from tensorboardX.proto.event_pb2 import Event
 
+from palr_jax.data.catalog import Catalog
 from palr_jax.errors import UserError
+from palr_jax.instruct.config import InstructConfig
 from palr_jax.instruct.packing import Packing
 from palr_jax.instruct.pipeline import batches
+from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.flops import train_flops
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.parallel.chips import CHIPS
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
+from palr_jax.ragged import Ragged
 from palr_jax.training import loop, metrics, trained
 from palr_jax.training.config import FinetuneConfig
+from palr_jax.training.step import Batch
 from tests.instruct.test_examples import make_maker
 
 CONFIG = FinetuneConfig(
@@ -31,6 +40,8 @@ CONFIG = FinetuneConfig(
     log_every=1, warmup_steps=2,
 )  # fmt: skip
 ONE = Shards(make_mesh(MeshConfig()))
+
+Stream = grain.IterDataset[dict[str, np.ndarray]]
 
 
 def new_model(vocab_size: int) -> Llama:
@@ -42,12 +53,16 @@ def new_model(vocab_size: int) -> Llama:
 
 
 @pytest.fixture
-def data(catalog, train, writer, instruct_config):
+def data(
+    catalog: Catalog, train: Ragged, writer: PromptWriter, instruct_config: InstructConfig
+) -> Stream:
     maker = make_maker(catalog, train, writer, instruct_config, 0.5)
     return batches(maker, np.arange(12), Packing(2, 500, 120))
 
 
-def tuned(data, tokenizer, folder: Path, config: FinetuneConfig = CONFIG) -> list[np.ndarray]:
+def tuned(
+    data: Stream, tokenizer: Tokenizer, folder: Path, config: FinetuneConfig = CONFIG
+) -> list[np.ndarray]:
     model = new_model(tokenizer.vocab_size)
     steps, metrics = folder / "steps", folder / "metrics.jsonl"
     loop.finetune(model, [data], config, ONE, steps, metrics, "tiny")
@@ -58,11 +73,11 @@ class DiesError(Exception):
     """Simulates a kill."""
 
 
-def die_at(monkeypatch, step: int) -> None:
+def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Raises when the loop logs `step`, which is after it has started the next step."""
     write = loop.MetricsLog.write
 
-    def dying(self, at, *rest):
+    def dying(self: loop.MetricsLog, at: int, *rest: Any) -> str:
         if at == step:
             raise DiesError
         return write(self, at, *rest)
@@ -70,7 +85,7 @@ def die_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(loop.MetricsLog, "write", dying)
 
 
-def test_the_loss_falls_and_is_logged(data, tokenizer, tmp_path: Path) -> None:
+def test_the_loss_falls_and_is_logged(data: Stream, tokenizer: Tokenizer, tmp_path: Path) -> None:
     tuned(data, tokenizer, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(1, 10))
@@ -96,7 +111,7 @@ def read_events(path: Path) -> Iterator[Event]:
         data = data[16 + length :]
 
 
-def test_rates_follow_the_formula(tmp_path: Path, monkeypatch) -> None:
+def test_rates_follow_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, clock = new_model(512), iter([0.0, 2.0, 2.0])
     peak = CHIPS["v5e"].flops * len(jax.devices())
     monkeypatch.setattr(metrics, "chip_of", lambda kind: CHIPS["v5e"])
@@ -104,7 +119,7 @@ def test_rates_follow_the_formula(tmp_path: Path, monkeypatch) -> None:
     log = metrics.MetricsLog(tmp_path / "metrics.jsonl", "tiny", 2, model, after=0, last=9)
     sums = {"tokens": 100, "label tokens": 10, "pairs": 2000.0}
     for step in (1, 2):
-        log.write(step, {"loss": np.float32(1), **{k: np.asarray(v) for k, v in sums.items()}})
+        log.write(step, {"loss": jnp.float32(1), **{k: jnp.asarray(v) for k, v in sums.items()}})
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     done = train_flops(model.config, None, 200, 20, 4000)
     assert line["tokens/s"] == 100
@@ -114,7 +129,7 @@ def test_rates_follow_the_formula(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("step", [1, 5, 8])
 def test_a_stopped_run_ends_like_one_that_never_stopped(
-    data, tokenizer, tmp_path: Path, monkeypatch, step: int
+    data: Stream, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     expected = tuned(data, tokenizer, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -128,7 +143,7 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
-    data, tokenizer, tmp_path: Path, capsys
+    data: Stream, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = tuned(data, tokenizer, tmp_path)
     newest = tmp_path / "steps" / "9"
@@ -140,7 +155,9 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     assert "resuming from an earlier one" in capsys.readouterr().err
 
 
-def test_a_cut_off_checkpoint_is_refused_at_inference(data, tokenizer, tmp_path: Path) -> None:
+def test_a_cut_off_checkpoint_is_refused_at_inference(
+    data: Stream, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     tuned(data, tokenizer, tmp_path)
     model = new_model(tokenizer.vocab_size)
     trained.load_trained(model, tmp_path / "steps")
@@ -155,7 +172,7 @@ def test_a_cut_off_checkpoint_is_refused_at_inference(data, tokenizer, tmp_path:
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    data, tokenizer, tmp_path: Path
+    data: Stream, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     tuned(data, tokenizer, tmp_path, FinetuneConfig(**{**vars(CONFIG), "steps": 4}))
     wild = FinetuneConfig(**{**vars(CONFIG), "learning_rate": 1e30})
@@ -165,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 
 
 def test_the_best_step_is_the_result_and_its_loss_is_noticed(
-    data, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Stream, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([2.0, 1.0, 1.5, 1.25])
     monkeypatch.setattr(loop, "_validation_loss", lambda *_: next(losses))
@@ -174,7 +191,9 @@ def test_the_best_step_is_the_result_and_its_loss_is_noticed(
 
     def go() -> None:
         model = new_model(tokenizer.vocab_size)
-        loop.finetune(model, [data], config, ONE, steps, metrics, "tiny", [next(iter(data))])
+        loop.finetune(
+            model, [data], config, ONE, steps, metrics, "tiny", [Batch(**next(iter(data)))]
+        )
 
     go()
     assert trained.trained_step(steps) == 2

@@ -1,15 +1,18 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Remat
 from palr_jax.llm.flops import causal_pairs
 from palr_jax.llm.llama import Llama
 from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
 from palr_jax.training.trained import trainable
+from palr_jax.trees import PyTree, State, split_off
 
 TINY = LlamaConfig(
     vocab_size=50, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24,
@@ -21,7 +24,11 @@ def packed(examples: list[list[tuple[list[int], list[int]]]], length: int, width
     """Rows of (prompt, label) pairs, packed by hand."""
     rows = []
     for row in examples:
-        tokens, position, segment, target, index = [], [], [], [], []
+        tokens: list[int] = []
+        position: list[int] = []
+        segment: list[int] = []
+        target: list[int] = []
+        index: list[int] = []
         for number, (prompt, label) in enumerate(row, 1):
             index += range(len(tokens) + len(prompt) - 1, len(tokens) + len(prompt + label) - 1)
             target += label
@@ -68,7 +75,7 @@ def test_gradients_equal_finite_differences(model: Llama) -> None:
     batch = packed([[A, B]], 16, 8)
     graph, params = nnx.split(model)
 
-    def loss(params: nnx.State) -> jax.Array:
+    def loss(params: State) -> jax.Array:
         return label_loss(nnx.merge(graph, params), batch)[0]
 
     direction = jax.tree.map(
@@ -88,7 +95,7 @@ def test_gradients_equal_finite_differences(model: Llama) -> None:
 def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Llama) -> None:
     lora = LoRAConfig(rank=2, alpha=8.0, targets=("q", "down"))
     adapted = Llama(TINY, nnx.Rngs(params=1), lora)
-    graph, adapters, base = nnx.split(adapted, nnx.LoRAParam, ...)
+    graph, adapters, base = split_off(adapted, nnx.LoRAParam)
     assert trainable(adapted) is nnx.LoRAParam
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(adapters)}
     assert shapes == {
@@ -120,7 +127,7 @@ def test_merged_adapters_equal_the_formula() -> None:
     tokens = jnp.array([[3, 4, 5, 6]])
     logits = adapted(tokens)
     a, b = adapted.layers.up.lora_a_IR[...], adapted.layers.up.lora_b_RO[...]
-    _, _, base = nnx.split(adapted, nnx.LoRAParam, ...)
+    _, _, base = split_off(adapted, nnx.LoRAParam)
     merged = nnx.merge(nnx.graphdef(Llama(TINY, nnx.Rngs(params=1))), base)
     merged.layers.up.kernel_IO[...] += 2.0 * jnp.einsum("LIR,LRO->LIO", a, b)
     np.testing.assert_allclose(merged(tokens), logits, atol=1e-4)
@@ -136,7 +143,7 @@ def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> No
     batch = packed([[A, B, C]], 30, 12)
 
     def loss_at(step: int, seed: int = 0) -> float:
-        graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+        graph, params, frozen = split_off(model, nnx.LoRAParam)
         params = jax.tree.map(jnp.copy, params)  # the step donates its state
         state = TrainState(jnp.int32(step), params, optimizer(config).init(params))
         return float(train_step(graph, config, state, frozen, batch, seed)[1]["loss"])
@@ -147,9 +154,11 @@ def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> No
     assert float(label_loss(model, batch)[0]) not in (loss_at(3), loss_at(4))
 
 
-def one_step(model: Llama, batch: Batch, **settings: object) -> tuple[list[np.ndarray], dict]:
+def one_step(
+    model: Llama, batch: Batch, **settings: Any
+) -> tuple[list[np.ndarray], dict[str, jax.Array]]:
     config = FinetuneConfig(steps=5, warmup_steps=0, learning_rate=0.1, **settings)
-    graph, params, frozen = nnx.split(model, trainable(model), ...)
+    graph, params, frozen = split_off(model, trainable(model))
     state = TrainState(jnp.int32(0), params, optimizer(config).init(params))
     state = jax.tree.map(jnp.copy, state)  # the step takes over its memory
     state, metrics = train_step(graph, config, state, frozen, batch)
@@ -169,7 +178,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_batch(model: Llama) -> None:
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: str) -> None:
+def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: Remat) -> None:
     batch = packed([[A, B], [C]], 16, 8)
     expected, _ = one_step(model, batch, batch_size=2)
     found, _ = one_step(model, batch, batch_size=2, remat=remat)
@@ -177,7 +186,7 @@ def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: 
         np.testing.assert_allclose(one, two, atol=2e-6)
     graph, params = nnx.split(model)
 
-    def kept(choice: str) -> int:
+    def kept(choice: Remat) -> int:
         """Bytes that the forward pass stores for the backward pass."""
         _, backward = jax.vjp(
             lambda params: label_loss(nnx.merge(graph, params), batch, None, choice)[0], params
@@ -198,6 +207,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine_to_a_tenth() -> None:
     params = {"x": jnp.zeros(1)}
     state, rates = rule.init(params), []
     for _ in range(101):
+        updates: PyTree
         updates, state = rule.update({"x": jnp.full(1, 0.5)}, state, params)
         rates.append(-float(updates["x"][0]))  # AdamW moves by the rate when the slope stays
     assert rates[0] == 0
@@ -220,15 +230,15 @@ def test_large_gradients_are_clipped_to_the_norm() -> None:
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_frozen_bfloat16_gives_nearly_the_step_of_float32(remat: str) -> None:
+def test_frozen_bfloat16_gives_nearly_the_step_of_float32(remat: Remat) -> None:
     model = Llama(TINY, nnx.Rngs(params=1), LoRAConfig(rank=2))
     for target in ("q", "down"):
         getattr(model.layers, target).lora_b_RO[...] += 0.1
-    graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    graph, params, frozen = split_off(model, nnx.LoRAParam)
     batch = packed([[A, B], [C]], 16, 8)
 
-    def gradients(frozen: nnx.State, remat: str) -> np.ndarray:
-        def loss(params: nnx.State) -> jax.Array:
+    def gradients(frozen: State, remat: Remat) -> np.ndarray:
+        def loss(params: State) -> jax.Array:
             return label_loss(nnx.merge(graph, params, frozen), batch, None, remat)[0]
 
         leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
@@ -244,7 +254,7 @@ def test_the_step_is_lowered_for_cuda() -> None:
     """Without cuDNN attention, which cannot even be lowered if cuDNN is not installed."""
     model = Llama(TINY, nnx.Rngs(params=1), LoRAConfig(rank=2, dropout=0.1))
     config = FinetuneConfig(steps=5, batch_size=2, accumulate=2, remat="dots")
-    graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    graph, params, frozen = split_off(model, nnx.LoRAParam)
     state = TrainState(jnp.int32(0), params, optimizer(config).init(params))
     exported = jax.export.export(train_step, platforms=["cuda"])(
         graph, config, state, frozen, packed([[A, B], [C]], 16, 8)

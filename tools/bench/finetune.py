@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,13 +45,16 @@ class Side:
 
     library: str
     dtype: str
-    process: subprocess.Popen
+    process: subprocess.Popen[str]
     seconds: list[float]
 
     def ask(self, command: str) -> dict[str, Any]:
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(command + "\n")
+        stdin.flush()
+        answer = stdout.readline()
         if not answer:
             raise SystemExit(f"{self.library} {self.dtype} has died")
         return json.loads(answer)
@@ -116,8 +119,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             f"peak memory {peak:.1f} GiB",
             flush=True,
         )
-        side.process.stdin.close()
-        side.process.wait()
+        side.process.communicate()
     best = {
         library: min(statistics.median(s.seconds) for s in sides if s.library == library)
         for library in arguments.sides
@@ -129,6 +131,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 def make_batches(weights: Path, count: int, folder: Path) -> list[Tokens]:
     """The first examples of the instruction data, as (prompt, label) in batches."""
+    from palr_jax.instruct.examples import ExampleMaker  # noqa: PLC0415
     from palr_jax.instruct.pipeline import visit  # noqa: PLC0415
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415
     from palr_jax.stages import run as stages  # noqa: PLC0415
@@ -142,13 +145,15 @@ def make_batches(weights: Path, count: int, folder: Path) -> list[Tokens]:
     for stage in ("prepare", "profile"):
         stages.run_stage(stage, config, run)
     made = load_instructions(config, run)
-    examples = list(visit(made.makers["PALR_v2"], made.users, 0, BATCH * count))
+    maker = made.makers["PALR_v2"]
+    assert isinstance(maker, ExampleMaker)
+    examples = list(visit(maker, made.users, 0, BATCH * count))
     pairs = [(x.prompt_T.tolist(), x.label_M.tolist()) for x in examples]
     return [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
 
 
 def ours(
-    dtype: str, weights: Path, batches: list[Tokens], dropout: float
+    dtype: Literal["float32", "bfloat16"], weights: Path, batches: list[Tokens], dropout: float
 ) -> Callable[[int], float]:
     """A step of this package, as in `palr finetune`."""
     import jax  # noqa: PLC0415
@@ -166,6 +171,7 @@ def ours(
     from palr_jax.ranking.base_model import make_model  # noqa: PLC0415
     from palr_jax.training.config import FinetuneConfig  # noqa: PLC0415
     from palr_jax.training.step import Batch, initial_state, train_step  # noqa: PLC0415
+    from palr_jax.trees import split_off  # noqa: PLC0415
 
     examples = [
         [Example(np.array(prompt), np.array(label), False, False) for prompt, label in batch]
@@ -188,7 +194,7 @@ def ours(
         steps=100, batch_size=BATCH, remat="dots", length=width, label_length=labels,
         learning_rate=LEARNING_RATE, warmup_steps=0,
     )  # fmt: skip
-    graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+    graph, params, frozen = split_off(model, nnx.LoRAParam)
     del model
     state = [initial_state(params, tuning, shards)]
     made = [rows(batch) for batch in examples]
@@ -210,17 +216,17 @@ def theirs(
     import transformers  # noqa: PLC0415
 
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, dtype))
-    model.config.use_cache = False
+    base = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, dtype))
+    base.config.use_cache = False
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=targets)
-    model = peft.get_peft_model(model, lora).train()
+    model = peft.get_peft_model(base, lora).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
     def padded(batch: Tokens) -> dict[str, Any]:
         longest = max(len(prompt + label) for prompt, label in batch)
-        columns = {"input_ids": [], "attention_mask": [], "labels": []}
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for prompt, label in batch:
             room = longest - len(prompt + label)
             columns["input_ids"].append(prompt + label + [0] * room)

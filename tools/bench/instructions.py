@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
-from palr_jax.config import load_config
+from palr_jax.config import Variant, load_config
+from palr_jax.instruct.examples import ExampleMaker
 from palr_jax.instruct.packing import Example, Packing, pack
 from palr_jax.instruct.pipeline import WINDOW, batches, visit
 from palr_jax.run_directory import RunDirectory
@@ -50,7 +51,7 @@ def main() -> None:
     whole_strings(made, config.ranker.variants[-1], packing)
 
 
-def ours(made: Instructions, variant: str, packing: Packing, seconds: float) -> None:
+def ours(made: Instructions, variant: Variant, packing: Packing, seconds: float) -> None:
     """The pipeline as training uses it."""
     iterator = iter(batches(made.makers[variant], made.users, packing))
     next(iterator)
@@ -73,19 +74,25 @@ def ours(made: Instructions, variant: str, packing: Packing, seconds: float) -> 
     )
 
 
-def tokens_of_epoch(made: Instructions, variant: str) -> int:
-    examples = visit(made.makers[variant], made.users, 0, len(made.users))
+def maker_of(made: Instructions, variant: Variant) -> ExampleMaker:
+    maker = made.makers[variant]
+    assert isinstance(maker, ExampleMaker)
+    return maker
+
+
+def tokens_of_epoch(made: Instructions, variant: Variant) -> int:
+    examples = visit(maker_of(made, variant), made.users, 0, len(made.users))
     return sum(len(x.prompt_T) + len(x.label_M) - 1 for x in examples)
 
 
-def whole_strings(made: Instructions, variant: str, packing: Packing) -> None:
+def whole_strings(made: Instructions, variant: Variant, packing: Packing) -> None:
     """The same examples as texts, tokenised when they are needed."""
     model = made.tokenizer.files().get("tokenizer.model")
     if model is None:
         print("whole strings: only with a SentencePiece model")
         return
     pieces = spm.SentencePieceProcessor(model_proto=model)
-    examples = list(visit(made.makers[variant], made.users, 0, WINDOW))
+    examples = list(visit(maker_of(made, variant), made.users, 0, WINDOW))
     texts = [
         (made.tokenizer.decode(x.prompt_T), made.tokenizer.decode(x.label_M)) for x in examples
     ]
@@ -123,7 +130,7 @@ def with_datasets(fast: object, texts: Texts) -> list[Example]:
     # Named fingerprints: nothing is cached, so nothing needs to be hashed.
     table = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns), fingerprint="a")
 
-    def tokenize(batch: dict) -> dict:
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {
             name: [encoding.ids for encoding in fast.encode_batch(batch[name])]  # type: ignore[attr-defined]
             for name in ("prompt", "label")

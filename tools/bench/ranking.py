@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.checkpoints.loading import load
+from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import NO_PREFIX, Prefix
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_tokenizer
 from palr_jax.ranking.batches import padded
 from palr_jax.retrieval.models import MODELS
+from palr_jax.trees import State
 
 CONFIG = Path("configs/quickstart.yaml")
 FOLDER = Path("weights/smollm2-hf")
@@ -142,13 +144,13 @@ class Ours:
         _prefill(graph, weights, *padded(users.prompts)).block_until_ready()
 
     @cached_property
-    def _parts(self) -> tuple[nnx.GraphDef, nnx.State]:
+    def _parts(self) -> tuple[nnx.GraphDef[Llama], State]:
         graph, weights = nnx.split(self.model)
         return graph, weights
 
 
 def _prefill_of(
-    graph: nnx.GraphDef, weights: nnx.State, tokens_BT: jax.Array, length_B: jax.Array
+    graph: nnx.GraphDef[Llama], weights: State, tokens_BT: jax.Array, length_B: jax.Array
 ) -> jax.Array:
     model = nnx.merge(graph, weights)
     hidden_BTD = model.hidden(tokens_BT)
@@ -192,10 +194,10 @@ def floor(arguments: argparse.Namespace) -> None:
     users = some_users(arguments.batch, arguments.candidates)
     ours = Ours(arguments.dtype)
     describe(users, arguments)
-    works = {
-        "prefill": lambda: ours.prefill(users),
-        "score": lambda: ours.score(users),
-        "generate": lambda: ours.generate(users),
+    works: dict[str, Callable[[], Any]] = {
+        "prefill": partial(ours.prefill, users),
+        "score": partial(ours.score, users),
+        "generate": partial(ours.generate, users),
     }
     show(medians(works, arguments.repeats), arguments.batch, "prefill")
 
@@ -207,9 +209,9 @@ def prefix(arguments: argparse.Namespace) -> None:
         describe(users, arguments)
         print(f"of which all begin with {users.prefix.length}")
         apart = replace(users, prefix=NO_PREFIX)
-        works = {
-            "read for each user": lambda users=apart: ours.score(users),
-            "read once": lambda users=users: ours.score(users),
+        works: dict[str, Callable[[], Any]] = {
+            "read for each user": partial(ours.score, apart),
+            "read once": partial(ours.score, users),
         }
         show(medians(works, arguments.repeats), arguments.batch, "read for each user")
 
@@ -229,9 +231,9 @@ def compare(arguments: argparse.Namespace) -> None:
     scale = arguments.batch / len(scored.prompts)
     works: dict[str, tuple[Callable[[], Any], float]] = {
         "transformers generate": (lambda: theirs.generate(users), 1.0),
-        "generate": (lambda: ours.generate(users), 1.0),
+        "generate": (partial(ours.generate, users), 1.0),
         "transformers scoring": (lambda: theirs.score(scored), scale),
-        "score": (lambda: ours.score(users), 1.0),
+        "score": (partial(ours.score, users), 1.0),
     }  # fmt: skip
     for _ in range(arguments.repeats):
         for name, (work, factor) in works.items():
@@ -302,10 +304,10 @@ def growth(arguments: argparse.Namespace) -> None:
         users = some_users(arguments.batch, count)
         arguments.candidates = count
         describe(users, arguments)
-        works = {
-            "prefill": lambda users=users: ours.prefill(users),
-            "score": lambda users=users: ours.score(users),
-            "generate": lambda users=users: ours.generate(users),
+        works: dict[str, Callable[[], Any]] = {
+            "prefill": partial(ours.prefill, users),
+            "score": partial(ours.score, users),
+            "generate": partial(ours.generate, users),
         }
         show(medians(works, arguments.repeats), arguments.batch, "prefill")
 

@@ -89,9 +89,13 @@ class Theirs:
         return scores
 
 
-def trie(texts: list[list[int]]) -> dict:
+# Token → what may follow, as far as Python's types can say it.
+Trie = dict[int, Any]
+
+
+def trie(texts: list[list[int]]) -> Trie:
     """Token → what may follow; a text's last token leads to its slot under the key -1."""
-    root: dict = {}
+    root: Trie = {}
     for slot, text in enumerate(texts):
         node = root
         for token in text:

@@ -110,7 +110,7 @@ def run_theirs(split: Split, python: Path, epochs: int) -> list[dict[str, float]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").mkdir()
         write_interactions(split, Path(folder) / "data" / "data.inter")
-        command = [python.absolute(), "-c", _THEIRS, folder, "data", str(epochs)]
+        command = [str(python.absolute()), "-c", _THEIRS, folder, "data", str(epochs)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -63,8 +63,8 @@ def main() -> None:
         rank_catalog(arguments.items, arguments.users)
     else:
         for items in (10_000, 100_000, 1_000_000):
-            command = [sys.executable, __file__, "growth", "--items", str(items)]
-            subprocess.run([*command, "--users", str(arguments.users)], check=True)
+            run = [sys.executable, __file__, "growth", "--items", str(items)]
+            subprocess.run([*run, "--users", str(arguments.users)], check=True)
 
 
 def compare(arguments: argparse.Namespace) -> None:

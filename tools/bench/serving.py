@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -61,7 +62,11 @@ def main() -> None:
     try:
         url = f"http://127.0.0.1:{port}"
         seconds = until_ready(url, process)
-        found = {"cores": os.cpu_count(), "seconds until ready": round(seconds, 1), "alone": alone}
+        found: dict[str, Any] = {
+            "cores": os.cpu_count(),
+            "seconds until ready": round(seconds, 1),
+            "alone": alone,
+        }
         rng = np.random.default_rng(arguments.seed)
         order = rng.integers(0, len(asks), arguments.requests)
         memory = [resident(process.pid)]
@@ -87,7 +92,8 @@ def right_answers(run: Path, count: int, seed: int) -> tuple[list[Ask], dict[str
     recommender = Recommender.load(run)
     rng = np.random.default_rng(seed)
     users = rng.choice(recommender.prepared.split.user_ids, count)
-    asks, seconds = [], []
+    asks: list[Ask] = []
+    seconds: list[float] = []
     for repeat in (False, True):  # the first round compiles
         for number, user in enumerate(users):
             if not repeat:
@@ -118,7 +124,8 @@ def until_ready(url: str, process: subprocess.Popen[bytes]) -> float:
 
 async def load(url: str, asks: list[Ask], order: np.ndarray, clients: int) -> dict[str, float]:
     """Sends the requests; each client sends its next one when it has the answer."""
-    todo, seconds, wrong, lost, refused = iter(order.tolist()), [], 0, 0, 0
+    seconds: list[float] = []
+    todo, wrong, lost, refused = iter(order.tolist()), 0, 0, 0
 
     async def client() -> None:
         nonlocal wrong, lost, refused

@@ -4,7 +4,6 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -12,6 +11,7 @@ from pydantic import BaseModel, Field, StrictInt, StrictStr, TypeAdapter, Valida
 
 from palr_jax.errors import UserError
 from palr_jax.io.paths import in_bucket
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.gguf_header import TensorEntry, read_header
 from palr_jax.llm.checkpoints.small_files import complaint, validated
 from palr_jax.llm.checkpoints.stored import Stored
@@ -73,7 +73,7 @@ class _Shape(BaseModel):
     sliding_window: StrictInt | None = Field(None, alias="llama.attention.sliding_window")
 
 
-def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], dict[str, Any]]:
+def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], JsonObject]:
     """The shape of a model, its tensors by their Hugging Face names, and the metadata.
 
     Quantised tensors are read as float32, the rows of queries and keys in Hugging Face's order. If

@@ -8,12 +8,13 @@ import math
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import gguf
 import numpy as np
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import Json, JsonObject
 from palr_jax.llm.checkpoints.small_files import refuse_pointer
 
 _MAGIC = b"GGUF"
@@ -56,7 +57,7 @@ class TensorEntry:
     order: Order
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
+def read_header(path: Path) -> tuple[JsonObject, dict[str, TensorEntry]]:
     """The metadata of a file, and its tensors by name.
 
     Raises:
@@ -101,10 +102,10 @@ class _Cursor:
             raise ValueError(f"it is cut off or damaged at byte {self._file.tell():,}")
         return self._file.read(count)
 
-    def number(self, kind: int) -> Any:
+    def number(self, kind: int) -> Json:
         return self.numbers(kind, 1)[0]
 
-    def numbers(self, kind: int, count: int) -> list[Any]:
+    def numbers(self, kind: int, count: int) -> list[Json]:
         if kind not in _NUMBERS:
             raise ValueError(f"it holds a value of unknown type {kind}")
         dtype = np.dtype(_NUMBERS[kind]).newbyteorder(self.order)
@@ -114,7 +115,7 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.number(10)).decode()
 
-    def value(self) -> Any:
+    def value(self) -> Json:
         kind = self.number(4)
         if kind == _STRING:
             return self.string()
@@ -128,8 +129,8 @@ class _Cursor:
         return self.numbers(kind, count)
 
 
-def _metadata(cursor: _Cursor) -> dict[str, Any]:
-    metadata: dict[str, object] = {}
+def _metadata(cursor: _Cursor) -> JsonObject:
+    metadata: JsonObject = {}
     for _ in range(cursor.values):
         key = cursor.string()
         if key in metadata:

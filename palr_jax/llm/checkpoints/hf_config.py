@@ -6,7 +6,7 @@ them.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import (
     BaseModel,
@@ -35,6 +35,8 @@ _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _ROPE_KINDS = ("default", "linear", "llama3")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
+_Value = TypeVar("_Value")
+
 
 class _Rope(BaseModel):
     """The nested settings of RoPE."""
@@ -50,7 +52,7 @@ class _Rope(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_all_layers(cls, value: object) -> Any:
+    def _of_all_layers(cls, value: object) -> object:
         if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
             raise ValueError("different settings per layer are not supported")
         return value
@@ -230,13 +232,15 @@ def _rope(content: _Content, where: str) -> tuple[float, LinearScaling | Llama3S
     if kind == "default":
         return theta, None
     if kind == "linear":
-        return theta, LinearScaling(_given(rope, "factor", where))
+        return theta, LinearScaling(_given(rope.factor, "factor", where))
     try:
         return theta, Llama3Scaling(
-            factor=_given(rope, "factor", where),
-            low_freq_factor=_given(rope, "low_freq_factor", where),
-            high_freq_factor=_given(rope, "high_freq_factor", where),
-            original_max_length=_given(rope, "original_max_position_embeddings", where),
+            factor=_given(rope.factor, "factor", where),
+            low_freq_factor=_given(rope.low_freq_factor, "low_freq_factor", where),
+            high_freq_factor=_given(rope.high_freq_factor, "high_freq_factor", where),
+            original_max_length=_given(
+                rope.original_max_position_embeddings, "original_max_position_embeddings", where
+            ),
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
@@ -263,8 +267,7 @@ def _refuse_contradiction(content: _Content, named: list[_Rope], where: str) -> 
         )
 
 
-def _given(rope: _Rope, key: str, where: str) -> Any:
-    value = getattr(rope, key)
+def _given(value: _Value | None, key: str, where: str) -> _Value:
     if value is None:
         raise UserError(f"{where} lacks the key {key!r}: copy it again")
     return value

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.checkpoints.weights import LINEARS
 from palr_jax.llm.config import LoRAConfig, Target
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.lora import Linear
 
 _TENSORS = "adapter_model.safetensors"
 # Without this prefix PEFT finds no tensors and silently leaves B at zero.
@@ -191,7 +191,7 @@ def _tensors(model: Llama, lora: LoRAConfig) -> Iterator[tuple[str, Stored]]:
     """Yields the tensors of the adapters; PEFT stores A as [R, I] and B as [O, R]."""
     for layer in range(model.config.num_layers):
         for target in lora.targets:
-            linear: Any = getattr(model.layers, target)
+            linear: Linear = getattr(model.layers, target)
             for parameter, letter in ((linear.lora_a_IR, "A"), (linear.lora_b_RO, "B")):
                 _, rows, columns = parameter.shape
                 read = partial(_read_layer, parameter, layer)
@@ -199,5 +199,5 @@ def _tensors(model: Llama, lora: LoRAConfig) -> Iterator[tuple[str, Stored]]:
                 yield _name(layer, target, letter), stored
 
 
-def _read_layer(parameter: Any, layer: int) -> np.ndarray:
+def _read_layer(parameter: nnx.Param[jax.Array], layer: int) -> np.ndarray:
     return np.asarray(parameter[...][layer]).T

@@ -11,12 +11,12 @@ import struct
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import Json, JsonObject
 from palr_jax.llm.checkpoints.small_files import refuse_pointer
 from palr_jax.llm.checkpoints.stored import Stored
 
@@ -68,7 +68,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 def write_file(path: Path, tensors: Iterable[tuple[str, Stored]], metadata: dict[str, str]) -> None:
     """Writes tensors, with at most one of them in memory."""
     entries = list(tensors)
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: JsonObject = {"__metadata__": metadata}
     offset = 0
     for name, tensor in entries:
         header[name] = {
@@ -85,7 +85,7 @@ def write_file(path: Path, tensors: Iterable[tuple[str, Stored]], metadata: dict
             file.write(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Json]]) -> JsonObject:
     """A JSON object whose keys are unique, as the format requires."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -93,13 +93,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _metadata(found: Any) -> dict[str, str]:
+def _metadata(found: Json) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError("its metadata does not map strings to strings")
     return found
 
 
-def _entry(path: Path, start: int, size: int, info: dict[str, Any]) -> Stored:
+def _entry(path: Path, start: int, size: int, info: JsonObject) -> Stored:
     dtype = _DTYPES.get(info["dtype"], np.dtype(np.uint8))
     shape = tuple(_whole(axis) for axis in info["shape"])
     first, last = (_whole(offset) for offset in info["data_offsets"])
@@ -117,7 +117,7 @@ def _whole(number: object) -> int:
     return number
 
 
-def _check_offsets(header: dict[str, Any], size: int) -> None:
+def _check_offsets(header: JsonObject, size: int) -> None:
     """Checks that the tensors are contiguous, as the format requires, and fill the file."""
     offsets = sorted(tuple(info["data_offsets"]) for info in header.values())
     end = 0

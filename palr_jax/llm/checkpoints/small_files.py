@@ -5,11 +5,12 @@ Reading a file with any content either succeeds or raises a one-line error.
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import Json, JsonObject
 
 # A tokenizer of 260,000 tokens takes 35 MB.
 _MAX_BYTES = 200_000_000
@@ -51,7 +52,7 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def parse_json(content: bytes, where: str) -> Any:
+def parse_json(content: bytes, where: str) -> Json:
     """Parses JSON; `where` names the file in errors.
 
     Raises:
@@ -67,7 +68,7 @@ def parse_json(content: bytes, where: str) -> Any:
     return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """The object in a JSON file.
 
     Raises:

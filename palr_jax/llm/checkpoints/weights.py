@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.sharding import Shards
+from palr_jax.trees import PyTree, State, split_off
+
+_Axis = TypeVar("_Axis")
 
 # The sharding of a parameter, as a function of its path and shape.
 Placement = Callable[[ParamPath, tuple[int, ...]], Sharding]
@@ -55,7 +58,7 @@ def tensor_name(path: ParamPath, layer: int = 0) -> str:
 def base_parameters(config: LlamaConfig) -> dict[ParamPath, tuple[int, ...]]:
     """The shape of every parameter but the adapters; layers are stacked on a leading axis."""
     model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0)))
-    return {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {tuple(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 def check_tensors(config: LlamaConfig, tensors: Mapping[str, Stored], where: str) -> None:
@@ -154,15 +157,18 @@ def build(
     """
     compute = None if shards is None else compute_over(shards)
     abstract = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora, compute))
-    graph, adapters, base = nnx.split(abstract, nnx.LoRAParam, ...)
+    graph, adapters, base = split_off(abstract, nnx.LoRAParam)
     filled = nnx.from_flat_state(
-        [(path, leaf.replace(arrays[path])) for path, leaf in nnx.to_flat_state(base)]
+        [
+            (path, leaf.replace(arrays[tuple(map(str, path))]))
+            for path, leaf in nnx.to_flat_state(base)
+        ]
     )
     if lora is None:
         return nnx.merge(graph, filled)
 
     # Under jit the random base weights are never computed: only the adapters are returned.
-    def fresh() -> nnx.State:
+    def fresh() -> State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora), nnx.LoRAParam)
 
     sharding_of = one_device if shards is None else placement(shards)
@@ -173,7 +179,7 @@ def build(
 def draw(config: LlamaConfig, lora: LoRAConfig | None, seed: int, shards: Shards) -> Llama:
     """A Llama with random parameters, drawn directly into their shards."""
 
-    def fresh() -> nnx.State:
+    def fresh() -> State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora))
 
     compute = compute_over(shards)
@@ -199,7 +205,7 @@ def blank(config: LlamaConfig, shards: Shards) -> Llama:
     return nnx.merge(graph, zeros)
 
 
-def _shardings(abstract: nnx.State, placement: Placement) -> Any:
+def _shardings(abstract: State, placement: Placement) -> PyTree:
     """The tree of the shardings of all parameters."""
     return jax.tree.map_with_path(
         lambda keys, leaf: placement(tuple(str(key.key) for key in keys[:-1]), leaf.shape), abstract
@@ -219,8 +225,8 @@ def disassemble(model: Llama) -> Iterator[tuple[str, Stored]]:
             yield tensor_name(path, layer), Stored(_on_disk(path, shape[1:]), dtype, read)
 
 
-def _parameter(model: Llama, path: ParamPath) -> Any:
-    value: object = model
+def _parameter(model: Llama, path: ParamPath) -> nnx.Variable[jax.Array]:
+    value: PyTree = model
     for name in path:
         value = getattr(value, name)
     return value
@@ -232,7 +238,7 @@ def _read_layer(model: Llama, path: ParamPath, layer: int) -> np.ndarray:
     return np.asarray(_parameter(model, path)[...][layer])
 
 
-def _on_disk(path: ParamPath, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+def _on_disk(path: ParamPath, axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
     """The axes of a parameter in PyTorch's order: linears are [out, in]."""
     return axes[::-1] if path[-1] == "kernel_IO" else axes
 

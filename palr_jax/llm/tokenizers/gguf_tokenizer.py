@@ -7,12 +7,13 @@ to a `tokenizer.model`.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field, FiniteFloat, StrictBool, StrictInt, StrictStr
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.small_files import validated
 from palr_jax.llm.tokenizers.json_tokenizer import JsonTokenizer
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -59,7 +60,7 @@ class _Vocabulary(BaseModel):
     adds_space: StrictBool = Field(True, alias="tokenizer.ggml.add_space_prefix")
 
 
-def tokenizer_of(metadata: dict[str, Any], path: Path) -> Tokenizer | None:
+def tokenizer_of(metadata: JsonObject, path: Path) -> Tokenizer | None:
     """The tokenizer in the metadata of a GGUF file; None if they contain none.
 
     Raises:
@@ -111,7 +112,7 @@ def _id(values: _Vocabulary, name: str, default: int | None, path: Path) -> int:
     return int(number)
 
 
-def _byte_level_bpe(values: _Vocabulary, cut: str, path: Path) -> dict[str, Any]:
+def _byte_level_bpe(values: _Vocabulary, cut: str, path: Path) -> JsonObject:
     """The content of a tokenizer.json; `cut` is the name of its pre-tokenizer."""
     if values.merges is None:
         raise UserError(f"{path} lacks the key {_KEY}merges: convert it again")

@@ -10,7 +10,7 @@ The package `tokenizers` is an extra (`hf`), so it is imported lazily.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import BaseModel, Field, StrictInt
@@ -19,6 +19,9 @@ from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.small_files import read_bytes, read_object, validated
 from palr_jax.llm.tokenizers.rust_panics import faults_refused
 from palr_jax.llm.tokenizers.special_tokens import MAX_TOKENS, read_special_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Pieces
 
 # Texts that every tokenizer separates from a line break; they show how it treats the start of text.
 _PROBES = ("a", '"a"', "The")
@@ -133,11 +136,9 @@ class JsonTokenizer:
 
     def below(self, size: int) -> "JsonTokenizer":
         """The same tokenizer without the added tokens whose ids are at least `size`."""
-        content = json.loads(self._given)
+        content, ids = json.loads(self._given), self._pieces.get_vocab(with_added_tokens=True)
         content["added_tokens"] = [
-            token
-            for token in content.get("added_tokens") or ()
-            if self._pieces.token_to_id(token["content"]) < size
+            token for token in content.get("added_tokens") or () if ids[token["content"]] < size
         ]
         text = json.dumps(content, ensure_ascii=False)
         return JsonTokenizer(text, self._begin_ids, self._eos_id, self._name)
@@ -155,8 +156,8 @@ class JsonTokenizer:
             return list(self._pieces.encode(text, add_special_tokens=False).ids)
 
 
-def _parse(text: str, name: str) -> Any:
-    """Parses the JSON with the package `tokenizers`, which is untyped."""
+def _parse(text: str, name: str) -> "Pieces":
+    """Parses the JSON with the package `tokenizers`."""
     try:
         import tokenizers  # noqa: PLC0415
     except ImportError:
@@ -172,7 +173,7 @@ def _parse(text: str, name: str) -> Any:
     return pieces
 
 
-def _begin_ids(pieces: Any) -> tuple[int, ...]:
+def _begin_ids(pieces: "Pieces") -> tuple[int, ...]:
     """The ids that the post-processor adds before a text."""
     marked, bare = pieces.encode("a").ids, pieces.encode("a", add_special_tokens=False).ids
     for start in range(len(marked) - len(bare) + 1):
@@ -181,7 +182,7 @@ def _begin_ids(pieces: Any) -> tuple[int, ...]:
     return ()
 
 
-def _eos_in_folder(path: Path, pieces: Any) -> int:
+def _eos_in_folder(path: Path, pieces: "Pieces") -> int:
     """The end token that the files next to a tokenizer.json name."""
     token = read_special_tokens(path.parent).eos
     if token is not None:
@@ -203,7 +204,7 @@ def _eos_in_folder(path: Path, pieces: Any) -> int:
     )
 
 
-def _with_begin(text: str, begin_ids: Sequence[int], pieces: Any) -> str:
+def _with_begin(text: str, begin_ids: Sequence[int], pieces: "Pieces") -> str:
     """The tokenizer.json with a post-processor that adds `begin_ids` before a text."""
     tokens = [pieces.id_to_token(number) for number in begin_ids]
     template = [{"SpecialToken": {"id": token, "type_id": 0}} for token in tokens]

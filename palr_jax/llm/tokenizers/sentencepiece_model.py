@@ -1,7 +1,5 @@
 """Adds the special tokens of other files to the protocol buffer of a SentencePiece model."""
 
-from typing import Any
-
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as proto
 
@@ -21,7 +19,7 @@ def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> byte
         UserError: the bytes are not a model, or the added tokens contradict it.
     """
     try:
-        content: Any = proto.ModelProto.FromString(model)
+        content: proto.ModelProto = proto.ModelProto.FromString(model)
     except DecodeError as error:
         raise UserError(f"{name} is not a SentencePiece model: {error}") from None
     if not content.pieces:
@@ -51,7 +49,9 @@ def with_special_tokens(model: bytes, special: SpecialTokens, name: str) -> byte
     return bytes(content.SerializeToString())
 
 
-def _add(content: Any, numbers: dict[str, int], number: int, token: Token, name: str) -> None:
+def _add(
+    content: proto.ModelProto, numbers: dict[str, int], number: int, token: Token, name: str
+) -> None:
     kind = _PIECE.CONTROL if token.special else _PIECE.USER_DEFINED
     text = token.content if token.special else token.content.replace(" ", "▁")
     if not text:

@@ -7,10 +7,11 @@ older `special_tokens_map.json`, `added_tokens.json` and the list in `tokenizer.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field, RootModel, StrictBool, StrictStr
 
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.small_files import read_object, validated
 
 # Far more than any vocabulary. A larger id means a damaged file, and could allocate any amount of
@@ -121,7 +122,7 @@ def _special(names: _Names) -> list[str | Token | None]:
     ]
 
 
-def _object(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+def _object(path: Path, model: type[BaseModel]) -> JsonObject:
     """The content of a file, validated by `model`; empty if the file is missing."""
     if not path.exists():
         return {}

@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -34,7 +35,7 @@ def write_fake(folder: Path, config: LlamaConfig) -> int:
         one = shape[1:] if stacked else shape
         one = one[::-1] if path[-1] == "kernel_IO" else one
         for layer in range(shape[0] if stacked else 1):
-            filled = Stored(one, kind, lambda one=one, layer=layer: np.full(one, layer, kind))
+            filled = Stored(one, kind, partial(np.full, one, layer, kind))
             tensors.append((tensor_name(path, layer), filled))
     write_file(folder / "model.safetensors", tensors, {})
     (folder / "config.json").write_text(json.dumps(to_hf(config)))
@@ -71,4 +72,5 @@ def main(layers: int, dim: int, ffn: int, dtype: str = "bfloat16") -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:])
+    layers, dim, ffn = map(int, sys.argv[1:4])
+    main(layers, dim, ffn, *sys.argv[4:])

@@ -15,6 +15,7 @@ from sentencepiece import SentencePieceProcessor
 
 from palr_jax import llm
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.config import LinearScaling, Llama3Scaling
 from palr_jax.llm.tokenizers.gguf_tokenizer import tokenizer_of
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
@@ -90,7 +91,7 @@ def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_what_is_not_a_plain_llama_is_refused_by_name(
-    metadata: dict, complaint: str, tmp_path: Path
+    metadata: JsonObject, complaint: str, tmp_path: Path
 ) -> None:
     write_gguf(tmp_path / "m.gguf", TYPES.F32, metadata=metadata)
     with pytest.raises(UserError, match=complaint) as error:
@@ -121,7 +122,9 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
         llm.load(tmp_path / "notes.txt")
 
 
-def byte_level(steps: list, whole_words: bool) -> tokenizers.Tokenizer:
+def byte_level(
+    steps: list[tokenizers.pre_tokenizers.PreTokenizer], whole_words: bool
+) -> tokenizers.Tokenizer:
     """A tokenizer in its original format, trained on titles."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=whole_words))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
@@ -135,7 +138,7 @@ def byte_level(steps: list, whole_words: bool) -> tokenizers.Tokenizer:
     return made
 
 
-def metadata_of(made: tokenizers.Tokenizer, pre: str) -> dict:
+def metadata_of(made: tokenizers.Tokenizer, pre: str) -> JsonObject:
     """The metadata that llama.cpp's converter writes for it."""
     vocabulary = made.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -149,6 +152,13 @@ def metadata_of(made: tokenizers.Tokenizer, pre: str) -> dict:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
+
+
+def read_tokenizer(metadata: JsonObject, path: Path) -> Tokenizer:
+    """The tokenizer of a file that has one."""
+    found = tokenizer_of(metadata, path)
+    assert found is not None
+    return found
 
 
 BYTES = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -168,23 +178,23 @@ MAKERS = {
 @settings(max_examples=80, deadline=None)
 @given(text=TEXT)
 def test_byte_level_tokens_are_those_of_the_makers(pre: str, text: str) -> None:
-    ours = _OURS.setdefault(pre, tokenizer_of(metadata_of(MAKERS[pre], pre), Path("m.gguf")))
+    ours = _OURS.setdefault(pre, read_tokenizer(metadata_of(MAKERS[pre], pre), Path("m.gguf")))
     for sample in (text, f" {text} 1999", "The Sea's 2nd 12345 return\n"):
         expected = MAKERS[pre].encode(sample, add_special_tokens=False).ids
         assert ours.encode(sample).tolist() == expected
         assert ours.decode(expected) == sample
 
 
-_OURS: dict[str, Tokenizer | None] = {}
+_OURS: dict[str, Tokenizer] = {}
 
 
 def test_the_begin_token_follows_the_metadata(tmp_path: Path) -> None:
     values = metadata_of(MAKERS["smollm"], "smollm")
-    assert tokenizer_of(values, tmp_path).begin_ids == ()
-    assert tokenizer_of(values, tmp_path).eos_id == 1
+    assert read_tokenizer(values, tmp_path).begin_ids == ()
+    assert read_tokenizer(values, tmp_path).eos_id == 1
     marked = values | {"tokenizer.ggml.add_bos_token": True}
-    assert tokenizer_of(marked, tmp_path).begin_ids == (0,)
-    assert tokenizer_of(values | {"tokenizer.ggml.pre": "llama-bpe"}, tmp_path).begin_ids == (0,)
+    assert read_tokenizer(marked, tmp_path).begin_ids == (0,)
+    assert read_tokenizer(values | {"tokenizer.ggml.pre": "llama-bpe"}, tmp_path).begin_ids == (0,)
 
 
 @pytest.mark.parametrize("source", ["own", "mistral"])
@@ -207,7 +217,7 @@ def test_sentencepiece_comes_back_from_its_pieces(source: str, tmp_path: Path) -
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.add_space_prefix": source == "mistral",
     }
-    ours = tokenizer_of(values, tmp_path)
+    ours = read_tokenizer(values, tmp_path)
     (begin,) = ours.begin_ids
     assert (begin, ours.eos_id) == (pieces.bos_id(), pieces.eos_id())
     back = SentencePieceProcessor(model_proto=ours.files()["tokenizer.model"])
@@ -221,6 +231,7 @@ def test_the_tokenizer_of_a_file_comes_with_its_model(tmp_path: Path) -> None:
     config = {**CONFIG, "vocab_size": made.get_vocab_size()}
     write_gguf(tmp_path / "m", TYPES.Q8_0, config, metadata_of(made, "smollm"))
     _, tokenizer = llm.load(tmp_path / "m")
+    assert tokenizer is not None
     assert tokenizer.encode("Léon").tolist() == made.encode("Léon").ids
     write_gguf(tmp_path / "n", TYPES.Q8_0, {**config, "vocab_size": 200},
                metadata_of(made, "smollm"))  # fmt: skip
@@ -261,13 +272,15 @@ def test_numbers_that_cannot_be_are_refused(
         ({"max_position_embeddings": 0}, "context_length: Input should be greater than"),
     ],
 )
-def test_numbers_of_the_shape_are_checked(change: dict, complaint: str, tmp_path: Path) -> None:
+def test_numbers_of_the_shape_are_checked(
+    change: JsonObject, complaint: str, tmp_path: Path
+) -> None:
     written = write_gguf_numbers(tmp_path / "n", {**CONFIG, **change})
     with pytest.raises(UserError, match=complaint):
         llm.load(written)
 
 
-def write_gguf_numbers(path: Path, config: dict) -> Path:
+def write_gguf_numbers(path: Path, config: JsonObject) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -286,19 +299,18 @@ def write_gguf_numbers(path: Path, config: dict) -> Path:
 
 def test_a_type_of_scaling_decides_over_its_factor(tmp_path: Path) -> None:
     """As in llama.cpp: without a type a factor is linear; with the type none it is ignored."""
-    for number, (changes, expected) in enumerate(
-        [
-            ({"rope.scaling.factor": 4.0}, LinearScaling(4.0)),
-            ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, None),
-            ({"rope.scale_linear": 2.5}, LinearScaling(2.5)),
-            ({"rope.scale_linear": 0.0}, None),
-        ]
-    ):
+    cases: list[tuple[dict[str, float | str], LinearScaling | None]] = [
+        ({"rope.scaling.factor": 4.0}, LinearScaling(4.0)),
+        ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, None),
+        ({"rope.scale_linear": 2.5}, LinearScaling(2.5)),
+        ({"rope.scale_linear": 0.0}, None),
+    ]
+    for number, (changes, expected) in enumerate(cases):
         path = numbers(tmp_path / str(number), **changes)
         assert llm.load(path)[0].config.rope_scaling == expected
+    zero: dict[str, float | str] = {"rope.scaling.factor": 0.0, "rope.scaling.type": "linear"}
     with pytest.raises(UserError, match="factor is 0"):
-        llm.load(numbers(tmp_path / "z", **{"rope.scaling.factor": 0.0,
-                                           "rope.scaling.type": "linear"}))  # fmt: skip
+        llm.load(numbers(tmp_path / "z", **zero))
 
 
 def split(whole: Path, count: int) -> list[Path]:
@@ -345,18 +357,18 @@ def test_a_model_in_several_files_is_read_as_one(tmp_path: Path) -> None:
 
 
 def test_a_begin_token_of_sentencepiece_follows_the_metadata_too(tmp_path: Path) -> None:
-    assert tokenizer_of(SPM, tmp_path).begin_ids == (1,)
-    assert tokenizer_of(SPM | {"tokenizer.ggml.add_bos_token": True}, tmp_path).begin_ids == (1,)
-    assert tokenizer_of(SPM | {"tokenizer.ggml.add_bos_token": False}, tmp_path).begin_ids == ()
+    assert read_tokenizer(SPM, tmp_path).begin_ids == (1,)
+    assert read_tokenizer(SPM | {"tokenizer.ggml.add_bos_token": True}, tmp_path).begin_ids == (1,)
+    assert read_tokenizer(SPM | {"tokenizer.ggml.add_bos_token": False}, tmp_path).begin_ids == ()
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4])
 def test_an_added_end_token_ends_a_label(kind: int, tmp_path: Path) -> None:
-    values = {key: [*v] if isinstance(v, list) else v for key, v in SPM.items()}
+    values: JsonObject = {key: [*v] if isinstance(v, list) else v for key, v in SPM.items()}
     values["tokenizer.ggml.tokens"] += ["<|im_start|>", "<|im_end|>", "Toy"]
     values["tokenizer.ggml.scores"] += [-1000.0] * 3
     values["tokenizer.ggml.token_type"] += [3, kind, 4]
-    tokenizer = tokenizer_of(values | {"tokenizer.ggml.eos_token_id": 260}, tmp_path)
+    tokenizer = read_tokenizer(values | {"tokenizer.ggml.eos_token_id": 260}, tmp_path)
     assert tokenizer.eos_id == 260
     assert tokenizer.special_id("<|im_start|>") == 259
     ids = tokenizer.encode("Toy <|im_end|>").tolist()
@@ -364,7 +376,7 @@ def test_an_added_end_token_ends_a_label(kind: int, tmp_path: Path) -> None:
     assert not {259, 260} & {*ids}
 
 
-SPM = {
+SPM: JsonObject = {
     "tokenizer.ggml.model": "llama",
     "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
     "tokenizer.ggml.scores": [0.0] * 259,
@@ -392,7 +404,9 @@ SPM = {
         ({"model": "gpt2", "pre": ["smollm"]}, "the pre-tokenizer .'smollm'. is not supported"),
     ],
 )
-def test_a_damaged_vocabulary_is_one_line(change: dict, complaint: str, tmp_path: Path) -> None:
+def test_a_damaged_vocabulary_is_one_line(
+    change: JsonObject, complaint: str, tmp_path: Path
+) -> None:
     values = SPM | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(UserError, match=complaint):
-        tokenizer_of(values, tmp_path)
+        read_tokenizer(values, tmp_path)

@@ -3,17 +3,19 @@
 import json
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from palr_jax import llm
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.loading import import_weights
 from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LinearScaling, LoRAConfig
@@ -42,7 +44,7 @@ def refusal(path: Path) -> str:
     return str(error.value)
 
 
-def rewrite(folder: Path, change: dict, base: dict = LLAMA3) -> None:
+def rewrite(folder: Path, change: JsonObject, base: JsonObject = LLAMA3) -> None:
     config = {k: v for k, v in {**base, **change}.items() if v != "absent"}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -74,6 +76,7 @@ def test_parameters_come_to_the_devices_that_they_belong_to(
         folder = tmp_path / "imported"
     model, _ = llm.load(folder, lora=lora, seed=3, shards=shards)
     kernel = model.layers.down.kernel_IO[...]
+    assert isinstance(kernel.sharding, NamedSharding)
     assert kernel.sharding.spec == PartitionSpec(None, ("tensor",), ("fsdp",))
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 12, 4)}
     assert model.compute == compute_over(shards)
@@ -129,7 +132,9 @@ def test_a_tied_head_with_values_of_its_own_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_config_that_contradicts_itself_is_refused(folder: Path, rope, complaint) -> None:
+def test_a_config_that_contradicts_itself_is_refused(
+    folder: Path, rope: dict[str, object], complaint: str
+) -> None:
     rewrite(folder, {"rope_theta": 5e5, "rope_scaling": None, **rope})
     assert complaint in refusal(folder)
 
@@ -189,7 +194,9 @@ def test_rotary_settings_may_be_given_twice(folder: Path) -> None:
          "self_attn.k_proj.weight has shape (8, 16)"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_name(folder: Path, change: dict, complaint: str) -> None:
+def test_what_does_not_fit_is_refused_by_name(
+    folder: Path, change: JsonObject, complaint: str
+) -> None:
     rewrite(folder, change)
     assert complaint in refusal(folder)
 
@@ -202,7 +209,7 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, change: dict, compla
         {"sliding_window": "absent", "max_position_embeddings": 32768},
     ],
 )
-def test_a_sliding_window_is_refused(tmp_path: Path, change: dict) -> None:
+def test_a_sliding_window_is_refused(tmp_path: Path, change: JsonObject) -> None:
     folder = tmp_path / "model"
     write_checkpoint(folder, MISTRAL)
     rewrite(folder, change, MISTRAL)
@@ -244,7 +251,7 @@ def test_whole_numbers_are_no_weights(folder: Path) -> None:
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     class Trap:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
             return (Path.touch, (tmp_path / "opened",))
 
     folder = tmp_path / "model"
@@ -273,6 +280,7 @@ def test_the_tokenizer_must_have_the_size_of_the_model(folder: Path) -> None:
         tensors({**LLAMA3, "vocab_size": tokenizer.vocab_size + 3}), folder / "model.safetensors"
     )
     loaded = llm.load(folder)[1]
+    assert loaded is not None
     assert loaded.decode(loaded.encode("Toy Story")) == "Toy Story"
 
 

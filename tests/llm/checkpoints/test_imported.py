@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 from safetensors.numpy import load_file
 
 from palr_jax import llm
@@ -32,13 +33,14 @@ def same(one: Path, other: Path) -> None:
     if first.tokenizer is None:
         assert second.tokenizer is None
     else:
+        assert second.tokenizer is not None
         assert first.tokenizer.files() == second.tokenizer.files()
 
 
 @pytest.mark.parametrize("variant", ["llama3", "llama3-new-keys", "linear", "mistral"])
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
 def test_import_export_import_keeps_every_bit(
-    variant: str, dtype, tmp_path: Path, capsys: pytest.CaptureFixture
+    variant: str, dtype: DTypeLike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = train_tokenizer(["Toy Story (1995)"], 400)
     config = {**VARIANTS[variant], "vocab_size": tokenizer.vocab_size}
@@ -58,14 +60,16 @@ def test_import_export_import_keeps_every_bit(
         np.testing.assert_array_equal(written[name], value.astype(dtype))
 
 
-def test_a_large_model_is_written_in_several_files(tmp_path: Path, monkeypatch) -> None:
+def test_a_large_model_is_written_in_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_checkpoint(tmp_path / "a", VARIANTS["llama3"])
     monkeypatch.setattr(huggingface, "_SHARD_BYTES", 6000)
     assert main(["export", "--weights", str(tmp_path / "a"), "--to", str(tmp_path / "b")]) == 0
     files = sorted((tmp_path / "b").glob("*.safetensors"))
     assert len(files) > 2
     index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for file in files:
         found = load_file(file)
         assert {index["weight_map"][name] for name in found} == {file.name}
@@ -87,7 +91,9 @@ def test_an_imported_checkpoint_loads_in_another_type(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_what_is_there_is_never_overwritten(tmp_path: Path, capsys) -> None:
+def test_what_is_there_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_checkpoint(tmp_path / "a", VARIANTS["llama1"])
     there = tmp_path / "there"
     there.mkdir()

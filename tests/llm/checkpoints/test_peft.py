@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from palr_jax import llm
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.export import export_adapter, export_model
 from palr_jax.llm.checkpoints.peft import load_adapter, read_lora
 from palr_jax.llm.config import LoRAConfig
@@ -124,7 +125,7 @@ def edit(adapter: Path, **values: object) -> None:
     ],
 )
 def test_what_is_not_plain_lora_is_refused(
-    folders: tuple[Path, Path], change: dict, complaint: str
+    folders: tuple[Path, Path], change: JsonObject, complaint: str
 ) -> None:
     edit(folders[1], **change)
     with pytest.raises(UserError, match=complaint) as error:
@@ -175,7 +176,7 @@ PARTS = {
 
 @pytest.mark.parametrize(("change", "absent"), PARTS.values(), ids=PARTS)
 def test_an_adapter_of_some_layers_leaves_the_others_as_they_are(
-    folders: tuple[Path, Path], change: dict, absent: str, tmp_path: Path
+    folders: tuple[Path, Path], change: JsonObject, absent: str, tmp_path: Path
 ) -> None:
     base, adapter = folders
     edit(adapter, **change)
@@ -202,7 +203,7 @@ def test_an_adapter_of_some_layers_leaves_the_others_as_they_are(
     ],
 )
 def test_a_tensor_that_should_be_there_is_missed(
-    folders: tuple[Path, Path], change: dict, lost: str, complaint: str
+    folders: tuple[Path, Path], change: JsonObject, lost: str, complaint: str
 ) -> None:
     edit(folders[1], **change)
     file = folders[1] / "adapter_model.safetensors"
@@ -234,7 +235,7 @@ def test_an_adapter_of_more_than_linears_is_to_be_merged(
     ],
 )
 def test_settings_that_change_nothing_are_passed_over(
-    folders: tuple[Path, Path], change: dict
+    folders: tuple[Path, Path], change: JsonObject
 ) -> None:
     edit(folders[1], **change)
     np.testing.assert_allclose(adapted(*folders)(jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4)
@@ -266,7 +267,7 @@ def test_the_base_of_an_adapter_is_found_from_anywhere(
     ],
 )
 def test_an_adapter_for_a_base_of_another_shape_is_refused(
-    folders: tuple[Path, Path], other: dict, tmp_path: Path
+    folders: tuple[Path, Path], other: JsonObject, tmp_path: Path
 ) -> None:
     write_checkpoint(tmp_path / "other", {**LLAMA3, **other})
     with pytest.raises(

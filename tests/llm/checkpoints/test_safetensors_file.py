@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.safetensors_file import read_header, write_file
 from palr_jax.llm.checkpoints.stored import Stored
 
@@ -21,7 +22,7 @@ SHAPES = st.lists(st.integers(1, 5), max_size=3).map(tuple)
 @settings(max_examples=40, deadline=None)
 @given(shapes=st.lists(SHAPES, min_size=1, max_size=5), kind=st.sampled_from(TYPES))
 def test_what_the_package_writes_is_read_and_what_is_written_the_package_reads(
-    shapes, kind, tmp_path_factory
+    shapes: list[tuple[int, ...]], kind: type[np.floating], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("st")
     rng = np.random.default_rng(len(shapes))
@@ -52,7 +53,7 @@ def test_bfloat16_and_transposed_arrays_keep_every_bit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(opened.get_tensor("a")), value)
 
 
-def header(entries: dict) -> bytes:
+def header(entries: JsonObject) -> bytes:
     text = json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text
 

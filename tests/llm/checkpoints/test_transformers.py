@@ -6,6 +6,7 @@ PALR_SMOLLM2_GGUF the same is shown for a real model.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,14 @@ import pytest
 from palr_jax import llm
 from palr_jax.cli import main
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.export import export_adapter, export_model
 from palr_jax.llm.checkpoints.peft import load_adapter, read_lora
 from palr_jax.llm.config import LoRAConfig
 from palr_jax.llm.llama import Llama
-from palr_jax.llm.tokenizers.gguf_tokenizer import tokenizer_of
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from tests.llm.checkpoints.gguf_files import CONFIG
-from tests.llm.checkpoints.test_gguf import MAKERS, metadata_of
+from tests.llm.checkpoints.test_gguf import MAKERS, metadata_of, read_tokenizer
 from tests.llm.test_lora import disturb
 from tests.llm.variants import TOKENS, VARIANTS, write_checkpoint
 
@@ -33,12 +34,12 @@ peft = pytest.importorskip("peft")
 SMOLLM2 = os.environ.get("PALR_SMOLLM2_GGUF", "")
 
 
-def torch_logits(model, tokens: np.ndarray = TOKENS) -> np.ndarray:
+def torch_logits(model: Any, tokens: np.ndarray = TOKENS) -> np.ndarray:
     with torch.no_grad():
         return model.eval()(torch.tensor(tokens)).logits.float().numpy()
 
 
-def load_torch(folder: Path):
+def load_torch(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -124,7 +125,7 @@ def test_a_fresh_adapter_of_peft_loads(tmp_path: Path) -> None:
     ids=str,
 )
 def test_adapters_of_each_plain_kind_give_the_logits_of_peft(
-    settings: dict, tmp_path: Path
+    settings: JsonObject, tmp_path: Path
 ) -> None:
     write_checkpoint(tmp_path / "base", VARIANTS["llama3"])
     made = peft.get_peft_model(
@@ -164,7 +165,7 @@ def test_an_adapter_on_changed_weights_is_converted_as_the_message_says(
 
 
 def test_exported_tokenizers_load_in_transformers(tmp_path: Path) -> None:
-    json_kind = tokenizer_of(metadata_of(MAKERS["llama-bpe"], "llama-bpe"), tmp_path)
+    json_kind = read_tokenizer(metadata_of(MAKERS["llama-bpe"], "llama-bpe"), tmp_path)
     pieces = train_tokenizer(["Toy Story (1995)", "Heat (1995)"], 400)
     for number, tokenizer in enumerate((json_kind, pieces)):
         folder = tmp_path / str(number)
@@ -182,6 +183,7 @@ def test_exported_tokenizers_load_in_transformers(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path(SMOLLM2).is_file(), reason="PALR_SMOLLM2_GGUF names no file")
 def test_smollm2_equals_transformers_on_the_same_weights(tmp_path: Path) -> None:
     model, tokenizer = llm.load(SMOLLM2)
+    assert tokenizer is not None
     export_model(model, tokenizer, tmp_path / "hf")
     prompt = tokenizer.encode("The capital of France is")
     rng = np.random.default_rng(0)

@@ -3,6 +3,8 @@ import io
 import json
 import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palr_jax.errors import UserError
+from palr_jax.json_types import JsonObject
 from palr_jax.llm.tokenizers.json_tokenizer import JsonTokenizer
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -72,7 +75,8 @@ OWN = train_tokenizer(TEXTS, 400)
 WORDS = hf.Tokenizer(hf.models.WordLevel({"a": 0}, "a")).to_str()
 BYTE_LEVEL = JsonTokenizer(byte_level(), [], 1)
 SPACED = JsonTokenizer(spaced(), [0], 1)
-TOKENIZERS: dict[str, Tokenizer] = {"own": OWN, "byte level": BYTE_LEVEL, "spaced": SPACED} | {
+TOKENIZERS: dict[str, Tokenizer] = {"own": OWN, "byte level": BYTE_LEVEL, "spaced": SPACED}
+TOKENIZERS |= {
     name: load_tokenizer(MODELS / name)
     for name in ("stories260K", "mistral-32k-tokenizer")
     if (MODELS / name).exists()
@@ -194,7 +198,7 @@ def test_a_text_is_never_cut_off() -> None:
         ({"config.json": {"eos_token_id": [1, 2]}}, 1),
     ],
 )
-def test_special_tokens_are_the_models_own(tmp_path: Path, files: dict, eos: int) -> None:
+def test_special_tokens_are_the_models_own(tmp_path: Path, files: JsonObject, eos: int) -> None:
     for begin, ids in (("", ()), ("<s>", (0,))):
         (tmp_path / "tokenizer.json").write_text(byte_level(begin))
         for name, content in files.items():
@@ -241,7 +245,7 @@ def test_begin_tokens_given_in_memory_win_over_the_files_own(tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_wrong_file_is_one_clear_line(tmp_path: Path, files: dict, complaint: str) -> None:
+def test_a_wrong_file_is_one_clear_line(tmp_path: Path, files: JsonObject, complaint: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=complaint) as error:
@@ -297,7 +301,7 @@ def test_a_model_without_begin_or_end_token_is_refused() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without(name: str, *rest: object):
+    def without(name: str, *rest: Any) -> ModuleType:
         if name == "tokenizers":
             raise ImportError(name)
         return real(name, *rest)
