@@ -96,9 +96,9 @@ class RunDirectory:
         """The file of a retriever's candidates."""
         return self.retriever(model) / "candidates.npz"
 
-    def title_vectors(self, made_by: str) -> Path:
-        """The file of title vectors that words, or the language model of that path, made."""
-        return self.path / "title_vectors" / f"{fingerprint(made_by)}.npz"
+    def title_vectors(self, made_by: str, titles: Sequence[str]) -> Path:
+        """The file of the vectors of these titles by words or by the language model of a path."""
+        return self.path / "title_vectors" / f"{fingerprint([made_by, titles])}.npz"
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -6,17 +6,18 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.item_network import ItemNetwork
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import TransformerBlock, split
 
 
-class BERT4Rec(nnx.Module):
+class BERT4Rec(ItemNetwork):
     """Embeddings and blocks; the output layer shares the item embeddings."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
+        super().__init__(config, num_items, rngs)
         embedding = nnx.initializers.normal(config.init_std)
         self.dropout = config.dropout
-        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List(
             [TransformerBlock(config, False, rngs) for _ in range(config.num_blocks)]
@@ -28,14 +29,10 @@ class BERT4Rec(nnx.Module):
         """The item at each position, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
         position_RT = jnp.asarray(rows.position_RT)
-        x_BTD = self.item_ID[...][rows.item_RT] + self.position_TD[...][position_RT]
+        x_BTD = self.items()[rows.item_RT] + self.position_TD[...][position_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for index, block in enumerate(self.blocks):
             wanted = newest if index == len(self.blocks) - 1 else 0
             x_BTD = block(x_BTD, position_RT, keys[1 + index], wanted)
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         return self.norm(jax.nn.gelu(self.head(x_ND))).reshape(x_BTD.shape)
-
-    def output_items(self) -> jax.Array:
-        """The item vectors; scores are inner products with them: [I, D]."""
-        return self.item_ID[...][:-1]

@@ -12,6 +12,7 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.item_network import ItemNetwork
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import split
 
@@ -21,14 +22,13 @@ _DOWN = 4  # vertical filters
 _FILTER = nnx.initializers.normal(0.1)
 
 
-class Caser(nnx.Module):
+class Caser(ItemNetwork):
     """Horizontal and vertical filters over a window, and a linear layer over their outputs."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
-        embedding = nnx.initializers.normal(config.init_std)
+        super().__init__(config, num_items, rngs)
         dim = config.dim
         self.dropout = config.dropout
-        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, dim)))
         heights = range(1, _WINDOW + 1)
         self.across_HDF = nnx.List(
             [nnx.Param(_FILTER(rngs.params(), (height, dim, _ACROSS))) for height in heights]
@@ -40,7 +40,7 @@ class Caser(nnx.Module):
     def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
         """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 2)
-        x_BTD = self.item_ID[...][rows.item_RT]
+        x_BTD = self.items()[rows.item_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         window_BTLD = _windows(x_BTD, jnp.asarray(rows.position_RT))[:, -newest:]
         B, T, L, D = window_BTLD.shape
@@ -51,10 +51,6 @@ class Caser(nnx.Module):
         found_NF = jnp.concatenate([across_NF, down_NFD.reshape(B * T, -1)], axis=1)
         found_NF = drop_out(found_NF, self.dropout, keys[1])
         return jax.nn.relu(self.join(found_NF)).reshape(B, T, D)
-
-    def output_items(self) -> jax.Array:
-        """The item vectors; scores are inner products with them: [I, D]."""
-        return self.item_ID[...][:-1]
 
 
 def _windows(x_BTD: jax.Array, position_BT: jax.Array) -> jax.Array:

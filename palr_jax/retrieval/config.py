@@ -13,6 +13,7 @@ Model = Literal[
 # Models that read histories in order.
 SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec")
 BlockKind = Literal["sasrec", "bert"]
+ItemFeatures = Literal["none", "words"]
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
 
 
@@ -31,6 +32,9 @@ class RetrieverConfig:
         init_std: standard deviation of the initial embeddings.
         input_scale: factor on the item embeddings before the blocks of sasrec read them; scores
             use them unscaled. The first SASRec took the square root of `dim`.
+        item_features: fixed vectors of items, whose learned linear map is added to the item
+            embeddings of a sequential model: words are vectors of the words of the titles, as in
+            `ranker.item_embeddings`; none adds nothing.
         block: layers of sasrec: sasrec normalises the input of attention and feed-forward; bert
             (Devlin et al. 2019) normalises their outputs and the embeddings, has a GELU network of
             width 4 x `dim`, and applies dropout to attention as well. With few sampled negatives,
@@ -61,6 +65,7 @@ class RetrieverConfig:
     dim: Annotated[int, Field(ge=1, le=16_384)] = 64
     init_std: Annotated[float, Field(gt=0)] = 0.1
     input_scale: Annotated[float, Field(gt=0)] = 1.0
+    item_features: ItemFeatures = "none"
     block: BlockKind = "sasrec"
     num_blocks: Annotated[int, Field(ge=1, le=256)] = 1
     num_heads: Annotated[int, Field(ge=1, le=1_024)] = 1
@@ -81,6 +86,10 @@ class RetrieverConfig:
             raise ValueError(f"input_scale ({self.input_scale}) is not an option of {self.model}")
         if self.block != "sasrec" and self.model != "sasrec":
             raise ValueError(f"block ({self.block}) is not an option of {self.model}")
+        if self.item_features != "none" and self.model not in SEQUENTIAL:
+            raise ValueError(
+                f"item_features ({self.item_features}) is not an option of {self.model}"
+            )
         if self.devices > 1 and self.model not in SEQUENTIAL:
             raise ValueError(f"devices ({self.devices}) must be 1 for {self.model}")
         for name, size in (("batch_size", self.batch_size), ("dim", self.dim)):

@@ -9,34 +9,30 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.item_network import ItemNetwork
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import split
 
 
-class GRU4Rec(nnx.Module):
+class GRU4Rec(ItemNetwork):
     """Item embeddings, GRU layers and a linear layer; the output layer shares the embeddings."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
-        embedding = nnx.initializers.normal(config.init_std)
+        super().__init__(config, num_items, rngs)
         self.dropout = config.dropout
-        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.layers = nnx.List([_GRU(config.dim, rngs) for _ in range(config.num_blocks)])
         self.out = nnx.Linear(config.dim, config.dim, rngs=rngs)
 
     def __call__(self, rows: HistoryRows, key: jax.Array | None, newest: int = 0) -> jax.Array:
         """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.layers))
-        x_BTD = self.item_ID[...][rows.item_RT]
+        x_BTD = self.items()[rows.item_RT]
         x_BTD = drop_out(x_BTD, self.dropout, keys[0])
         for layer, layer_key in zip(self.layers, keys[1:], strict=True):
             x_BTD = layer(x_BTD, jnp.asarray(rows.position_RT))
             x_BTD = drop_out(x_BTD, self.dropout, layer_key)
         x_BTD = x_BTD[:, -newest:]  # all of them if newest is 0
         return self.out(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
-
-    def output_items(self) -> jax.Array:
-        """The item vectors; scores are inner products with them: [I, D]."""
-        return self.item_ID[...][:-1]
 
 
 class _GRU(nnx.Module):

@@ -62,6 +62,7 @@ def train(
     seed: int,
     directory: Path,
     validation_ranks: Callable[[Params], np.ndarray],
+    feature_IR: np.ndarray | None = None,
 ) -> Params:
     """Trains from `params`, or resumes an interrupted call; the result is the same.
 
@@ -76,6 +77,7 @@ def train(
         seed: seeds each step's random draws, together with the epoch and the step.
         directory: where settings.json, curve.jsonl and one checkpoint per epoch are written.
         validation_ranks: parameters → rank of each user's validation item [U].
+        feature_IR: features of the items, which are a part of the data.
 
     Returns:
         The parameters of the epoch with the best validation NDCG@10.
@@ -84,7 +86,7 @@ def train(
         UserError: the loss or the parameters are not finite, or `directory` was made with other
             settings or data.
     """
-    inputs = binding(config, split, seed)
+    inputs = binding(config, split, seed, feature_IR)
     _check_settings(directory, inputs, claim(directory / _SETTINGS, inputs))
     steps = len(batches(0))
     best, state, log = params, RetrieverState.initial(params), EpochLog()
@@ -149,12 +151,16 @@ def settings(config: RetrieverConfig, num_items: int, seed: int) -> JsonObject:
     """Everything but the data that determines the result of training."""
     decisive = dataclasses.asdict(config)
     del decisive["candidates"]  # taken from the scores, after training
+    if config.item_features == "none":
+        del decisive["item_features"]  # retrievers that were trained without this key stay valid
     return decisive | {"num_items": num_items, "seed": seed}
 
 
-def binding(config: RetrieverConfig, split: Split, seed: int) -> JsonObject:
+def binding(
+    config: RetrieverConfig, split: Split, seed: int, feature_IR: np.ndarray | None = None
+) -> JsonObject:
     """Everything that determines the result of training, the data as a hash."""
-    return settings(config, split.num_items, seed) | {"data": digest(split)}
+    return settings(config, split.num_items, seed) | {"data": digest(split, feature_IR)}
 
 
 def cut(arrays: _Tree, size: int) -> list[_Tree]:
@@ -218,9 +224,11 @@ def _after(
     return EpochLog(curve, max(quality, log.best), stale, finished)
 
 
-def digest(split: Split) -> str:
-    """A hash of the training and validation data."""
-    parts = (split.train.values_N, split.train.offsets_R1, split.validation_U)
+def digest(split: Split, feature_IR: np.ndarray | None = None) -> str:
+    """A hash of the training and validation data, and of the features of the items, if any."""
+    parts = [split.train.values_N, split.train.offsets_R1, split.validation_U]
+    if feature_IR is not None:
+        parts.append(feature_IR)
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 

@@ -2,7 +2,11 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+
+from palr_jax.data.split import Split
 from palr_jax.retrieval.bert4rec import BERT4Rec
 from palr_jax.retrieval.bpr_mf import BPRMF
 from palr_jax.retrieval.caser import Caser
@@ -43,3 +47,30 @@ ROW_NAMES: dict[Model, str] = {
     "sasrec": "SASRec",
 }
 """The models' names in tables."""
+
+
+def fitted(
+    config: RetrieverConfig,
+    split: Split,
+    seed: int,
+    directory: Path,
+    feature_IR: np.ndarray | None = None,
+) -> Retriever:
+    """A retriever, trained on `split` or loaded from `directory` if it is trained.
+
+    Args:
+        config: which retriever, and its settings.
+        split: the data.
+        seed: of the training.
+        directory: see `Retriever.fit`.
+        feature_IR: features of the items, [I, R]; required if `config.item_features` is set.
+
+    Raises:
+        UserError: training failed, or `directory` was made with other settings or data.
+    """
+    retriever = MODELS[config.model](config, split.num_items, seed)
+    if feature_IR is not None:
+        assert isinstance(retriever, Sequential)  # the config allows features for these alone
+        retriever.use_features(feature_IR)
+    retriever.fit(split, directory)
+    return retriever

@@ -6,19 +6,20 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.item_network import ItemNetwork
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import TransformerBlock, split
 
 
-class SASRec(nnx.Module):
+class SASRec(ItemNetwork):
     """Embeddings and blocks; the output layer shares the item embeddings."""
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
+        super().__init__(config, num_items, rngs)
         embedding = nnx.initializers.normal(config.init_std)
         self.dropout = config.dropout
         self.input_scale = config.input_scale
         self.norm_first = config.block == "sasrec"
-        self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List(
             [TransformerBlock(config, True, rngs) for _ in range(config.num_blocks)]
@@ -29,7 +30,7 @@ class SASRec(nnx.Module):
         """The next item after each token, as a vector to compare with items: [B, T, D]."""
         keys = split(key, 1 + len(self.blocks))
         position_RT = jnp.asarray(rows.position_RT)
-        item_BTD = self.input_scale * self.item_ID[...][rows.item_RT]
+        item_BTD = self.input_scale * self.items()[rows.item_RT]
         x_BTD = item_BTD + self.position_TD[...][position_RT]
         if not self.norm_first:
             x_BTD = self.norm(x_BTD)
@@ -38,7 +39,3 @@ class SASRec(nnx.Module):
             wanted = newest if index == len(self.blocks) - 1 else 0
             x_BTD = block(x_BTD, position_RT, keys[1 + index], wanted)
         return self.norm(x_BTD) if self.norm_first else x_BTD
-
-    def output_items(self) -> jax.Array:
-        """The item vectors; scores are inner products with them: [I, D]."""
-        return self.item_ID[...][:-1]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,6 +18,7 @@ from palr_jax.retrieval import full_ranking, loop
 from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
+from palr_jax.retrieval.item_network import FEATURES, scaled_features
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import HistoryRows, Objective
 from palr_jax.retrieval.step import (
@@ -50,6 +52,7 @@ class Sequential(ScoringRetriever):
         self._objective = objective
         self._seed = seed
         self._network = network
+        self._feature_IR: np.ndarray | None = None
         abstract = nnx.eval_shape(lambda: network(config, num_items, nnx.Rngs(seed)))
         self._graph, self._shapes = nnx.split(abstract, nnx.Param)
 
@@ -59,12 +62,26 @@ class Sequential(ScoringRetriever):
         network = self._network(self._config, self._num_items, nnx.Rngs(self._seed))
         return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
+    def use_features(self, feature_IR: np.ndarray) -> None:
+        """Sets the features of all items, before `fit`; a checkpoint holds them.
+
+        Args:
+            feature_IR: of every item, at most `item_network.WIDTH` wide.
+        """
+        self._feature_IR = feature_IR
+        self._params = self._params | {FEATURES: jnp.asarray(scaled_features(feature_IR))}
+
     def fit(self, split: Split, directory: Path) -> None:
         """Trains until the validation NDCG@10 has not improved for `patience` epochs.
 
         Writes checkpoints, settings.json and curve.jsonl (one line per epoch) to `directory`.
+
+        Raises:
+            ValueError: the configured features are not set.
         """
         config = self._config
+        if config.item_features != "none" and self._feature_IR is None:
+            raise ValueError("retriever.item_features is configured: call use_features first")
         histories, target_U = split.histories("validation"), split.targets("validation")
 
         def validation_ranks(params: Params) -> np.ndarray:
@@ -83,8 +100,9 @@ class Sequential(ScoringRetriever):
             mesh = make_mesh(MeshConfig(fsdp=config.devices), jax.local_devices()[: config.devices])
             step = _sharded(step, Shards(mesh))
         self._params = loop.train(
-            self._params, step, batches, config, split, self._seed, directory, validation_ranks
-        )
+            self._params, step, batches, config, split, self._seed, directory, validation_ranks,
+            self._feature_IR,
+        )  # fmt: skip
         # On one device as after `load`, so that recommendations are bitwise the same.
         self._params = jax.device_put(self._params, jax.local_devices()[0])
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from palr_jax.parallel.sharding import Shards
+from palr_jax.retrieval.item_network import FEATURES
 from palr_jax.retrieval.losses import NO_TARGET, Loss, loss_of
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.trees import KeyPath, PyTree
@@ -79,6 +80,9 @@ class RetrieverState:
         update, moments = optimizer.update(gradient, self.moments, self.params)
         params: PyTree = optax.apply_updates(self.params, update)
         average: PyTree = optax.incremental_update(params, self.average, 1 - rates.averaging)
+        if FEATURES in self.params:  # data, which weight decay must not shrink
+            features = {FEATURES: self.params[FEATURES]}
+            params, average = params | features, average | features
         return RetrieverState(params, average, moments)
 
 

@@ -3,10 +3,7 @@
 Shapes: U users, P prefixes, K candidates.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -29,12 +26,11 @@ from palr_jax.instruct.statistics import (
     measure_moments,
     moment_text,
 )
-from palr_jax.io.files import read_arrays, write_arrays
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.base_model import make_tokenizer
-from palr_jax.ranking.title_vectors import language_model_vectors, word_vectors
 from palr_jax.run_directory import RunDirectory
+from palr_jax.stages.item_vectors import language_model_vectors, word_vectors
 from palr_jax.stages.proposals import Proposals, propose_moments
 
 # From how many items of its 3-hop affinity a user's short lists are filled.
@@ -104,7 +100,7 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
     )
     proposals = None
     if needs_proposals(config):
-        proposals = propose_moments(config, run, split, users)
+        proposals = propose_moments(config, run, prepared, users)
     retrieved = None if proposals is None else proposals.retrieved
     makers: dict[Variant, ExampleMaker | MomentMaker] = {
         variant: ExampleMaker(
@@ -152,25 +148,11 @@ def _item_vectors(
                 assert proposals.vectors_IR is not None  # the config was checked
                 vectors[kind] = proposals.vectors_IR
             case "words":
-                vectors[kind] = _kept(run.title_vectors(kind), partial(word_vectors, catalog))
+                vectors[kind] = word_vectors(run, catalog)
             case "language_model":
                 weights = str(config.ranker.title_weights or config.ranker.weights)
-                vectors[kind] = _kept(
-                    run.title_vectors(weights),
-                    partial(language_model_vectors, catalog, weights),
-                )
+                vectors[kind] = language_model_vectors(run, catalog, weights)
     return vectors
-
-
-def _kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Reads the vectors from a file, and makes the file first if it is missing.
-
-    They are made once a run: a language model takes its time, and singular vectors of equal values
-    come out in another basis each time, which a resumed training would not know.
-    """
-    if not file.exists():
-        write_arrays(file, vectors_IR=make())
-    return read_arrays(file)["vectors_IR"]
 
 
 def learns_moments(config: Config) -> bool:

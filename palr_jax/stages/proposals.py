@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from palr_jax.config import Config, to_dict
+from palr_jax.data.prepare import Prepared
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.instruct.negatives import Retrieved, draw_moments
@@ -22,9 +23,10 @@ from palr_jax.io.provenance import fingerprint
 from palr_jax.parallel import processes
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import loop
-from palr_jax.retrieval.models import MODELS
+from palr_jax.retrieval.models import fitted
 from palr_jax.retrieval.sequential import Sequential
 from palr_jax.run_directory import RunDirectory
+from palr_jax.stages.item_vectors import retriever_features
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class _Part:
 
 
 def propose_moments(
-    config: Config, run: RunDirectory, split: Split, users: np.ndarray
+    config: Config, run: RunDirectory, prepared: Prepared, users: np.ndarray
 ) -> Proposals:
     """Trains the retrievers, or reads what they proposed before.
 
@@ -64,14 +66,16 @@ def propose_moments(
     Args:
         config: `instruct.held_out` selects what is held out of their training.
         run: keeps them and what they proposed.
-        split: of the run.
+        prepared: the data of the run.
         users: that the ranker is tuned on.
 
     Raises:
         UserError: no interactions remain to train on, or the file is missing and several processes
             run.
     """
-    directory = run.negatives / _fingerprint(config, split)
+    split = prepared.split
+    feature_IR = retriever_features(config.retriever, run, prepared.catalog)
+    directory = run.negatives / _fingerprint(config, split, feature_IR)
     file = directory / "negatives.npz"
     if not file.exists():
         if processes.are_many():
@@ -79,7 +83,7 @@ def propose_moments(
                 "the retriever of the ranker's candidates is trained in one process: run "
                 "`palr show-examples` with this config on one machine first"
             )
-        _train(config, split, users, directory, file)
+        _train(config, split, users, directory, file, feature_IR)
     return _read(file, split)
 
 
@@ -98,7 +102,14 @@ def _read(file: Path, split: Split) -> Proposals:
     return Proposals(Retrieved(moments, items_PK, scores_PK), vectors_IR)
 
 
-def _train(config: Config, split: Split, users: np.ndarray, directory: Path, file: Path) -> None:
+def _train(
+    config: Config,
+    split: Split,
+    users: np.ndarray,
+    directory: Path,
+    file: Path,
+    feature_IR: np.ndarray | None,
+) -> None:
     parts = (
         _by_time(config, split, users)
         if config.instruct.held_out == "time"
@@ -116,9 +127,8 @@ def _train(config: Config, split: Split, users: np.ndarray, directory: Path, fil
             f"candidates to learn from, {number + 1} of {len(parts)}: a retriever is trained on "
             f"{len(part.train_on.train.values_N):,} interactions"
         )
-        retriever = MODELS[config.retriever.model](config.retriever, split.num_items, config.seed)
         folder = directory / "retriever" if len(parts) == 1 else directory / f"retriever-{number}"
-        retriever.fit(part.train_on, folder)
+        retriever = fitted(config.retriever, part.train_on, config.seed, folder, feature_IR)
         user_P = np.repeat(np.arange(split.num_users), part.moments.lengths_R)
         prefixes = Ragged.from_rows(
             split.train[user][:length]
@@ -191,8 +201,10 @@ def _without_newest(split: Split, users: np.ndarray, held_U: np.ndarray) -> Spli
     )
 
 
-def _fingerprint(config: Config, split: Split) -> str:
+def _fingerprint(config: Config, split: Split, feature_IR: np.ndarray | None) -> str:
     """The fingerprint of what proposals are made from."""
     retriever, instruct = to_dict(config)["retriever"], config.instruct
+    if feature_IR is None:
+        del retriever["item_features"]  # proposals that were made without this key stay valid
     chosen = [instruct.user_share, instruct.held_out, instruct.moments, instruct.folds]
-    return fingerprint([retriever, config.seed, *chosen, loop.digest(split)])
+    return fingerprint([retriever, config.seed, *chosen, loop.digest(split, feature_IR)])

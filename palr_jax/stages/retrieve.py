@@ -9,6 +9,7 @@ import numpy as np
 
 from palr_jax.config import Config
 from palr_jax.data import prepare as preparing
+from palr_jax.data.prepare import Prepared
 from palr_jax.data.split import Part, Split
 from palr_jax.evaluation.metrics import hit_rate, ndcg, summary
 from palr_jax.evaluation.results import RetrieverRow
@@ -17,8 +18,9 @@ from palr_jax.io.paths import delete
 from palr_jax.io.progress import say
 from palr_jax.retrieval import loop
 from palr_jax.retrieval.config import Model, RetrieverConfig
-from palr_jax.retrieval.models import MODELS, ROW_NAMES
+from palr_jax.retrieval.models import MODELS, ROW_NAMES, fitted
 from palr_jax.run_directory import RunDirectory
+from palr_jax.stages.item_vectors import retriever_features
 
 _BASELINE: Model = "popularity"
 
@@ -30,9 +32,9 @@ def models_of(config: Config) -> list[Model]:
 
 def retrieve(config: Config, run: RunDirectory) -> None:
     """Trains the retriever (and Popularity to compare with) and proposes candidates."""
-    split = preparing.load(run.data).split
+    prepared = preparing.load(run.data)
     for model in models_of(config):
-        propose(config, run, model, split)
+        propose(config, run, model, prepared)
 
 
 def settings_of(config: Config, model: Model) -> RetrieverConfig:
@@ -43,17 +45,17 @@ def settings_of(config: Config, model: Model) -> RetrieverConfig:
     return RetrieverConfig(model=model, **values)
 
 
-def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> None:
-    """Trains a model, or takes it as it is if it is trained, and writes its candidates.
+def propose(config: Config, run: RunDirectory, model: Model, prepared: Prepared) -> None:
+    """Trains a model, or loads it if it is trained, and writes its candidates.
 
     A model that was trained with other settings is trained again from the start.
     """
-    settings, directory = settings_of(config, model), run.retriever(model)
-    if loop.has_other_inputs(directory, loop.binding(settings, split, config.seed)):
+    settings, directory, split = settings_of(config, model), run.retriever(model), prepared.split
+    feature_IR = retriever_features(settings, run, prepared.catalog)
+    if loop.has_other_inputs(directory, loop.binding(settings, split, config.seed, feature_IR)):
         say(f"{ROW_NAMES[model]}: was trained with other settings or data; training starts again")
         delete(directory)
-    retriever = MODELS[model](settings, split.num_items, config.seed)
-    retriever.fit(split, directory)
+    retriever = fitted(settings, split, config.seed, directory, feature_IR)
     arrays: dict[str, np.ndarray] = {}
     for part in get_args(Part):
         histories = split.histories(part)
@@ -71,11 +73,11 @@ def propose(config: Config, run: RunDirectory, model: Model, split: Split) -> No
 
 def compare(config: Config, run: RunDirectory) -> list[RetrieverRow]:
     """Trains all retrievers, writes retrievers.json, and returns its rows."""
-    split = preparing.load(run.data).split
+    prepared = preparing.load(run.data)
     rows = []
     for model in MODELS:
-        propose(config, run, model, split)
-        rows.append(_row(config, run, model, split))
+        propose(config, run, model, prepared)
+        rows.append(_row(config, run, model, prepared.split))
         write_json(run.retrievers, {"seed": config.seed, "rows": rows})
     return rows
 

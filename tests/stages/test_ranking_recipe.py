@@ -24,6 +24,7 @@ from palr_jax.json_types import JsonObject
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.ranker import log_prior
 from palr_jax.retrieval.interface import TopK
+from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages import proposals
 from tests.locations import ROOT
@@ -150,7 +151,7 @@ def test_a_prior_of_unknown_items_is_the_mean_of_the_known_ones() -> None:
 
 def test_retrievers_of_moments_never_see_them(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = proposals.MODELS["sasrec"]
+    real = MODELS["sasrec"]
 
     class Spy:
         def __init__(self, *arguments: Any) -> None:
@@ -163,12 +164,13 @@ def test_retrievers_of_moments_never_see_them(here: Path, monkeypatch: pytest.Mo
         def recommend(self, histories: Ragged, k: int) -> TopK:
             return self._retriever.recommend(histories, k)
 
-    monkeypatch.setitem(proposals.MODELS, "sasrec", Spy)
+    monkeypatch.setitem(MODELS, "sasrec", Spy)
     config = load_config(Path("recipe.yaml"), {"instruct.moments": "2"})
     run = RunDirectory(here / "runs/tiny")
-    split = preparing.load(run.data).split
+    prepared = preparing.load(run.data)
+    split = prepared.split
     users = np.arange(split.num_users)
-    retrieved = proposals.propose_moments(config, run, split, users).retrieved
+    retrieved = proposals.propose_moments(config, run, prepared, users).retrieved
     (trained_on,) = seen
     by_id = {user: row for row, user in enumerate(trained_on.user_ids)}
     for user in users:
@@ -183,7 +185,7 @@ def test_retrievers_of_moments_never_see_them(here: Path, monkeypatch: pytest.Mo
     instruct = replace(config.instruct, held_out="users", folds=3, user_share=1.0)
     ranker = replace(config.ranker, item_embeddings=("words",))
     folded = replace(config, instruct=instruct, ranker=ranker)
-    retrieved = proposals.propose_moments(folded, run, split, users).retrieved
+    retrieved = proposals.propose_moments(folded, run, prepared, users).retrieved
     trained = [set(part.user_ids.tolist()) for part in seen]
     everyone = set(split.user_ids[split.train.lengths_R >= 2].tolist())
     assert len(seen) == 3

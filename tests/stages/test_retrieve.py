@@ -73,7 +73,8 @@ def test_recall_of_ties_is_that_of_the_list(run: RunDirectory) -> None:
     """All items are equally popular: ranks are all the same, the list holds some targets."""
     rows = [np.arange(start, start + 3) % ITEMS for start in range(ITEMS)]
     split = leave_one_out(Ragged.from_rows(rows), np.arange(ITEMS).astype(str), ITEMS)
-    retrievers.propose(CONFIG, run, "popularity", split)
+    prepared = replace(prepare.load(run.data), split=split)
+    retrievers.propose(CONFIG, run, "popularity", prepared)
     arrays = run.read_candidates("popularity")
     assert len(np.unique(arrays["test_rank"])) == 1
     listed = [split.test_U[user] in arrays["test_items"][user] for user in range(ITEMS)]
@@ -83,8 +84,25 @@ def test_recall_of_ties_is_that_of_the_list(run: RunDirectory) -> None:
 
 
 def test_other_data_train_anew(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    split = prepare.load(run.data).split
-    retrievers.propose(CONFIG, run, "sasrec", split)
+    prepared = prepare.load(run.data)
+    retrievers.propose(CONFIG, run, "sasrec", prepared)
+    split = prepared.split
     swapped = replace(split, validation_U=split.test_U, test_U=split.validation_U)
-    retrievers.propose(CONFIG, run, "sasrec", swapped)
+    retrievers.propose(CONFIG, run, "sasrec", replace(prepared, split=swapped))
     assert "with other settings or data; training starts again" in capsys.readouterr().err
+
+
+def test_other_titles_train_anew_where_titles_are_features(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare.load(run.data)
+    config = replace(CONFIG, retriever=replace(CONFIG.retriever, item_features="words"))
+    retrievers.propose(config, run, "sasrec", prepared)
+    first = run.read_candidates("sasrec")
+    retrievers.propose(config, run, "sasrec", prepared)
+    assert "training starts again" not in capsys.readouterr().err
+    catalog = replace(prepared.catalog, titles=tuple(f"{n % 3} {n}" for n in range(ITEMS)))
+    retrievers.propose(config, run, "sasrec", replace(prepared, catalog=catalog))
+    assert "with other settings or data; training starts again" in capsys.readouterr().err
+    other = run.read_candidates("sasrec")
+    assert not np.array_equal(first["test_scores"], other["test_scores"])
