@@ -83,36 +83,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _print_retrievers(rows: list[dict[str, object]], source: str) -> None:
     from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
 
-    from palr_jax.evaluation.report import retriever_cells  # noqa: PLC0415
+    from palr_jax.evaluation.console import print_retrievers  # noqa: PLC0415
 
-    table = Table(title=f"Retrievers on {source}, beside the paper's HR@10 / NDCG@10")
-    cells = [retriever_cells(row) for row in rows]
-    for column, title in enumerate(cells[0]):
-        table.add_column(title, justify="right" if column else "left", no_wrap=True)
-    for line in cells:
-        table.add_row(*line.values())
-    Console(width=170).print(table)
+    print_retrievers(rows, source, Console())
 
 
 def _print_results(path: Path) -> None:
     from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
 
-    from palr_jax.evaluation.report import cells, header  # noqa: PLC0415
+    from palr_jax.evaluation.console import print_results  # noqa: PLC0415
     from palr_jax.io.files import read_json  # noqa: PLC0415
 
-    results = read_json(path)
-    table = Table(title=f"PALR on {results['dataset']}")
-    for column, title in enumerate(header(results)):
-        table.add_column(title, justify="right" if column else "left", no_wrap=True)
-    for row in results["rows"]:
-        table.add_row(*cells(results, row))
-    console = Console(width=130)
-    console.print(table)
-    for key, text in results["protocol"].items():
-        console.print(f"{key}: {text}", highlight=False, soft_wrap=True)
+    print_results(read_json(path), Console())
 
 
 def _import_weights(arguments: argparse.Namespace) -> None:

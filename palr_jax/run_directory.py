@@ -17,8 +17,8 @@ ranker/<variant>/<step>/   Orbax checkpoints
 metrics.jsonl              one line per logged step
 fusion.json                the weights of ranker and popularity, relative to the retriever
 slates.npz                 the slates of every ranker row
-results.json               the table
-report.html                the table, curves, examples
+results.json               the table, and the lift by groups of users
+report.html                the table, pictures of the groups, curves, examples
 """
 
 import dataclasses

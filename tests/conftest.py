@@ -39,6 +39,7 @@ SLOW = frozenset(
         "decoding/test_score",
         "decoding/test_search",
         "decoding/test_write",
+        "evaluation/test_report_page",
         "io/test_buckets",
         "io/test_checkpoint",
         "llm/checkpoints/test_any_input",

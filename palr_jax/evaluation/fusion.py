@@ -77,10 +77,6 @@ class Scores:
             log_UC + weights.ranker * gate_UC * ranker_UC + weights.popularity * self.popularity_UC
         )
 
-    def slates(self, weights: Weights) -> np.ndarray:
-        """The best candidates of each user, [U, K]."""
-        return slates(self.candidates_UC, self.fused(weights))
-
 
 def standardised(values_UC: np.ndarray, is_candidate_UC: np.ndarray) -> np.ndarray:
     """Values with mean 0 and variance 1 over the candidates of each user; unchanged elsewhere.

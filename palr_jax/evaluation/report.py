@@ -1,57 +1,23 @@
-"""report.html: one self-contained page with the table, the curves and examples."""
+"""report.html: one self-contained page with the table, the pictures, the curves and examples.
 
-import base64
-import html
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import matplotlib
-from matplotlib.figure import Figure
-
-from palr_jax.evaluation.paper import PAPER
-from palr_jax.evaluation.results import ControlRow, ResultRow, Results, RetrieverRow
-
-METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1f24; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #d8dee4; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #57606a; }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; white-space: pre-wrap;
-      font-size: 13px; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
-.hit { background: #dafbe1; font-weight: 600; } .note { color: #57606a; }
-img { max-width: 100%; }
+It needs nothing from outside. Its script only sorts tables, and its policy admits no other.
 """
 
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 
-@dataclass(frozen=True)
-class Curve:
-    """A line of a chart.
+from palr_jax.evaluation.group_pictures import lift_part, moves_part, reliability_part
+from palr_jax.evaluation.html_tables import Cell, escaped, number, table
+from palr_jax.evaluation.numbers import short, signed
+from palr_jax.evaluation.paper import PAPER
+from palr_jax.evaluation.pictures import Chart, curves
+from palr_jax.evaluation.results import ControlRow, ResultRow, Results
+from palr_jax.json_types import JsonObject
 
-    Attributes:
-        label: label in the legend.
-        x: steps or epochs.
-        y: values.
-    """
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart of curves with common axes."""
-
-    title: str
-    x_label: str
-    y_label: str
-    curves: Sequence[Curve]
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
 
 
 @dataclass(frozen=True)
@@ -86,136 +52,162 @@ def render(
         examples: slates of some users.
     """
     title = f"PALR on {results['dataset']}"
-    protocol = "".join(
-        f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
-        for key, value in results["protocol"].items()
+    training = (
+        f"{''.join(map(curves, charts))}<details><summary>Instructions</summary>"
+        f"<pre>{escaped(instructions)}</pre></details>"
     )
-    parts = [
-        f"<h1>{_text(title)}</h1>",
-        _results_table(results),
-        *(
-            ["<h2>Controls</h2>", _controls_table(results["controls"])]
-            if "controls" in results
-            else []
-        ),
-        "<h2>Protocol</h2>",
-        f"<dl>{protocol}</dl>",
-        "<h2>The paper's Table 2</h2>",
-        "<p class='note'>HR@10 / NDCG@10 as published, on the paper's own data sets.</p>",
-        _paper_table(),
-        "<h2>Training</h2>",
-        *(_image(chart) for chart in charts if chart.curves),
-        f"<details><summary>Instructions</summary><pre>{_text(instructions)}</pre></details>",
-        "<h2>Examples</h2>",
-        *(_example(example) for example in examples),
+    sections = [
+        ("Results", _results(results)),
+        *_group_sections(results["groups"]),
+        ("Protocol", _protocol(results["protocol"])),
+        ("The paper's Table 2", _paper_table()),
+        ("Training", training),
+        ("Examples", "".join(map(_example, examples))),
     ]
+    links = "".join(
+        f"<li><a href='#part{index}'>{escaped(heading)}</a></li>"
+        for index, (heading, _) in enumerate(sections)
+    )
+    parts = "".join(
+        f"<section aria-labelledby='part{index}'><h2 id='part{index}'>{escaped(heading)}</h2>"
+        f"{content}</section>"
+        for index, (heading, content) in enumerate(sections)
+    )
+    style, script = _page_file("report.css"), _page_file("report.js")
+    mark = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{mark}'"
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<meta name='viewport' content='width=device-width'><title>{_text(title)}</title>"
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escaped(title)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{escaped(title)}</h1>"
+        f"<nav aria-label='Contents'><ul>{links}</ul></nav></header>"
+        f"<main>{parts}</main><p id='said' class='hidden' aria-live='polite'></p>"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def _page_file(name: str) -> str:
+    return (files("palr_jax.evaluation") / "page" / name).read_text("utf-8")
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in titles)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _group_sections(groups: JsonObject) -> list[tuple[str, str]]:
+    sections = [("Lift by group", lift_part(groups))]
+    if "moves" in groups:
+        sections.append(("Ranks of the test item", moves_part(groups)))
+        sections.append(("Reliability of P(candidate)", reliability_part(groups)))
+    return sections
 
 
-def _results_table(results: Results) -> str:
-    return _table(header(results), [cells(results, row) for row in results["rows"]])
+def _results(results: Results) -> str:
+    caption = "Test users; differences of NDCG@10 with their 95% interval. Press a title to sort."
+    rows = [_result_cells(results, row) for row in results["rows"]]
+    controls = _controls_table(results["controls"]) if "controls" in results else ""
+    return f"{_findings(results)}{table(caption, header(results), rows, 'sortable')}{controls}"
+
+
+def _findings(results: Results) -> str:
+    """A sentence for each ranker of the pictures."""
+    by_model = {row["model"]: row for row in results["rows"]}
+    baselines = [results["groups"]["baseline"], results["groups"]["models"][0]]
+    sentences = []
+    for model in results["groups"]["models"][1:]:
+        row = by_model[model]
+        against = [
+            f"{_change(row['NDCG@10'], by_model[other]['NDCG@10'])} {escaped(other)} "
+            f"({_verdict(row['ci95'][other]['NDCG@10'])})"
+            for other in baselines
+        ]
+        value = short(row["NDCG@10"])
+        sentences.append(
+            f"<li><b>{escaped(model)}</b>: NDCG@10 {value}; {'; '.join(against)}.</li>"
+        )
+    return f"<ul>{''.join(sentences)}</ul>"
+
+
+def _change(mine: float, theirs: float) -> str:
+    if not theirs:
+        return "above" if mine else "equal to"
+    return f"{abs(mine / theirs - 1):.1%} {'above' if mine >= theirs else 'below'}"
+
+
+def _verdict(bounds: Sequence[float]) -> str:
+    low, high = map(signed, bounds)
+    meaning = "not significant" if bounds[0] <= 0 <= bounds[1] else "significant"
+    return f"95% interval of the difference {low} to {high}: {meaning}"
 
 
 def header(results: Results) -> list[str]:
     """The column titles of the results table."""
-    return ["model", "users", *METRICS, *(f"NDCG@10 − {name}, 95%" for name in _compared(results))]
+    return ["model", "users", *METRICS, *(f"NDCG@10 − {name}, 95%" for name in compared(results))]
 
 
-def cells(results: Results, row: ResultRow) -> list[str]:
+def _result_cells(results: Results, row: ResultRow) -> list[Cell | str]:
     """One row of results.json as the cells of the results table."""
-    intervals = [row["ci95"].get(name, {}).get("NDCG@10") for name in _compared(results)]
+    intervals = [row["ci95"].get(name, {}).get("NDCG@10") for name in compared(results)]
     return [
         row["model"],
-        f"{row['users']:,}",
-        *(f"{row[name]:.4f}" for name in METRICS),
-        *(f"{bounds[0]:+.4f} … {bounds[1]:+.4f}" if bounds else "" for bounds in intervals),
+        Cell(f"{row['users']:,}", row["users"]),
+        *(number(row[name]) for name in METRICS),
+        *(
+            Cell(f"{signed(bounds[0])} to {signed(bounds[1])}", sum(bounds) / 2) if bounds else ""
+            for bounds in intervals
+        ),
     ]
 
 
-def _compared(results: Results) -> list[str]:
+def compared(results: Results) -> list[str]:
     """The baseline rows of the confidence intervals, in the order of the table."""
     names = {name for row in results["rows"] for name in row["ci95"]}
     return [row["model"] for row in results["rows"] if row["model"] in names]
 
 
 def _controls_table(rows: Sequence[ControlRow]) -> str:
-    return _table(
-        ["control of PALR_v2", "users", "HR@10", "NDCG@10"],
+    return "<h3>Controls</h3>" + table(
+        "PALR_v2 where a part of what it reads is disturbed.",
+        ["control", "users", "HR@10", "NDCG@10"],
         [
-            [row["control"], f"{row['users']:,}", f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}"]
+            [
+                row["control"],
+                Cell(f"{row['users']:,}", row["users"]),
+                number(row["HR@10"]),
+                number(row["NDCG@10"]),
+            ]
             for row in rows
         ],
+        "sortable",
     )
 
 
+def _protocol(protocol: dict[str, str]) -> str:
+    lines = "".join(
+        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in protocol.items()
+    )
+    return f"<dl>{lines}</dl>"
+
+
 def _paper_table() -> str:
-    names = PAPER["ML-1M"]
     rows = [
-        [name, *(f"{hr:.4f} / {ndcg:.4f}" for hr, ndcg in (PAPER[data][name] for data in PAPER))]
-        for name in names
+        [model, *(" / ".join(map(short, PAPER[data][model])) for data in PAPER)]
+        for model in PAPER["ML-1M"]
     ]
-    return _table(["model", *PAPER], rows)
-
-
-def _image(chart: Chart) -> str:
-    with matplotlib.rc_context({"svg.hashsalt": "palr"}):
-        figure = Figure(figsize=(7, 3), layout="constrained")
-        axes = figure.subplots()
-        for curve in chart.curves:
-            axes.plot(curve.x, curve.y, label=curve.label)
-        axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        image = io.BytesIO()
-        figure.savefig(image, format="svg", metadata={"Date": None})
-    data = base64.b64encode(image.getvalue()).decode()
-    return f"<p><img alt='{_text(chart.title)}' src='data:image/svg+xml;base64,{data}'></p>"
+    return table(
+        "HR@10 / NDCG@10 as published, on the paper's own data sets.", ["model", *PAPER], rows
+    )
 
 
 def _example(example: SlateExample) -> str:
     width = max(map(len, example.slates.values()), default=0)
-    rows = []
+    rows: list[list[Cell | str]] = []
     for index in range(width):
-        cells = [f"<td>{index + 1}</td>"]
-        for titles in example.slates.values():
-            title = titles[index] if index < len(titles) else ""
-            mark = " class='hit'" if title == example.target else ""
-            cells.append(f"<td style='text-align:left'{mark}>{_text(title)}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th style='text-align:left'>{_text(name)}</th>" for name in example.slates)
+        titles = [slate[index] if index < len(slate) else "" for slate in example.slates.values()]
+        rows.append(
+            [f"{index + 1}", *(Cell(title, is_hit=title == example.target) for title in titles)]
+        )
+    caption = f"Slates of user {example.user}"
     return (
-        f"<h3>User {_text(example.user)}</h3><p>Test item: <b>{_text(example.target)}</b></p>"
-        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f"<details><summary>Prompt</summary><pre>{_text(example.prompt)}</pre></details>"
+        f"<h3>User {escaped(example.user)}</h3><p>Test item: <b>{escaped(example.target)}</b></p>"
+        f"{table(caption, ['rank', *example.slates], rows, 'words')}"
+        f"<details><summary>Prompt</summary><pre>{escaped(example.prompt)}</pre></details>"
     )
-
-
-def retriever_cells(row: RetrieverRow) -> dict[str, str]:
-    """Column → text of a row of the table of retrievers; the last columns are the paper's."""
-    cells = {"model": str(row["model"])}
-    for name, value in row.items():
-        if isinstance(value, float):
-            cells[name] = f"{value:.1f}" if name == "minutes" else f"{value:.4f}"
-        elif name == "epochs":
-            cells[name] = str(value)
-    for dataset, rows in PAPER.items():
-        published = rows.get(row["model"])
-        text = "{:.4f} / {:.4f}".format(*published) if published else ""
-        cells[f"paper, {dataset}"] = text
-    return cells

@@ -26,10 +26,12 @@ class Results(TypedDict):
         dataset: source of the data.
         protocol: what is measured, and how, in words.
         rows: one for each model.
+        groups: lift by groups of users, ranks and reliability (docs/results.md).
         controls: absent if they were not measured.
     """
 
     dataset: str
     protocol: dict[str, str]
     rows: list[ResultRow]
+    groups: JsonObject
     controls: NotRequired[list[ControlRow]]

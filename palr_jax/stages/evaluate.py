@@ -3,8 +3,6 @@
 Shapes: U users, C candidates, K items of a slate.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from palr_jax.config import Config
@@ -15,11 +13,10 @@ from palr_jax.decoding.generate import Mode
 from palr_jax.evaluation.fusion import Weights, tune
 from palr_jax.evaluation.fusion import slates as slates_of
 from palr_jax.evaluation.metrics import SLATE, hit_rate, ndcg, slate_rank, summary
-from palr_jax.evaluation.report import Chart, Curve, SlateExample, render
+from palr_jax.evaluation.report import render
 from palr_jax.evaluation.results import ControlRow, ResultRow, Results
 from palr_jax.evaluation.significance import paired_bootstrap
-from palr_jax.instruct.prompts import PromptWriter
-from palr_jax.io.files import read_lines, reading, write_arrays, write_json, write_text
+from palr_jax.io.files import write_arrays, write_json, write_text
 from palr_jax.io.progress import progress
 from palr_jax.ranking.ranker import Ranker, load_ranker
 from palr_jax.ranking.write import write_from_candidates, write_from_catalog
@@ -27,28 +24,9 @@ from palr_jax.retrieval.models import ROW_NAMES
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages.controls import measure_controls
 from palr_jax.stages.ranking_task import Task, evaluated_users, rank, read_task
+from palr_jax.stages.report_parts import slate_examples, training_charts
 from palr_jax.stages.retrieve import models_of
-
-_EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model's result.
-
-    Attributes:
-        model: its name in tables.
-        rank_U: the rank of every user's test item (infinite outside a slate).
-        slate_UK: the slates of a ranker; None for a retriever, which ranks the whole catalog.
-    """
-
-    model: str
-    rank_U: np.ndarray
-    slate_UK: np.ndarray | None
-
-
-def _row_of(task: Task, model: str, slate_UK: np.ndarray) -> Row:
-    return Row(model, slate_rank(slate_UK, task.target_U), slate_UK)
+from palr_jax.stages.rows import Probabilities, Row, group_results
 
 
 def evaluate(config: Config, run: RunDirectory) -> None:
@@ -56,20 +34,24 @@ def evaluate(config: Config, run: RunDirectory) -> None:
     prepared = preparing.load(run.data)
     task = read_task(config, run, prepared.split, "test")
     retriever_rows = [
-        Row(ROW_NAMES[name], run.read_candidates(name)["test_rank"][task.users], None)
+        Row(ROW_NAMES[name], run.read_candidates(name)["test_rank"][task.users])
         for name in models_of(config)
     ]
     popular = _with_popularity(config, run, prepared.split, task)
-    ranker_rows, controls = _ranker_rows(config, run, prepared, task)
+    ranker_rows, probabilities, controls = _ranker_rows(config, run, prepared, task)
     slates = {row.model: row.slate_UK for row in ranker_rows if row.slate_UK is not None}
     for model, slate_UK in slates.items():
         _check_slates(model, slate_UK, task, prepared.split.num_items)
     against = {ROW_NAMES[config.retriever.model]: retriever_rows[-1], popular.model: popular}
+    pictured = [row for row in ranker_rows if row.model != "PALR_v1"][-2:] or ranker_rows
     results: Results = {
         "dataset": config.data.source,
         "protocol": _protocol(config, run, prepared),
         "rows": [_result(row, {}, config) for row in retriever_rows]
         + [_result(row, against, config) for row in (popular, *ranker_rows)],
+        "groups": group_results(
+            config, prepared.split, task, retriever_rows[-1], [popular, *pictured], probabilities
+        ),
     }
     if controls:
         results["controls"] = controls
@@ -78,9 +60,9 @@ def evaluate(config: Config, run: RunDirectory) -> None:
         run.report,
         render(
             results,
-            _charts(config, run),
+            training_charts(config, run),
             run.instructions.read_text("utf-8"),
-            _examples(config, run, prepared, task, slates),
+            slate_examples(config, run, prepared, task, slates),
         ),
     )
     write_json(run.results, results)
@@ -91,13 +73,24 @@ def _with_popularity(config: Config, run: RunDirectory, split: Split, task: Task
     validation = read_task(config, run, split, "validation")
     weights = tune(validation.scores(), validation.target_U, with_ranker=False)
     name = f"{ROW_NAMES[config.retriever.model]} + popularity"
-    return _row_of(task, name, task.scores().slates(weights))
+    return _by_score(task, name, task.scores().fused(weights))
+
+
+def _written(task: Task, model: str, slate_UK: np.ndarray) -> Row:
+    """The row of slates that a ranker wrote."""
+    return Row(model, slate_rank(slate_UK, task.target_U), slate_UK)
+
+
+def _by_score(task: Task, model: str, score_UC: np.ndarray) -> Row:
+    """The row of the best candidates by a score."""
+    slate_UK = slates_of(task.candidates_UC, score_UC)
+    return Row(model, slate_rank(slate_UK, task.target_U), slate_UK, score_UC)
 
 
 def _ranker_rows(
     config: Config, run: RunDirectory, prepared: Prepared, task: Task
-) -> tuple[list[Row], list[ControlRow]]:
-    """The rows of the rankers, and the controls of PALR_v2."""
+) -> tuple[list[Row], Probabilities | None, list[ControlRow]]:
+    """The rows of the rankers; the probabilities and the controls of PALR_v2."""
     rows: list[Row] = []
     if "PALR_v1" in config.ranker.variants:
         ranker = load_ranker(config, run, "PALR_v1")
@@ -105,36 +98,38 @@ def _ranker_rows(
             slate_UK = write_from_catalog(
                 ranker, task.histories, task.profiles, SLATE, advance, config.evaluate.width
             )
-        rows.append(_row_of(task, "PALR_v1", slate_UK))
+        rows.append(_written(task, "PALR_v1", slate_UK))
     if "PALR_v2" not in config.ranker.variants:
-        return rows, []
+        return rows, None, []
     ranker = load_ranker(config, run, "PALR_v2")
     alone_UC = rank(config, ranker, task, "evaluate PALR_v2", with_prior=False)
-    rows.append(_row_of(task, "PALR_v2", _slates(config, ranker, task, alone_UC)))
-    ranker_UC = alone_UC
+    rows.append(_alone(config, ranker, task, alone_UC))
+    probabilities = Probabilities("PALR_v2", alone_UC)
     if config.ranker.prior == "retriever":
-        ranker_UC = rank(config, ranker, task, "evaluate PALR_v2 with its prior")
-        rows.append(_row_of(task, "PALR_v2 with prior", slates_of(task.candidates_UC, ranker_UC)))
+        with_prior_UC = rank(config, ranker, task, "evaluate PALR_v2 with its prior")
+        probabilities = Probabilities("PALR_v2 with prior", with_prior_UC)
+        rows.append(_by_score(task, probabilities.model, with_prior_UC))
     weights = _tune_fusion(config, run, prepared.split, ranker)
     name = f"PALR_v2 + {ROW_NAMES[config.retriever.model]}"
-    rows.append(_row_of(task, name, task.scores(ranker_UC).slates(weights)))
+    rows.append(_by_score(task, name, task.scores(probabilities.logp_UC).fused(weights)))
     if not config.evaluate.controls:
-        return rows, []
-    return rows, measure_controls(config, ranker, task, ranker_UC)
+        return rows, probabilities, []
+    return rows, probabilities, measure_controls(config, ranker, task, probabilities.logp_UC)
 
 
-def _slates(config: Config, ranker: Ranker, task: Task, ranker_UC: np.ndarray) -> np.ndarray:
-    """The slates of PALR_v2 alone, decoded as the config says."""
+def _alone(config: Config, ranker: Ranker, task: Task, logp_UC: np.ndarray) -> Row:
+    """The row of PALR_v2 alone, decoded as the config says."""
     match config.evaluate.decoding:
         case "score":
-            return slates_of(task.candidates_UC, ranker_UC)
+            return _by_score(task, "PALR_v2", logp_UC)
         case "generate" | "beam" | "sample" as decoding:
             mode: Mode = "greedy" if decoding == "generate" else decoding
             with progress("write PALR_v2", len(task.users), "users") as advance:
-                return write_from_candidates(
+                slate_UK = write_from_candidates(
                     ranker, task.histories, task.profiles, task.candidates_UC, SLATE, advance, mode,
                     config.evaluate.temperature, config.seed,
                 )  # fmt: skip
+            return _written(task, "PALR_v2", slate_UK)
 
 
 def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker) -> Weights:
@@ -238,52 +233,3 @@ def _in_words(weights: Weights) -> str:
         f"the ranker: log-softmax of scores + {weights.ranker} x {ranker} + {weights.popularity} x "
         "log(1 + training interactions), the weights tuned on validation NDCG@10"
     )
-
-
-def _charts(config: Config, run: RunDirectory) -> list[Chart]:
-    lines, losses = read_lines(run.metrics), []
-    with reading(run.metrics, "run `palr finetune`"):
-        for variant in config.ranker.variants:
-            mine = [line for line in lines if line["model"] == variant]
-            losses.append(Curve(variant, [x["step"] for x in mine], [x["loss"] for x in mine]))
-    charts = [Chart("Ranker: loss of label tokens", "step", "nats a token", losses)]
-    history = run.retriever(config.retriever.model) / "curve.jsonl"
-    if history.exists():  # a retriever without training, such as Popularity, has none
-        epochs = read_lines(history)
-        with reading(history, "run `palr retrieve`"):
-            quality = [line["validation NDCG@10"] for line in epochs]
-            curve = Curve(ROW_NAMES[config.retriever.model], [x["epoch"] for x in epochs], quality)
-        charts.append(Chart("Retriever: validation NDCG@10", "epoch", "NDCG@10", [curve]))
-    return charts
-
-
-def _examples(
-    config: Config,
-    run: RunDirectory,
-    prepared: Prepared,
-    task: Task,
-    slates: dict[str, np.ndarray],
-) -> list[SlateExample]:
-    """The first few of the evaluated users, not selected by their results."""
-    split, titles = prepared.split, prepared.catalog.titles
-    tokenizer, items = run.read_tokens()
-    writer = PromptWriter(tokenizer, items, config.instruct)
-    columns = {ROW_NAMES[config.retriever.model]: task.candidates_UC[:, :SLATE], **slates}
-    examples = []
-    for number, user in enumerate(task.users[:_EXAMPLES]):
-        items_C = task.candidates_UC[number]
-        prompt = writer.ranking_prompt(
-            task.histories[number], task.profiles[number], items_C[items_C >= 0]
-        )
-        examples.append(
-            SlateExample(
-                user=str(split.user_ids[user]),
-                prompt=tokenizer.decode(prompt.tokens_T),
-                target=titles[split.test_U[user]],
-                slates={
-                    name: [titles[item] for item in slate_UK[number] if item >= 0]
-                    for name, slate_UK in columns.items()
-                },
-            )
-        )
-    return examples

@@ -1,14 +1,10 @@
 """The page in a real browser: Debian's Chromium."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -16,17 +12,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from palr_jax.serving.service import Settings
+from tests.browser import browser, needs_browser, prefer_colours, resize
 from tests.serving.conftest import Served, serving
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
-)
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1280,900",
-)  # fmt: skip
+pytestmark = needs_browser
 MARKUP = "<img src=x onerror=document.title='broken'> (2031)"
 
 
@@ -37,8 +26,7 @@ class Page:
         self.driver, self.url = driver, url
 
     def open(self, width: int = 1280) -> "Page":
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(self.driver, width)
         self.driver.get(self.url)
         self.until("!document.getElementById('query').disabled")
         return self
@@ -78,18 +66,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        preload = os.environ.pop("LD_PRELOAD", None)
-        made = webdriver.Chrome(options, Service(str(DRIVER)))
-        if preload is not None:
-            os.environ["LD_PRELOAD"] = preload
+    with browser() as made:
         yield made
-        made.quit()
 
 
 @pytest.fixture
@@ -190,8 +168,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_in_both_themes(page: Page, scheme: str) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    prefer_colours(page.driver, scheme)
     page.open()
 
     def lightness(css: str, what: str) -> float:

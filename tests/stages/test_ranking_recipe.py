@@ -88,6 +88,10 @@ def test_every_row_and_control_is_there(finished: Path) -> None:
     rows = {row["model"]: row["NDCG@10"] for row in results["rows"]}
     controls = {row["control"]: row["NDCG@10"] for row in results["controls"]}
     assert controls["PALR_v2 as it is"] == rows["PALR_v2 with prior"]
+    groups = results["groups"]
+    assert groups["models"] == ["SASRec + popularity", *NAMES[-2:]]
+    assert list(groups["moves"]["models"]) == groups["models"]
+    assert groups["reliability"]["model"] == "PALR_v2 with prior"
     page = (finished / "runs/tiny/report.html").read_text()
     assert "titles exchanged" in page
     assert "NDCG@10 − SASRec + popularity, 95%" in page

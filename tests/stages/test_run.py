@@ -73,13 +73,47 @@ def test_every_slate_is_ten_distinct_unseen_items(world: Path) -> None:
 def test_the_report_is_one_file_with_the_table_and_examples(world: Path) -> None:
     text = (world / "runs/tiny/report.html").read_text()
     for name in NAMES:
-        assert f"<td>{name}</td>" in text
-    assert "http" not in text.replace("http://www.w3.org", "")
-    assert text.count("data:image/svg+xml") == 2
+        assert f"<th scope='row'>{name}</th>" in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert text.count("<figure>") == 3  # two charts of curves, and reliability
     assert "The candidate movies are:" in text
     assert "label tokens" in text
     assert "Recommendations:\n«&quot;Story, " in text
     assert "&quot;Story, " in text
+
+
+def test_groups_are_of_the_same_users_as_the_rows(world: Path) -> None:
+    results = json.loads((world / "runs/tiny/results.json").read_text())
+    groups, rows = results["groups"], {row["model"]: row for row in results["rows"]}
+    assert (groups["baseline"], groups["models"]) == (NAMES[1], [NAMES[2], *NAMES[4:]])
+    split = prepare.load(world / "runs/tiny/data").split
+    popularity = [int((split.train.values_N == item).sum()) for item in split.test_U]
+    values = {"history": [len(train) + 1 for train in split.train], "popularity": popularity}
+    for name, parts in groups["lift"].items():
+        assert sum(part["users"] for part in parts) == split.num_users
+        for model in groups["models"]:  # the groups' lifts make up the whole lift
+            total = sum(part["users"] * part["lift"][model]["mean"] for part in parts)
+            whole = rows[model]["NDCG@10"] - rows["SASRec"]["NDCG@10"]
+            assert total / split.num_users == pytest.approx(whole, abs=1e-5)
+        for part in parts:
+            high = part["to"] if part["to"] is not None else np.inf
+            held = [part["from"] <= value <= high for value in values.get(name, [])]
+            assert name not in values or part["users"] == sum(held)
+    proposed = np.load(world / "runs/tiny/retriever/sasrec/candidates.npz")["test_items"]
+    found = sum(target in items for target, items in zip(split.test_U, proposed, strict=True))
+    assert groups["moves"]["found"] == groups["reliability"]["found"] == found
+    slates = np.load(world / "runs/tiny/slates.npz")
+    for model, moved in groups["moves"]["models"].items():
+        assert sum(map(sum, moved["counts"])) == found
+        if model in slates:  # the ranks up to 10 are those of the slates
+            ends = [part["to"] for part in groups["moves"]["ranks"]]
+            hits = sum(row[column] for row in moved["counts"] for column in range(len(ends))
+                       if ends[column] <= 10)  # fmt: skip
+            assert hits == (slates[model] == split.test_U[:, None]).any(axis=1).sum()
+    bins = groups["reliability"]["bins"]
+    assert sum(one["all"]["candidates"] for one in bins) == (proposed >= 0).sum()
+    hits = sum(one["all"]["candidates"] * one["all"]["observed"] for one in bins)
+    assert hits == pytest.approx(found, abs=0.01)
 
 
 def test_a_second_run_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
