@@ -112,8 +112,9 @@ def make_model(
             "name the tokenizer that belongs to the weights in ranker.tokenizer"
         )
     if model.config.max_length < max_length:
+        why = " (its sliding_window)" if model.config.sliding_window else ""
         raise UserError(
-            f"{config.weights} reads {model.config.max_length} tokens at most: "
+            f"{config.weights} reads {model.config.max_length} tokens at most{why}: "
             f"lower instruct.length ({max_length})"
         )
     return model
