@@ -11,7 +11,6 @@ Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 # Kinds of models, by their names in Hugging Face's configs.
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # No array has a longer axis; a larger number means a damaged file.
 Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]

@@ -227,7 +227,7 @@ def _unsupported(feature: str, where: str) -> UserError:
 
 
 def _has_other_window(content: _Content) -> bool:
-    """Whether some layers see other tokens than all, or all of a Mistral's window."""
+    """Whether a layer has a window, except for that of all layers of a Mistral."""
     if any(kind != "full_attention" for kind in content.layer_types or ()):
         return True
     if content.model_type == "mistral" or content.sliding_window is None:
