@@ -43,6 +43,8 @@ def axes_of(path: ParamPath) -> tuple[str | None, ...]:
             return ("layer", _along(inputs), "lora_rank")
         case "lora_b_RO":
             return ("layer", "lora_rank", _along(outputs))
+        case "bias_O":
+            return ("layer", outputs)
     raise KeyError(f"no logical axes for the parameter {'.'.join(path)}")
 
 

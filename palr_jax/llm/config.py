@@ -1,6 +1,6 @@
-"""The shape of a LLaMA and of its LoRA adapters."""
+"""The shape of a LLaMA or of a model like it, and of its LoRA adapters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -9,6 +9,8 @@ from pydantic import Field
 Remat = Literal["none", "dots", "full"]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+# Kinds of models, by their names in Hugging Face's configs.
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 # No array has a longer axis; a larger number means a damaged file.
 Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
@@ -55,7 +57,9 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A LLaMA-shaped transformer: RMSNorm, RoPE, grouped queries, SwiGLU, no biases.
+    """A LLaMA-shaped transformer: RMSNorm, RoPE, grouped queries, SwiGLU.
+
+    Linears have no biases, except those of queries, keys and values in Qwen2.
 
     Attributes:
         vocab_size: V, number of token ids.
@@ -65,11 +69,14 @@ class LlamaConfig:
         num_kv_heads: G, key and value heads; divides H.
         head_dim: K, size of a head; need not be D / H.
         ffn_dim: F, width of the feed-forward layer.
-        max_length: maximum sequence length in tokens.
+        max_length: maximum sequence length in tokens; at most `sliding_window`.
         rope_theta: base of the rotary frequencies.
         rope_scaling: how the frequencies are scaled for long sequences; None for no scaling.
         norm_eps: epsilon of RMSNorm.
         tie_embeddings: the LM head is the transposed token embedding.
+        family: the kind of model; it decides on `qkv_bias` and `qk_norm`.
+        sliding_window: number of tokens that each token sees, itself included; None for all.
+            Attention here has no window: sequences up to `max_length` do not need one.
     """
 
     vocab_size: Positive
@@ -84,6 +91,9 @@ class LlamaConfig:
     rope_scaling: LinearScaling | Llama3Scaling | None = None
     norm_eps: NotNegative = 1e-5
     tie_embeddings: bool = True
+    # Not in the representation, which is part of the fingerprints in exported adapters.
+    family: Family = field(default="llama", repr=False)
+    sliding_window: Positive | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -92,6 +102,21 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE rotates pairs")
+        if self.sliding_window is not None and self.max_length > self.sliding_window:
+            raise ValueError(
+                f"max_length ({self.max_length}) must be at most sliding_window "
+                f"({self.sliding_window})"
+            )
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the linears of queries, keys and values have biases."""
+        return self.family == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether every head of the queries and keys goes through an RMSNorm before RoPE."""
+        return self.family == "qwen3"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""LLaMA in Flax NNX, with its layers stacked and scanned.
+"""LLaMA, Mistral, Qwen2 and Qwen3 in Flax NNX, with their layers stacked and scanned.
 
 Shapes: N = B · T flat tokens, S cache slots, H query heads, G key/value heads, K head size, F
 feed-forward width.
@@ -12,6 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from palr_jax.dropout import drop_out
+from palr_jax.errors import UserError
 from palr_jax.llm.attention import attend, attend_cached
 from palr_jax.llm.axes import by_rows, gathered, gathered_table
 from palr_jax.llm.bits import from_bits, kept, to_bits
@@ -83,7 +84,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        """[N, D] → [N, D] in the same dtype."""
+        """[..., D] → [..., D] in the same dtype."""
         wide_ND = x_ND.astype(jnp.float32)
         scale_N1 = jax.lax.rsqrt(jnp.mean(wide_ND**2, axis=-1, keepdims=True) + self.eps)
         return (wide_ND * scale_N1 * self.weight_D[...]).astype(x_ND.dtype)
@@ -101,7 +102,8 @@ class DecoderLayer(nnx.Module):
         HK, GK = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
         def linear(name: Target, inputs: int, outputs: int) -> Linear:
-            return Linear(name, inputs, outputs, lora, rngs)
+            bias = config.qkv_bias and name in ("q", "k", "v")
+            return Linear(name, inputs, outputs, lora, rngs, bias)
 
         self.head_dim = config.head_dim
         self.dropout = lora.dropout if lora else 0.0
@@ -109,6 +111,10 @@ class DecoderLayer(nnx.Module):
         self.q = linear("q", D, HK)
         self.k = linear("k", D, GK)
         self.v = linear("v", D, GK)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.o = linear("o", HK, D)
         self.ffn_norm = RMSNorm(D, config.norm_eps)
         self.gate = linear("gate", D, F)
@@ -136,6 +142,10 @@ class DecoderLayer(nnx.Module):
         q_BTHK = rows(self.q(h_ND, dropped_ND))
         k_BTGK = rows(self.k(h_ND, dropped_ND))
         v_BTGK = rows(self.v(h_ND, dropped_ND))
+        if self.qk_norm:
+            normed = self._normed(q_BTHK, self.q_norm), self._normed(k_BTGK, self.k_norm)
+            q_BTHK, k_BTGK = (rotate(x, turns_BTK).astype(self.q.kernel_IO.dtype) for x in normed)
+            return q_BTHK, k_BTGK, self._kept(v_BTGK)
         heads = rotate(q_BTHK, turns_BTK), rotate(k_BTGK, turns_BTK), v_BTGK
         return tuple(self._kept(x) for x in heads)
 
@@ -157,6 +167,10 @@ class DecoderLayer(nnx.Module):
         h_NF = (jax.nn.silu(gate_NF) * up_NF).astype(x_ND.dtype)
         return x_ND + self.down(h_NF, self._dropped(h_NF, "down", dropout_key))
 
+    def _normed(self, x_BTHK: jax.Array, norm: RMSNorm) -> jax.Array:
+        """Heads after a norm. Its input is kept: the backward pass computes the rest from that."""
+        return norm(self._kept(x_BTHK).astype(x_BTHK.dtype))
+
     def _kept(self, x: jax.Array) -> jax.Array:
         return kept(x.astype(self.q.kernel_IO.dtype))
 
@@ -168,7 +182,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """A LLaMA language model; `layers` is one layer whose parameters have a leading axis L.
+    """A language model; `layers` is one layer whose parameters have a leading axis L.
 
     `compute` selects the mesh and the kernels; by default one device of the default backend.
     """
@@ -214,7 +228,13 @@ class Llama(nnx.Module):
             remat: what a backward pass recomputes instead of storing it.
             prefix: the tokens that all rows begin with.
             added_BTD: is added to the embeddings of the tokens.
+
+        Raises:
+            UserError: without a layout, rows are longer than the model's sliding window.
         """
+        T, window = tokens_BT.shape[1], self.config.sliding_window
+        if layout is None and window is not None and window < T:
+            raise UserError(f"rows of {T} tokens exceed the model's sliding_window, {window}")
         return self._run(tokens_BT, layout, dropout_key, None, remat, prefix, added_BTD)[0]
 
     def prefill(

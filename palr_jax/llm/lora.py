@@ -1,4 +1,4 @@
-"""A linear layer with an optional low-rank adapter.
+"""A linear layer with an optional bias and an optional low-rank adapter.
 
 Shapes: N rows, I inputs, O outputs, R rank; a leading L if layers are stacked.
 """
@@ -13,18 +13,29 @@ from palr_jax.llm.product import product
 
 
 class Linear(nnx.Module):
-    """y = x W, plus (alpha / rank) · x A B with an adapter (Hu et al. 2021, section 4.1).
+    """y = x W, plus b with a bias, plus (alpha / rank) · x A B with an adapter.
+
+    The adapter is that of Hu et al. 2021, section 4.1.
 
     A is initialised at random and B to zero, so a new adapter changes nothing. Adapters are stored
     in float32 and rounded to the dtype of W for a product.
     """
 
     def __init__(
-        self, name: Target, inputs: int, outputs: int, lora: LoRAConfig | None, rngs: nnx.Rngs
+        self,
+        name: Target,
+        inputs: int,
+        outputs: int,
+        lora: LoRAConfig | None,
+        rngs: nnx.Rngs,
+        bias: bool = False,
     ) -> None:
         self.kernel_IO = nnx.Param(
             jax.random.normal(rngs.params(), (inputs, outputs)) * inputs**-0.5
         )
+        self.has_bias = bias
+        if bias:
+            self.bias_O = nnx.Param(jnp.zeros((outputs,)))
         adapted = lora is not None and name in lora.targets
         self.scale = lora.alpha / lora.rank if lora and adapted else 0.0
         if lora and adapted:
@@ -41,6 +52,8 @@ class Linear(nnx.Module):
         """
         kernel_IO = self.kernel_IO[...]
         y_NO = product(x_NI, kernel_IO)
+        if self.has_bias:
+            y_NO += self.bias_O[...].astype(y_NO.dtype)
         if not self.scale:
             return y_NO
         a_IR, b_RO = (

@@ -175,12 +175,13 @@ def _shape(config: Config) -> LlamaConfig:
     path = path_of(ranker.weights)
     if path.exists():
         return shape_of_weights(path)
-    if path.name not in SHAPES:
+    name = path.name.lower()
+    if name not in SHAPES:
         raise UserError(
             f"{path} does not exist, and {path.name} is not a known shape ({', '.join(SHAPES)}): "
             "put the model's config.json into that folder"
         )
-    return SHAPES[path.name]
+    return SHAPES[name]
 
 
 def _in_words(shape: LlamaConfig, config: Config) -> str:

@@ -89,7 +89,7 @@ def make_model(
     Args:
         config: of the ranker.
         vocab_size: tokens of the tokenizer.
-        max_length: tokens of a prompt.
+        max_length: tokens of a row, `finetune.length`.
         seed: of what is drawn.
         shards: the mesh.
         drawn: False for a small model of which a checkpoint has every parameter: all are 0.
@@ -112,9 +112,10 @@ def make_model(
             "name the tokenizer that belongs to the weights in ranker.tokenizer"
         )
     if model.config.max_length < max_length:
+        why = " (its sliding_window)" if model.config.sliding_window else ""
         raise UserError(
-            f"{config.weights} reads {model.config.max_length} tokens at most: "
-            f"lower instruct.length ({max_length})"
+            f"{config.weights} reads {model.config.max_length} tokens at most{why}: "
+            f"lower finetune.length ({max_length}), and instruct.length with it"
         )
     return model
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every LLaMA variant, in the format of other tools."""
+"""Tiny random checkpoints of every variant of a model, in the format of other tools."""
 
 import json
 from pathlib import Path
@@ -19,6 +19,8 @@ _COMMON = {
 }
 _LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
 _MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+_QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu"}
+_QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"}
 _LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -54,6 +56,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"hidden_size": 18, "num_attention_heads": 3, "num_key_value_heads": 1,
        "rms_norm_eps": 1e-05, "rope_theta": 100000, "tie_word_embeddings": True,
        "rope_interleaved": False},
+    "llama3.2": _COMMON
+    | _LLAMA
+    | {"num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+       "rope_scaling": {**_LLAMA3, "factor": 32.0}, "tie_word_embeddings": True,
+       "attention_bias": False, "mlp_bias": False},
+    "mistral-window": _COMMON
+    | _MISTRAL
+    | {"num_key_value_heads": 2, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+       "sliding_window": 100, "tie_word_embeddings": False},
+    "qwen2": _COMMON
+    | _QWEN2
+    | {"num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+       "use_sliding_window": False, "sliding_window": 96, "max_window_layers": 28,
+       "tie_word_embeddings": False},
+    "qwen2-tied": _COMMON
+    | _QWEN2
+    | {"num_key_value_heads": 1, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+       "use_sliding_window": False, "sliding_window": None, "tie_word_embeddings": True},
+    "qwen3": _COMMON
+    | _QWEN3
+    | {"num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+       "rope_scaling": None, "attention_bias": False, "use_sliding_window": False,
+       "sliding_window": None, "max_window_layers": 36, "tie_word_embeddings": True},
     "large-eps": _COMMON | _LLAMA | {"num_key_value_heads": 2, "rms_norm_eps": 0.1},
 }  # fmt: skip
 
@@ -75,9 +100,17 @@ def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or dim // heads
     kv = size * (config.get("num_key_value_heads") or heads)
-    shapes = {"model.embed_tokens": (config["vocab_size"], dim), "model.norm": (dim,)}
+    table = (config["vocab_size"], dim)
+    shapes = {"model.embed_tokens.weight": table, "model.norm.weight": (dim,)}
     if not config.get("tie_word_embeddings"):
-        shapes["lm_head"] = (config["vocab_size"], dim)
+        shapes["lm_head.weight"] = table
+    more = {
+        "qwen2": {
+            "self_attn.q_proj.bias": (heads * size,), "self_attn.k_proj.bias": (kv,),
+            "self_attn.v_proj.bias": (kv,),
+        },
+        "qwen3": {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)},
+    }.get(config.get("model_type", "llama"), {})  # fmt: skip
     for layer in range(config["num_hidden_layers"]):
         for name, shape in {
             "input_layernorm": (dim,), "post_attention_layernorm": (dim,),
@@ -85,13 +118,15 @@ def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
             "self_attn.v_proj": (kv, dim), "self_attn.o_proj": (dim, heads * size),
             "mlp.gate_proj": (ffn, dim), "mlp.up_proj": (ffn, dim), "mlp.down_proj": (dim, ffn),
         }.items():  # fmt: skip
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+        for name, shape in more.items():
             shapes[f"model.layers.{layer}.{name}"] = shape
     rng = np.random.default_rng(seed)
     values = {}
     for name in sorted(shapes):
         drawn = rng.normal(size=shapes[name])
         drawn = 1 + 0.2 * drawn if "norm" in name else drawn * shapes[name][-1] ** -0.5
-        values[f"{name}.weight"] = drawn.astype(np.float32)
+        values[name] = drawn.astype(np.float32)
     return values
 
 

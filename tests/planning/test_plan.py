@@ -87,6 +87,15 @@ def test_gpus_are_planned_as_an_estimate(tmp_path: Path) -> None:
     check(made)
 
 
+@pytest.mark.parametrize(
+    ("weights", "family"),
+    [("weights/qwen2.5-7b", "qwen2"), ("Qwen/Qwen3-8B", "qwen3"), ("x/llama3.2-1b", "llama")],
+)
+def test_absent_weights_are_known_by_the_name_of_their_folder(weights: str, family: str) -> None:
+    config = parse_config({**SMALL, "ranker": {"weights": weights}}, "small")
+    assert planning._shape(config).family == family
+
+
 @pytest.mark.skipif(not HAS_TPU_COMPILER, reason="needs libtpu, the TPU compiler")
 def test_tpus_are_planned_with_their_compiler(tmp_path: Path) -> None:
     done = palr_plan(tmp_path, "--topology", "v5e:2x2", "--json")

@@ -1,4 +1,7 @@
-"""LLaMA checkpoints as GGUF files (llama.cpp), dequantised with the package `gguf`."""
+"""Checkpoints as GGUF files (llama.cpp), dequantised with the package `gguf`.
+
+Architectures are llama (also Mistral), qwen2 (also Qwen 2.5) and qwen3.
+"""
 
 import math
 import re
@@ -17,6 +20,7 @@ from palr_jax.llm.checkpoints.small_files import complaint, validated
 from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.checkpoints.weights import LINEARS
 from palr_jax.llm.config import (
+    Family,
     LinearScaling,
     Llama3Scaling,
     LlamaConfig,
@@ -39,6 +43,12 @@ _LAYER = {f"{_LINEARS[target]}.weight": f"{name}.weight" for target, name in LIN
     "attn_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
 }
+# The names of tensors that only some architectures have; elsewhere they are refused by these.
+_MORE: dict[Family, dict[str, str]] = {
+    "llama": {},
+    "qwen2": {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
+    "qwen3": {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
+}
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -53,34 +63,35 @@ _PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class _Shape(BaseModel):
-    """The metadata that affect the computation."""
+    """The metadata that affect the computation, without the architecture before each name."""
 
-    embedding_length: Positive = Field(alias="llama.embedding_length")
-    block_count: Positive = Field(alias="llama.block_count")
-    context_length: Positive = Field(alias="llama.context_length")
-    feed_forward_length: Positive = Field(alias="llama.feed_forward_length")
-    head_count: Positive = Field(alias="llama.attention.head_count")
-    head_count_kv: Positive | None = Field(None, alias="llama.attention.head_count_kv")
-    key_length: Positive | None = Field(None, alias="llama.attention.key_length")
-    value_length: Positive | None = Field(None, alias="llama.attention.value_length")
-    epsilon: NotNegative = Field(alias="llama.attention.layer_norm_rms_epsilon")
-    dimension_count: Positive | None = Field(None, alias="llama.rope.dimension_count")
-    freq_base: PositiveFloat = Field(10_000.0, alias="llama.rope.freq_base")
-    scaling: StrictStr | None = Field(None, alias="llama.rope.scaling.type")
-    scaling_factor: NotNegative | None = Field(None, alias="llama.rope.scaling.factor")
-    scale_linear: NotNegative | None = Field(None, alias="llama.rope.scale_linear")
-    expert_count: StrictInt | None = Field(None, alias="llama.expert_count")
-    sliding_window: StrictInt | None = Field(None, alias="llama.attention.sliding_window")
+    embedding_length: Positive = Field(alias="embedding_length")
+    block_count: Positive = Field(alias="block_count")
+    context_length: Positive = Field(alias="context_length")
+    feed_forward_length: Positive = Field(alias="feed_forward_length")
+    head_count: Positive = Field(alias="attention.head_count")
+    head_count_kv: Positive | None = Field(None, alias="attention.head_count_kv")
+    key_length: Positive | None = Field(None, alias="attention.key_length")
+    value_length: Positive | None = Field(None, alias="attention.value_length")
+    epsilon: NotNegative = Field(alias="attention.layer_norm_rms_epsilon")
+    dimension_count: Positive | None = Field(None, alias="rope.dimension_count")
+    freq_base: PositiveFloat = Field(10_000.0, alias="rope.freq_base")
+    scaling: StrictStr | None = Field(None, alias="rope.scaling.type")
+    scaling_factor: NotNegative | None = Field(None, alias="rope.scaling.factor")
+    scale_linear: NotNegative | None = Field(None, alias="rope.scale_linear")
+    expert_count: StrictInt | None = Field(None, alias="expert_count")
+    sliding_window: StrictInt | None = Field(None, alias="attention.sliding_window")
 
 
 def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], JsonObject]:
     """The shape of a model, its tensors by their Hugging Face names, and the metadata.
 
-    Quantised tensors are read as float32, the rows of queries and keys in Hugging Face's order. If
-    a model is split into several files, `path` is the first.
+    Quantised tensors are read as float32, the rows of a LLaMA's queries and keys in Hugging Face's
+    order. If a model is split into several files, `path` is the first.
 
     Raises:
-        UserError: a file is missing, damaged or truncated, or the model is not a plain LLaMA.
+        UserError: a file is missing, damaged or truncated, or the model is not a plain LLaMA,
+            Qwen2 or Qwen3.
     """
     if in_bucket(path):
         raise UserError(f"{path}: GGUF can only be read from disk: copy it there")
@@ -93,7 +104,7 @@ def open_file(path: Path) -> tuple[LlamaConfig, dict[str, Stored], JsonObject]:
         entries |= found
     config = _config(metadata, entries, path)
     tensors = {
-        _hf_name(name): _stored(entry, config)
+        _hf_name(name, config.family): _stored(entry, config)
         for name, entry in entries.items()
         if name != _ROPE_FACTORS
     }
@@ -129,14 +140,14 @@ def _config(
     metadata: dict[str, object], entries: dict[str, TensorEntry], path: Path
 ) -> LlamaConfig:
     architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise UserError(
-            f"{path}: architecture {architecture!r} is not supported; use a plain LLaMA checkpoint"
-        )
-    shape = validated(_Shape, metadata, str(path))
+    if not isinstance(architecture, str) or architecture not in _MORE:
+        raise _unsupported(f"architecture {architecture!r}", path)
+    before = f"{architecture}."
+    own = {name.removeprefix(before): v for name, v in metadata.items() if name.startswith(before)}
+    shape = validated(_Shape, own, f"{path}, {architecture}")
     for feature in ("expert_count", "sliding_window"):
         if getattr(shape, feature):
-            raise UserError(f"{path}: {feature} is not supported; use a plain LLaMA checkpoint")
+            raise _unsupported(feature, path)
     head_dim = shape.key_length or shape.embedding_length // shape.head_count
     if {shape.dimension_count, shape.value_length} - {None, head_dim}:
         raise UserError(f"{path}: partially rotated heads are not supported")
@@ -156,11 +167,16 @@ def _config(
         "rope_scaling": _scaling(shape, entries, theta, head_dim, path),
         "norm_eps": _shortest(shape.epsilon),
         "tie_embeddings": "output.weight" not in entries,
+        "family": architecture,
     }
     try:
         return TypeAdapter(LlamaConfig).validate_python(values)
     except ValidationError as error:
         raise UserError(complaint(error, str(path))) from None
+
+
+def _unsupported(feature: str, path: Path) -> UserError:
+    return UserError(f"{path}: {feature} is not supported; use a plain LLaMA, Qwen2 or Qwen3")
 
 
 def _scaling(
@@ -186,7 +202,7 @@ def _linear_scaling(shape: _Shape, path: Path) -> LinearScaling | None:
         raise UserError(f"{path}: rope type {kind!r} is not supported; linear and llama3 are")
     factor = shape.scale_linear if shape.scaling_factor is None else shape.scaling_factor
     if kind == "linear" and factor == 0:
-        raise UserError(f"{path}: llama.rope.scaling.factor is 0: copy it again")
+        raise UserError(f"{path}: rope.scaling.factor is 0: copy it again")
     # As in llama.cpp: 0 means no scaling, and a factor without a type is linear.
     if kind == "none" or factor in (None, 0.0, 1.0):
         return None
@@ -200,22 +216,24 @@ def _shortest(value: float) -> float:
     return short if short and math.isfinite(short) else value
 
 
-def _hf_name(name: str) -> str:
+def _hf_name(name: str, family: Family) -> str:
     """The Hugging Face name of a tensor; unknown names are unchanged, and refused later."""
     if name in _TOP:
         return _TOP[name]
     kind, _, rest = name.partition(".")
     layer, _, part = rest.partition(".")
-    if kind == "blk" and part in _LAYER:
-        return f"model.layers.{layer}.{_LAYER[part]}"
+    names = _LAYER | _MORE[family]
+    if kind == "blk" and part in names:
+        return f"model.layers.{layer}.{names[part]}"
     return name
 
 
 def _stored(entry: TensorEntry, config: LlamaConfig) -> Stored:
     heads = None
-    if entry.name.endswith("attn_q.weight"):
+    interleaved = config.family == "llama"  # Qwen's are as in Hugging Face's files
+    if interleaved and entry.name.endswith("attn_q.weight"):
         heads = config.num_heads
-    elif entry.name.endswith("attn_k.weight"):
+    elif interleaved and entry.name.endswith("attn_k.weight"):
         heads = config.num_kv_heads
     dtype = _UNQUANTISED.get(entry.kind, np.dtype(np.float32))
     return Stored(entry.shape, dtype, partial(_read_tensor, entry, heads))

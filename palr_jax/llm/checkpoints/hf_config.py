@@ -1,5 +1,7 @@
 """Conversion between a Hugging Face `config.json` and a LlamaConfig.
 
+`model_type` is the family: llama, mistral, qwen2 (also of Qwen 2.5) or qwen3.
+
 Newer files have the rotary settings in `rope_parameters`, older ones in `rope_theta` and
 `rope_scaling`. Both are read; the older keys are written, as every version of transformers supports
 them.
@@ -21,6 +23,7 @@ from pydantic import (
 from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.small_files import complaint, read_object, validated
 from palr_jax.llm.config import (
+    Family,
     LinearScaling,
     Llama3Scaling,
     LlamaConfig,
@@ -31,7 +34,12 @@ from palr_jax.llm.config import (
 
 # The default of transformers for a Mistral config without a window.
 _MISTRAL_WINDOW = 4096
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_ARCHITECTURES: dict[Family, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _ROPE_KINDS = ("default", "linear", "llama3")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
@@ -61,14 +69,14 @@ class _Rope(BaseModel):
 class _Content(BaseModel):
     """The keys of a `config.json` that affect the computation."""
 
-    model_type: StrictStr | None = None
+    model_type: Family
     architectures: list[StrictStr] | None = None
     attention_bias: StrictBool | None = None
     mlp_bias: StrictBool | None = None
     hidden_act: StrictStr = "silu"
     quantization_config: object = None
-    sliding_window: object = None
-    use_sliding_window: StrictBool | None = True
+    sliding_window: Positive | None = None
+    use_sliding_window: StrictBool | None = None
     layer_types: list[StrictStr] | None = None
     partial_rotary_factor: StrictFloat | None = None
     num_local_experts: object = None
@@ -94,8 +102,8 @@ def read_config(path: Path) -> LlamaConfig:
 
     Raises:
         UserError: it is missing or damaged, lacks a key, has a value of the wrong type, or needs a
-            feature that Llama does not support (biases, a sliding window, experts, another RoPE
-            scaling, another activation or architecture).
+            feature that Llama does not support (biases but Qwen2's, a sliding window but
+            Mistral's, experts, another RoPE scaling, another activation or architecture).
     """
     if not path.exists():
         raise UserError(f"{path} is missing: name a folder with config.json and safetensors")
@@ -113,6 +121,7 @@ def from_hf(hf: dict[str, object], where: str) -> LlamaConfig:
     _refuse_unsupported(content, where)
     heads = content.num_attention_heads
     rope_theta, rope_scaling = _rope(content, where)
+    longest, window = content.max_position_embeddings, _window(content)
     shape = {
         "vocab_size": content.vocab_size,
         "dim": content.hidden_size,
@@ -121,11 +130,13 @@ def from_hf(hf: dict[str, object], where: str) -> LlamaConfig:
         "num_kv_heads": content.num_key_value_heads or heads,
         "head_dim": content.head_dim or content.hidden_size // heads,
         "ffn_dim": content.intermediate_size,
-        "max_length": content.max_position_embeddings,
+        "max_length": min(longest, window or longest),
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
         "norm_eps": content.rms_norm_eps,
         "tie_embeddings": bool(content.tie_word_embeddings),
+        "family": content.model_type,
+        "sliding_window": window,
     }
     try:
         return TypeAdapter(LlamaConfig).validate_python(shape)
@@ -150,8 +161,8 @@ def to_hf(
                 "original_max_position_embeddings": length,
             }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [_ARCHITECTURES[config.family]],
+        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers,
@@ -165,11 +176,23 @@ def to_hf(
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **_features(config),
         "bos_token_id": begin_ids[0] if begin_ids else None,
         "eos_token_id": eos_id,
     }
+
+
+def _features(config: LlamaConfig) -> dict[str, object]:
+    """The keys that only some families have."""
+    match config.family:
+        case "llama":
+            return {"attention_bias": False, "mlp_bias": False}
+        case "mistral":
+            return {"sliding_window": config.sliding_window}
+        case "qwen2":
+            return {"use_sliding_window": False}
+        case "qwen3":
+            return {"use_sliding_window": False, "attention_bias": False}
 
 
 def _refuse_other_models(hf: dict[str, object], where: str) -> None:
@@ -185,11 +208,12 @@ def _refuse_other_models(hf: dict[str, object], where: str) -> None:
 
 def _refuse_unsupported(content: _Content, where: str) -> None:
     features = {
-        "attention_bias": content.attention_bias,
+        # Qwen2 has its biases with any value of this key.
+        "attention_bias": content.attention_bias and content.model_type != "qwen2",
         "mlp_bias": content.mlp_bias,
         f"hidden_act {content.hidden_act!r}": content.hidden_act not in ("silu", "swish"),
         "quantization_config": content.quantization_config is not None,
-        "sliding_window": _has_window(content),
+        "sliding_window": _has_other_window(content),
         "partial_rotary_factor": content.partial_rotary_factor not in (None, 1.0),
         **{f"{key} (mixture of experts)": getattr(content, key) for key in _EXPERTS},
     }
@@ -199,16 +223,29 @@ def _refuse_unsupported(content: _Content, where: str) -> None:
 
 
 def _unsupported(feature: str, where: str) -> UserError:
-    return UserError(f"{where}: {feature} is not supported; use a plain LLaMA checkpoint")
+    return UserError(
+        f"{where}: {feature} is not supported; use a plain LLaMA, Mistral, Qwen2 or Qwen3"
+    )
 
 
-def _has_window(content: _Content) -> bool:
+def _has_other_window(content: _Content) -> bool:
+    """Whether a layer has a window, except for that of all layers of a Mistral."""
     if any(kind != "full_attention" for kind in content.layer_types or ()):
         return True
-    if "sliding_window" in content.model_fields_set:
-        return content.sliding_window is not None and content.use_sliding_window is not False
-    # Without the key a Mistral has the default window, which affects only longer sequences.
-    return content.model_type == "mistral" and content.max_position_embeddings > _MISTRAL_WINDOW
+    if content.model_type == "mistral" or content.sliding_window is None:
+        return False
+    if content.model_type == "llama":
+        return content.use_sliding_window is not False
+    return bool(content.use_sliding_window)
+
+
+def _window(content: _Content) -> int | None:
+    """The sliding window of all layers; None if it has more tokens than any sequence."""
+    if content.model_type != "mistral":
+        return None
+    given = "sliding_window" in content.model_fields_set
+    window = content.sliding_window if given else _MISTRAL_WINDOW
+    return window if window and window <= content.max_position_embeddings else None
 
 
 def _rope(content: _Content, where: str) -> tuple[float, LinearScaling | Llama3Scaling | None]:

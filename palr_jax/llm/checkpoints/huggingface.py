@@ -1,4 +1,4 @@
-"""LLaMA checkpoints as Hugging Face folders: `config.json`, safetensors, a tokenizer."""
+"""Checkpoints as Hugging Face folders: `config.json`, safetensors, a tokenizer."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Loads a LLaMA from any supported format: `palr_jax.llm.load`, `palr import-weights`."""
+"""Loads a model from any supported format: `palr_jax.llm.load`, `palr import-weights`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,8 @@ def load(
 
     Raises:
         UserError: a file is missing, damaged or a pickle; a tensor is missing or its shape differs
-            from the config; the model is not a plain LLaMA; the tokenizer or the adapter belongs
-            to another model.
+            from the config; the model is of no supported family; the tokenizer or the adapter
+            belongs to another model.
     """
     if adapter is not None:
         lora = peft.read_lora(path_of(adapter))

@@ -120,6 +120,10 @@ def fingerprint(model: Llama) -> str:
         model.layers.attention_norm.weight_D[...],
         model.layers.ffn_norm.weight_D[...],
     ]
+    if model.config.qkv_bias:
+        parts += [getattr(model.layers, name).bias_O[...] for name in ("q", "k", "v")]
+    if model.config.qk_norm:
+        parts += [model.layers.q_norm.weight_D[...], model.layers.k_norm.weight_D[...]]
     digest = hashlib.sha256(repr(model.config).encode())
     for part in parts:
         digest.update(np.asarray(part.astype(jnp.bfloat16)).tobytes())

@@ -14,7 +14,7 @@ from palr_jax.errors import UserError
 from palr_jax.llm.axes import ParamPath, placement
 from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.compute import compute_over
-from palr_jax.llm.config import LlamaConfig, LoRAConfig, Target
+from palr_jax.llm.config import Family, LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.sharding import Shards
 from palr_jax.trees import PyTree, State, split_off
@@ -33,11 +33,22 @@ LINEARS: dict[Target, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_NORMS = {
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
 _TOP: dict[ParamPath, str] = {
     ("embedding_VD",): "model.embed_tokens.weight",
     ("norm", "weight_D"): "model.norm.weight",
     ("head_VD",): "lm_head.weight",
+}
+_FAMILIES: dict[Family, str] = {
+    "llama": "LLaMA",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
 }
 # Tensors to ignore: RoPE tables of old checkpoints, and a head that is tied to the embedding.
 _IGNORED = ("rotary_emb.inv_freq", "lm_head.weight")
@@ -52,7 +63,8 @@ def tensor_name(path: ParamPath, layer: int = 0) -> str:
     """The Hugging Face name of a parameter."""
     if path[0] != "layers":
         return _TOP[path]
-    return f"model.layers.{layer}.{(LINEARS | _NORMS)[path[1]]}.weight"
+    kind = "bias" if path[-1] == "bias_O" else "weight"
+    return f"model.layers.{layer}.{(LINEARS | _NORMS)[path[1]]}.{kind}"
 
 
 def base_parameters(config: LlamaConfig) -> dict[ParamPath, tuple[int, ...]]:
@@ -65,7 +77,8 @@ def check_tensors(config: LlamaConfig, tensors: Mapping[str, Stored], where: str
     """Checks that a checkpoint holds exactly the tensors of `config`.
 
     Raises:
-        UserError: a tensor is missing, has the wrong shape, or is unknown (a bias, for example).
+        UserError: a tensor is missing, has the wrong shape, or is unknown (the bias of a LLaMA,
+            for example).
     """
     known = set()
     for path, shape in base_parameters(config).items():
@@ -81,9 +94,10 @@ def check_tensors(config: LlamaConfig, tensors: Mapping[str, Stored], where: str
                     f"{where}: tensor {name} has shape {tensors[name].shape}, "
                     f"the config needs {expected}"
                 )
+    plain = _FAMILIES[config.family]
     for name in tensors:
         if name not in known and not name.endswith(_IGNORED):
-            raise UserError(f"{where}: tensor {name} is not part of a plain LLaMA")
+            raise UserError(f"{where}: tensor {name} is not part of a plain {plain}")
 
 
 def assemble(
@@ -233,7 +247,7 @@ def _parameter(model: Llama, path: ParamPath) -> nnx.Variable[jax.Array]:
 
 
 def _read_layer(model: Llama, path: ParamPath, layer: int) -> np.ndarray:
-    if path[1] in LINEARS:
+    if path[-1] == "kernel_IO":
         return np.asarray(getattr(model.layers, path[1]).merged_kernel(layer)).T
     return np.asarray(_parameter(model, path)[...][layer])
 

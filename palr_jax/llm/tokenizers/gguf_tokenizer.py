@@ -1,8 +1,8 @@
 """The tokenizer in the metadata of a GGUF file.
 
-Two kinds belong to the LLaMA family: byte-level BPE (`gpt2`: LLaMA 3, SmolLM2), which is converted
-to a `tokenizer.json`, and SentencePiece (`llama`: LLaMA 1 and 2, Mistral), which is converted back
-to a `tokenizer.model`.
+Two kinds are read: byte-level BPE (`gpt2`: LLaMA 3, SmolLM2, Qwen), which is converted to a
+`tokenizer.json`, and SentencePiece (`llama`: LLaMA 1 and 2, Mistral), which is converted back to a
+`tokenizer.model`.
 """
 
 import json
@@ -29,6 +29,10 @@ _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Regular expressions that split a text before the merges, applied in order, by the name in
 # `tokenizer.ggml.pre`.
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -37,10 +41,13 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "llama-bpe": (_LLAMA3_WORDS,),
     "llama3": (_LLAMA3_WORDS,),
     "llama-v3": (_LLAMA3_WORDS,),
+    "qwen2": (_QWEN_WORDS,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 # LLaMA 3 encodes a word that is in the vocabulary as one token, regardless of the merges.
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")
+# Qwen composes characters and their accents (NFC) before it splits.
+_COMPOSED = ("qwen2",)
 
 
 _Kind = Annotated[StrictInt, Field(ge=1, le=6)]
@@ -143,7 +150,7 @@ def _byte_level_bpe(values: _Vocabulary, cut: str, path: Path) -> JsonObject:
             for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
             if kind in (_CONTROL, _USER_DEFINED)
         ],
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if cut in _COMPOSED else None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [*splits, {**bytes_only, "use_regex": False}],

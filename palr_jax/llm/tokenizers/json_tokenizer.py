@@ -1,4 +1,4 @@
-"""Hugging Face `tokenizer.json` files (LLaMA 3, SmolLM2, …) as tokenizers of segments.
+"""Hugging Face `tokenizer.json` files (LLaMA 3, SmolLM2, Qwen, …) as tokenizers of segments.
 
 `JsonTokenizer(text, begin_ids, eos_id, name="tokenizer.json")` makes one in memory: `text` is the
 content of a tokenizer.json, `begin_ids` the tokens that begin a prompt (may be empty), `eos_id` the

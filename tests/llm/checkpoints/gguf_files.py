@@ -18,22 +18,23 @@ _NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "model.embed_tokens": "token_embd",
+    "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "model.embed_tokens": "token_embd",
     "model.norm": "output_norm", "lm_head": "output",
 }  # fmt: skip
 
 
 def name_of(hf_name: str) -> str:
     """llama.cpp's name of a tensor."""
-    stem = hf_name.removesuffix(".weight")
+    stem, _, kind = hf_name.rpartition(".")
     if stem in _NAMES:
-        return f"{_NAMES[stem]}.weight"
+        return f"{_NAMES[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{_NAMES[part]}.weight"
+    return f"blk.{layer}.{_NAMES[part]}.{kind}"
 
 
 def permute(value: np.ndarray, heads: int) -> np.ndarray:
-    """The order of the rows of queries and keys in llama.cpp."""
+    """The order of the rows of a LLaMA's queries and keys in llama.cpp."""
     rows, columns = value.shape
     halves = value.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)
@@ -47,7 +48,8 @@ def write_gguf(
     extra: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Writes a GGUF file and returns its tensors as they should be read, by Hugging Face names."""
-    writer = gguf.GGUFWriter(path, "llama")
+    architecture = config["model_type"]
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -56,6 +58,9 @@ def write_gguf(
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     for key, value in (metadata or {}).items():
         add(writer, key, value)
     read = {}
@@ -69,7 +74,7 @@ def write_gguf(
             continue
         data = gguf.quantize(value, kind)
         read[name] = gguf.dequantize(data, kind)
-        if heads:
+        if heads and architecture == "llama":
             data = gguf.quantize(permute(value, heads), kind)
         writer.add_tensor(name_of(name), data, raw_dtype=kind)
     for name, value in (extra or {}).items():

@@ -64,10 +64,15 @@ def test_every_tensor_lands_in_its_place(folder: Path) -> None:
     np.testing.assert_array_equal(model.head_VD[...], values["lm_head.weight"])
 
 
-@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "imported"),
+    [("llama3", False), ("llama3", True), ("qwen2", True), ("qwen3", False)],
+)
 def test_parameters_come_to_the_devices_that_they_belong_to(
-    imported: bool, folder: Path, tmp_path: Path
+    variant: str, imported: bool, tmp_path: Path
 ) -> None:
+    folder = tmp_path / "model"
+    write_checkpoint(folder, VARIANTS[variant])
     shards = Shards(make_mesh(MeshConfig(fsdp=4, tensor=2), jax.devices()[:8]))
     lora = LoRAConfig(rank=2, targets=("v",))
     alone, _ = llm.load(folder, lora=lora, seed=3)
@@ -150,7 +155,15 @@ def test_rotary_settings_may_be_given_twice(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported"),
+        ({"model_type": "qwen2_moe"}, "model_type 'qwen2_moe' is not supported"),
+        ({"model_type": "gemma3_text"}, "model_type 'gemma3_text' is not supported"),
+        ({"model_type": "qwen2"}, "tensor model.layers.0.self_attn.k_proj.bias is missing"),
+        ({"model_type": "qwen3"}, "tensor model.layers.0.self_attn.k_norm.weight is missing"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is not supported"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8},
+         "sliding_window is not supported"),
+        ({"sliding_window": 4096}, "sliding_window is not supported"),
+        ({"sliding_window": "wide"}, "sliding_window: Input should be a valid integer"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "Classification' is not supported"),
         ({"attention_bias": True}, "attention_bias is not supported"),
         ({"mlp_bias": True}, "mlp_bias is not supported"),
@@ -202,20 +215,36 @@ def test_what_does_not_fit_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "longest", "window"),
     [
-        {"sliding_window": 4096},
+        ({"sliding_window": None}, 128, None),
+        ({"sliding_window": 4096}, 128, None),  # wider than the longest sequence
+        ({"sliding_window": "absent"}, 128, None),
+        ({"sliding_window": 100}, 100, 100),
+        ({"sliding_window": 128}, 128, 128),
         # The default of transformers for a Mistral without the key.
-        {"sliding_window": "absent", "max_position_embeddings": 32768},
+        ({"sliding_window": "absent", "max_position_embeddings": 32768}, 4096, 4096),
     ],
+    ids=str,
 )
-def test_a_sliding_window_is_refused(tmp_path: Path, change: JsonObject) -> None:
+def test_a_mistral_reads_as_many_tokens_as_its_sliding_window(
+    tmp_path: Path, change: JsonObject, longest: int, window: int | None
+) -> None:
     folder = tmp_path / "model"
     write_checkpoint(folder, MISTRAL)
     rewrite(folder, change, MISTRAL)
-    assert "sliding_window is not supported" in refusal(folder)
-    rewrite(folder, {"sliding_window": "absent"}, MISTRAL)  # too short for the window to act
-    llm.load(folder)
+    import_weights(str(folder), tmp_path / "imported")
+    for path in (folder, tmp_path / "imported"):
+        config = llm.load(path)[0].config
+        assert (config.max_length, config.sliding_window) == (longest, window)
+
+
+def test_rows_longer_than_a_sliding_window_are_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, VARIANTS["mistral-window"])
+    model, _ = llm.load(tmp_path)
+    assert model(jnp.ones((1, 100), jnp.int32)).shape == (1, 100, 64)
+    with pytest.raises(UserError, match="rows of 101 tokens exceed the model's sliding_window, 1"):
+        model(jnp.ones((1, 101), jnp.int32))
 
 
 def test_a_bias_in_the_weights_is_refused(folder: Path) -> None:

@@ -70,7 +70,7 @@ def test_bfloat16_from_transformers_is_read(tmp_path: Path) -> None:
     close(llm.load(tmp_path / "b")[0], torch_logits(theirs.float()))
 
 
-@pytest.mark.parametrize("variant", ["llama3", "smollm2"])
+@pytest.mark.parametrize("variant", ["llama3", "smollm2", "mistral-window", "qwen2", "qwen3"])
 def test_adapters_go_out_to_peft_merged_and_alone(variant: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", VARIANTS[variant])
     lora = LoRAConfig(rank=3, alpha=12.0, dropout=0.1)

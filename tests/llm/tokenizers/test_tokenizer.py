@@ -2,6 +2,7 @@ import builtins
 import io
 import json
 import re
+import unicodedata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from palr_jax.json_types import JsonObject
 from palr_jax.llm.tokenizers.json_tokenizer import JsonTokenizer
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.llm.checkpoints.test_gguf import MAKERS
 from tests.locations import SHARED
 
 MODELS = SHARED / "models"
@@ -178,6 +180,20 @@ def as_json(pieces: spm.SentencePieceProcessor, adds_space: bool) -> str:
     )
     json_pieces.add_special_tokens(SPECIAL)
     return json_pieces.to_str()
+
+
+def test_a_tokenizer_json_of_qwen_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(MAKERS["qwen2"].to_str())
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"eos_token": "<|end|>", "bos_token": null, "add_bos_token": false}'
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.begin_ids, tokenizer.eos_id) == ((), 1)
+    for text in ("The Sea's 12345 return\n", "  two\n\n Ame\u0301lie <|end|>"):
+        ids = tokenizer.encode(text).tolist()
+        assert ids[:3] == MAKERS["qwen2"].encode(text).ids[:3]
+        assert tokenizer.eos_id not in ids
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
 
 def test_training_is_deterministic() -> None:
