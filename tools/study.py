@@ -7,6 +7,7 @@ Each row of the YAML file names the settings in which it differs from the base r
 directory of its own (`runs/study-beauty--ROW`), which starts from the base run's data, retriever
 and proposals, so that only the ranker is trained. Rows that are done are skipped, and a row that
 was stopped resumes: run the same command again. The table goes to standard output, as Markdown.
+`--against ROW` adds the differences to another row, over the users of both.
 """
 
 import argparse
@@ -16,9 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from palr_jax.io.files import read_json, read_lines
+from palr_jax.data.prepare import load as load_prepared
+from palr_jax.evaluation.metrics import SLATE, ndcg, slate_rank
+from palr_jax.evaluation.significance import paired_bootstrap
+from palr_jax.io.files import read_arrays, read_json, read_lines
 
 # What a row takes over from the base run.
 _SHARED = ("data", "retriever", "negatives", "title_vectors", "profiles.jsonl", "stages.json")
@@ -34,12 +39,17 @@ def main() -> None:
     parser.add_argument("rows", type=Path, help="YAML file: row name → {section.key: value}")
     parser.add_argument("--only", nargs="*", help="rows to run, by default all")
     parser.add_argument("--print", action="store_true", help="print the table of what is done")
+    parser.add_argument("--against", help="a finished row to compare the others with")
     arguments = parser.parse_args()
     rows: dict[str, dict[str, Any]] = yaml.safe_load(arguments.rows.read_text("utf-8"))
+    if arguments.against not in (None, "as configured", *rows):
+        parser.error(
+            f"--against {arguments.against!r}: the rows are as configured, {', '.join(rows)}"
+        )
     for row, settings in rows.items():
         if not arguments.print and (arguments.only is None or row in arguments.only):
             run_row(arguments.base, row, settings)
-    print_table(arguments.base, list(rows))
+    print_table(arguments.base, list(rows), arguments.against)
 
 
 def row_folder(base: Path, row: str) -> Path:
@@ -77,20 +87,49 @@ def run_row(base: Path, row: str, settings: dict[str, Any]) -> None:
     subprocess.run(command, check=True)
 
 
-def print_table(base: Path, rows: list[str]) -> None:
-    print(f"| {' | '.join(_HEADER)} |\n|{'---|' * len(_HEADER)}")
+def print_table(base: Path, rows: list[str], against: str | None) -> None:
     folders = {"as configured": base} | {row: row_folder(base, row) for row in rows}
+    header = list(_HEADER)
+    if against is not None:
+        header += [f"with prior − {against}", f"fused − {against}"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row, folder in folders.items():
         if (folder / "results.json").exists():
-            print(f"| {' | '.join([row, *cells(folder)])} |")
+            more = [] if against is None else differences(folder, folders[against])
+            print(f"| {' | '.join([row, *cells(folder), *more])} |")
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """NDCG@10 with prior and fused minus that of another row: the 95% paired interval."""
+    test_U = load_prepared(folder / "data").split.test_U
+    mine, theirs = read_arrays(folder / "slates.npz"), read_arrays(other / "slates.npz")
+    users = np.intersect1d(mine["users"], theirs["users"])
+
+    def quality(slates: dict[str, np.ndarray], model: str) -> np.ndarray:
+        slate_UK = slates[model][np.searchsorted(slates["users"], users)]
+        return ndcg(slate_rank(slate_UK, test_U[users]), SLATE)
+
+    texts = []
+    for model in models_of(folder)[1:]:
+        if model not in mine or model not in theirs:
+            texts.append("")
+            continue
+        low, high = paired_bootstrap(quality(mine, model), quality(theirs, model), seed=0)
+        texts.append(f"{low:+.4f} … {high:+.4f} ({len(users):,} users)")
+    return texts
+
+
+def models_of(folder: Path) -> tuple[str, str, str]:
+    """The rows of a ranker: alone, with prior, fused."""
+    retriever = read_json(folder / "results.json")["protocol"]["compared with"]
+    return "PALR_v2", "PALR_v2 with prior", f"PALR_v2 + {retriever}"
 
 
 def cells(folder: Path) -> list[str]:
     """The cells of a row after its name."""
     results, stages = read_json(folder / "results.json"), read_json(folder / "stages.json")
     by_model = {row["model"]: row for row in results["rows"]}
-    retriever = results["protocol"]["compared with"]
-    models = ("PALR_v2", "PALR_v2 with prior", f"PALR_v2 + {retriever}")
+    retriever, models = results["protocol"]["compared with"], models_of(folder)
     decisions = sum(
         line["label tokens"]
         for line in read_lines(folder / "metrics.jsonl")

@@ -240,5 +240,11 @@ def test_an_ablation_row_trains_the_ranker_alone(
     decisions = [int(row[1]) for row in cells[2:]]
     assert 0 < decisions[1] < decisions[0]
     before = (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    against = [*command, "--against", "as configured"]
+    subprocess.run(against, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns == before
+    table, _ = capfd.readouterr()
+    cells = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+    assert cells[0][-1].strip() == "fused − as configured"
+    users = len(np.load(here / "runs/tiny/slates.npz")["users"])
+    assert cells[2][-1].strip() == f"+0.0000 … +0.0000 ({users} users)"
