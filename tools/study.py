@@ -49,6 +49,10 @@ def main() -> None:
     for row, settings in rows.items():
         if not arguments.print and (arguments.only is None or row in arguments.only):
             run_row(arguments.base, row, settings)
+    if arguments.against not in (None, "as configured"):
+        missing = row_folder(arguments.base, arguments.against) / "results.json"
+        if not missing.exists():
+            parser.error(f"--against {arguments.against!r}: the row is not finished, run it first")
     print_table(arguments.base, list(rows), arguments.against)
 
 
