@@ -25,7 +25,7 @@ def items_named(
     """The items with the given names, one row per user.
 
     Args:
-        catalog: knows the items.
+        catalog: the items by title and id.
         given: titles or ids per user.
         what: the argument, for messages.
         by: how items are named.

@@ -95,7 +95,7 @@ def print_table(base: Path, rows: list[str], against: str | None) -> None:
     folders = {"as configured": base} | {row: row_folder(base, row) for row in rows}
     header = list(_HEADER)
     if against is not None:
-        header += [f"with prior − {against}", f"fused − {against}"]
+        header += [f"{name} − {against}" for name in ("alone", "with prior", "fused")]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row, folder in folders.items():
         if (folder / "results.json").exists():
@@ -104,7 +104,7 @@ def print_table(base: Path, rows: list[str], against: str | None) -> None:
 
 
 def differences(folder: Path, other: Path) -> list[str]:
-    """NDCG@10 with prior and fused minus that of another row: the 95% paired interval."""
+    """NDCG@10 alone, with prior and fused minus that of another row: 95% paired intervals."""
     test_U = load_prepared(folder / "data").split.test_U
     mine, theirs = read_arrays(folder / "slates.npz"), read_arrays(other / "slates.npz")
     users = np.intersect1d(mine["users"], theirs["users"])
@@ -114,7 +114,7 @@ def differences(folder: Path, other: Path) -> list[str]:
         return ndcg(slate_rank(slate_UK, test_U[users]), SLATE)
 
     texts = []
-    for model in models_of(folder)[1:]:
+    for model in models_of(folder):
         if model not in mine or model not in theirs:
             texts.append("")
             continue

@@ -7,9 +7,9 @@ from pathlib import Path
 def keep_programs() -> None:
     """Lets JAX keep what it compiles in a folder under the user's cache, and find it there.
 
-    Whoever has set JAX_COMPILATION_CACHE_DIR has decided: nothing is changed then. A program is
-    found again by its contents, the versions of JAX and the device, so that it never is a stale
-    one; the folder may be deleted at any time. Where it cannot be written, JAX warns and compiles.
+    If JAX_COMPILATION_CACHE_DIR is set, the setting is left unchanged. The key of a program is its
+    contents, the version of JAX and the device, so a program is never stale. The folder may be
+    deleted at any time. If it cannot be written, JAX warns and compiles.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

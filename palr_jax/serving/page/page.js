@@ -117,7 +117,7 @@ async function start() {
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 503) {
-      banner(`The server is not ready yet (${error.message}). This page goes on by itself.`, true);
+      banner(`The server is not ready yet (${error.message}). This page retries by itself.`, true);
       setTimeout(start, 1000);
     } else failed(error, start);
     return;
