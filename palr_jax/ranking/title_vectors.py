@@ -24,9 +24,9 @@ from palr_jax.io.progress import progress
 from palr_jax.llm.checkpoints.loading import load
 from palr_jax.llm.llama import Llama, causal_layout
 from palr_jax.padding import to_multiple
+from palr_jax.retrieval.item_network import WIDTH
 from palr_jax.trees import State
 
-WIDTH = 128
 _BATCH = 64
 # Tokens of a title that are read; later ones rarely distinguish two items.
 _TOKENS = 32

@@ -10,6 +10,7 @@ from flax import nnx
 
 from palr_jax.retrieval.config import RetrieverConfig
 
+# Of features, and so of the vectors of titles, which may be features.
 WIDTH = 128
 # The parameter that holds the features: saved with the others, but never trained.
 FEATURES = "feature_IR"
