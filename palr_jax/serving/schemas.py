@@ -38,7 +38,7 @@ class RecommendRequest(_Request):
         default=None, description="per history, items that must not be recommended"
     )
     explain: StrictBool = Field(
-        default=False, description="explain each item; costs about 20 times as much"
+        default=False, description="explain each item; scores one more prompt per history item"
     )
     new_titles: StrictBool = Field(
         default=False, description="rank titles that are not in the catalog by their text"
