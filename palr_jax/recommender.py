@@ -32,7 +32,7 @@ from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.explain import Explanation, explanations
-from palr_jax.ranking.ranker import Ranker, load_ranker
+from palr_jax.ranking.ranker import Ranker, load_ranker, log_prior
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.models import MODELS
 from palr_jax.run_directory import RunDirectory
@@ -370,15 +370,16 @@ class Recommender:
         retriever_UC: np.ndarray | None = None,
     ) -> np.ndarray:
         evaluate, profiles = self.config.evaluate, self.profiles(known)
-        return self.ranker.score_in_orders(
+        prior_UPC = log_prior(candidates_UC, retriever_UC)[:, None]
+        return self.ranker.score_under(
             known,
             profiles,
             candidates_UC,
+            prior_UPC,
             advance,
             evaluate.shuffles,
             self.config.seed,
-            retriever_UC,
-        )
+        )[:, 0]
 
     def _slates(
         self, candidates_UC: np.ndarray, fused_UC: np.ndarray, k: int

@@ -102,7 +102,8 @@ def test_a_mean_over_orders_depends_on_the_given_order_less(recommender: Recomme
     profiles = recommender.profiles(known)
 
     def spread(orders: int) -> float:
-        logp = ranker.score_in_orders(known, profiles, given, silent, orders, seed=1)
+        uniform = np.zeros((6, 1, 12), np.float32)
+        logp = ranker.score_under(known, profiles, given, uniform, silent, orders, seed=1)[:, 0]
         np.testing.assert_allclose(np.exp(logp).sum(1), 1, atol=1e-4)
         by_item = np.take_along_axis(logp, np.argsort(given, axis=1), axis=1)
         return float(by_item.std(axis=0).mean())

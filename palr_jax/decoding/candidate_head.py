@@ -50,7 +50,8 @@ class Known:
         history_BH: int32, the items of each history, the newest last; -1 at padding and for items
             without a vector.
         prior_BS: float32, the retriever's log-probability of each candidate among those of its
-            row; a constant (such as 0) carries no information.
+            row; a constant (such as 0) carries no information. As [B, P, S], P priors, under each
+            of which the candidates are scored.
     """
 
     item_BT: Array
@@ -69,7 +70,7 @@ class ItemBlock(nnx.Module):
         width = vectors_IR.shape[1]
         self.vectors_IR = ItemVectors(standardised(jnp.asarray(vectors_IR)))
         self.input_RD = HeadParam(jnp.zeros((width, dim)))
-        self.query_DR = HeadParam(jnp.zeros((dim, width)))
+        self.query_DR: HeadParam | None = HeadParam(jnp.zeros((dim, width)))
         # Weights of a candidate's mean and largest cosine with the history, and of its cosine with
         # the newest item.
         self.likeness_3 = HeadParam(jnp.zeros((3,)))
@@ -82,11 +83,13 @@ class ItemBlock(nnx.Module):
     def scores(self, end_BD: jax.Array, known: Known) -> jax.Array:
         """The score of each candidate by its vector, float32 [B, S]."""
         vector_BSR = self._vectors(known.item_BS)
+        likeness_BS = _LIKENESS * self._likeness(vector_BSR, known) @ self.likeness_3[...]
+        if self.query_DR is None:
+            return likeness_BS
         # Scaled down by the width of both factors, so that an optimizer step changes scores little.
         scale = self.query_DR.size**-0.5
         query_BR = end_BD.astype(jnp.float32) @ self.query_DR[...] * scale
-        score_BS = jnp.einsum("BR,BSR->BS", query_BR, vector_BSR)
-        return score_BS + _LIKENESS * self._likeness(vector_BSR, known) @ self.likeness_3[...]
+        return jnp.einsum("BR,BSR->BS", query_BR, vector_BSR) + likeness_BS
 
     def _likeness(self, vector_BSR: jax.Array, known: Known) -> jax.Array:
         """Cosines of candidates and history items: mean, largest and newest, [B, S, 3]."""
@@ -122,7 +125,8 @@ class CandidateHead(nnx.Module):
             has_prior: whether the retriever's probabilities are added at every choice.
             reads_titles: whether the whole text of every candidate is read.
         """
-        self.text_scale = HeadParam(jnp.float32(_TEXT_SCALE if has_prior else 1.0))
+        scale = _TEXT_SCALE if has_prior else 1.0
+        self.text_scale: HeadParam | None = HeadParam(jnp.float32(scale))
         self.prior_scale = HeadParam(jnp.float32(1.0)) if has_prior else None
         self.title_D = HeadParam(jnp.zeros((dim,))) if reads_titles else None
         self.blocks = nnx.List([ItemBlock(dim, vectors_IR) for vectors_IR in vectors])
@@ -152,13 +156,15 @@ class CandidateHead(nnx.Module):
         return score_BS
 
     def without_text(self) -> "CandidateHead":
-        """A head that ignores the LLaMA: it ranks by the prior and the cosines of item vectors."""
+        """A head that ignores the LLaMA: it ranks by the prior and the cosines of item vectors.
+
+        It has no parameter that multiplies a state of the LLaMA, so a compiled program that scores
+        with it does not run the LLaMA.
+        """
         silent = nnx.clone(self)
-        silent.text_scale[...] = jnp.zeros_like(silent.text_scale[...])
-        if silent.title_D is not None:
-            silent.title_D[...] = jnp.zeros_like(silent.title_D[...])
+        silent.text_scale, silent.title_D = None, None
         for block in silent.blocks:
-            block.query_DR[...] = jnp.zeros_like(block.query_DR[...])
+            block.query_DR = None
         return silent
 
     def with_vector(self, item_X: np.ndarray) -> np.ndarray:

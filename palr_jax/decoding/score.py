@@ -8,6 +8,7 @@ probability 1: titles have no length bias, and only nodes that branch and their 
 Shapes: M fed nodes, E edges (children of nodes that branch), S slots.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -46,7 +47,7 @@ def score(
 
     Returns:
         [B, S] float32, the log-probability of each candidate under constrained decoding; -inf in
-        empty slots.
+        empty slots. [B, P, S] if `known` holds P priors: all of them share one pass of the model.
     """
     graph, weights = nnx.split(model)
     return score_step(graph, weights, prompt_tokens_BT, prompt_length_B, plan, prefix, known)
@@ -72,12 +73,20 @@ def score_step(
     hidden_BTD = model.hidden(tokens_BT, layout, prefix=prefix, added_BTD=added_BTD)
     weights_BED = model.head_weights()[plan.edge_token_BE]
     logit_BE = edge_logits(weights_BED, hidden_BTD, T, prompt_length_B, plan)
-    if head is not None and known is not None:
-        end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
-        index_BS = jnp.where(jnp.asarray(plan.end_BS) >= 0, T + plan.end_BS, 0)
-        title_BSD = jnp.take_along_axis(hidden_BTD, index_BS[:, :, None], axis=1)
-        logit_BE = with_item_scores(head, logit_BE, end_BD, title_BSD, known, plan.choices)
-    return path_logps(logit_BE, jnp.asarray(plan.leaf_BS) >= 0, plan.choices)
+    alive_BS = jnp.asarray(plan.leaf_BS) >= 0
+    if head is None or known is None:
+        return path_logps(logit_BE, alive_BS, plan.choices)
+    end_BD = jnp.take_along_axis(hidden_BTD, prompt_length_B[:, None, None] - 1, axis=1)[:, 0]
+    index_BS = jnp.where(jnp.asarray(plan.end_BS) >= 0, T + plan.end_BS, 0)
+    title_BSD = jnp.take_along_axis(hidden_BTD, index_BS[:, :, None], axis=1)
+
+    def logps(prior_BS: jax.Array) -> jax.Array:
+        here = replace(known, prior_BS=prior_BS)
+        scored_BE = with_item_scores(head, logit_BE, end_BD, title_BSD, here, plan.choices)
+        return path_logps(scored_BE, alive_BS, plan.choices)
+
+    prior = jnp.asarray(known.prior_BS)
+    return jax.vmap(logps, in_axes=1, out_axes=1)(prior) if prior.ndim == 3 else logps(prior)
 
 
 def _inputs(head: CandidateHead, known: Known | None, plan: ScorePlan) -> jax.Array | None:
@@ -111,7 +120,10 @@ def with_item_scores(
     """
     item_score_B1S = head.item_scores(end_BD, title_BSD, known)[:, None]
     below_BES = jnp.where(above(choices), item_score_B1S, DEAD)
-    return head.text_scale[...] * logit_BE + jax.nn.logsumexp(below_BES, axis=-1)
+    item_logit_BE = jax.nn.logsumexp(below_BES, axis=-1)
+    if head.text_scale is None:
+        return item_logit_BE
+    return head.text_scale[...] * logit_BE + item_logit_BE
 
 
 def tree_layout(T: int, length_B: jax.Array, start_B: jax.Array, plan: ScorePlan) -> TokenLayout:

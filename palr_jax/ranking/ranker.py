@@ -1,6 +1,6 @@
 """The ranker: prompts, a LLaMA and a trie, joined.
 
-Shapes: U users, B users of a batch, C candidates, T prompt tokens.
+Shapes: U users, B users of a batch, C candidates, P priors, T prompt tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -86,72 +86,86 @@ class Ranker:
         Raises:
             NotNumbersError: the model returned NaN.
         """
-        plan = self._plan(candidates_UC)
-        return self._score(histories, profiles, candidates_UC, plan, advance, retriever_UC)
+        prior_UPC = log_prior(candidates_UC, retriever_UC)[:, None]
+        return self.score_under(histories, profiles, candidates_UC, prior_UPC, advance)[:, 0]
 
-    def score_in_orders(
+    def score_under(
         self,
         histories: Ragged,
         profiles: Sequence[str],
         candidates_UC: np.ndarray,
+        prior_UPC: np.ndarray,
         advance: Advance,
-        orders: int,
-        seed: int,
-        retriever_UC: np.ndarray | None = None,
+        orders: int = 0,
+        seed: int = 0,
     ) -> np.ndarray:
-        """As `score`, with the mean probability over random orders of the candidates in prompts.
+        """log P(candidate | prompt) under each of P priors, float32 [U, P, C].
 
-        A model prefers some positions of the list; the mean removes that preference. It costs
-        `orders` times `score`; 0 orders means the given order.
+        The priors share the passes of the model, which cost the most. A model prefers some
+        positions of a list of candidates; the mean probability over random orders of the list
+        removes that preference, at `orders` times the cost.
+
+        Args:
+            histories: see `score`, as for all arguments below that are not named here.
+            profiles: see `score`.
+            candidates_UC: see `score`.
+            prior_UPC: see `log_prior`.
+            advance: see `score`.
+            orders: number of orders of the candidates in prompts; 0 means the given order alone.
+            seed: decides the orders.
+
+        Raises:
+            NotNumbersError: the model returned NaN.
         """
+        plan = self._plan(candidates_UC)
         if not orders:
-            return self.score(histories, profiles, candidates_UC, advance, retriever_UC)
-        plan, rng = self._plan(candidates_UC), np.random.default_rng(seed)
-        advance = in_passes(advance, orders)
-        total_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
+            return self._score(histories, profiles, candidates_UC, plan, prior_UPC, advance)
+        rng, advance = np.random.default_rng(seed), in_passes(advance, orders)
+        total_UPC = np.full(prior_UPC.shape, -np.inf, np.float32)
         for _ in range(orders):
             order_UC = rng.permuted(np.indices(candidates_UC.shape)[1], axis=1)
             items_UC = np.take_along_axis(candidates_UC, order_UC, axis=1)
-            scores_UC = None
-            if retriever_UC is not None:
-                scores_UC = np.take_along_axis(retriever_UC, order_UC, axis=1)
-            logp_UC = self._score(
-                histories, profiles, items_UC, plan.in_order(order_UC), advance, scores_UC
-            )
-            back_UC = np.argsort(order_UC, axis=1)
-            total_UC = np.logaddexp(total_UC, np.take_along_axis(logp_UC, back_UC, axis=1))
-        return total_UC - np.float32(np.log(orders))
+            moved_UPC = np.take_along_axis(prior_UPC, order_UC[:, None], axis=2)
+            plan_of_order = plan.in_order(order_UC)
+            logp_UPC = self._score(histories, profiles, items_UC, plan_of_order, moved_UPC, advance)
+            back_U1C = np.argsort(order_UC, axis=1)[:, None]
+            total_UPC = np.logaddexp(total_UPC, np.take_along_axis(logp_UPC, back_U1C, axis=2))
+        return total_UPC - np.float32(np.log(orders))
 
     def score_batch(
         self,
         prompts: Prompts,
         plan: ScorePlan,
         candidates_BC: np.ndarray,
-        prior_BC: np.ndarray,
+        prior: np.ndarray,
         width: int = 0,
     ) -> np.ndarray:
-        """log P(candidate | prompt) of one batch, float32 [B, C], by one call of one program.
+        """log P(candidate | prompt) of one batch, by one call of one program.
 
-        The shapes select the program: B, C, the sizes of the plan and the width of the prompts.
+        The shapes select the program: B, P, C, the sizes of the plan and the width of the prompts.
 
         Args:
             prompts: of B users.
             plan: of the tries of their candidates.
             candidates_BC: item indices, padded with -1.
-            prior_BC: see `log_prior`.
+            prior: see `log_prior`; [B, C], or [B, P, C] for P priors.
             width: the least number of tokens that prompts are padded to.
+
+        Returns:
+            float32, of the shape of `prior`. A model without a candidate head, which ignores the
+            prior, gives the same under all of them.
 
         Raises:
             NotNumbersError: the model returned NaN.
         """
         tokens_BT, length_B = padded(prompts.tokens, width)
-        known = self._known(prompts, tokens_BT.shape[1], candidates_BC, prior_BC)
+        known = self._known(prompts, tokens_BT.shape[1], candidates_BC, prior)
         tokens_BT, length_B, plan, known = self.shards.spread((tokens_BT, length_B, plan, known))
         prefix = self.prefix(with_candidates=True)
         graph, weights = self._split
-        logp_BC = fetch(score_step(graph, weights, tokens_BT, length_B, plan, prefix, known))
-        check_numbers(logp_BC)
-        return logp_BC
+        logp = fetch(score_step(graph, weights, tokens_BT, length_B, plan, prefix, known))
+        check_numbers(logp)
+        return logp if logp.ndim == prior.ndim else np.broadcast_to(logp[:, None], prior.shape)
 
     @cached_property
     def _split(self) -> tuple[nnx.GraphDef[Llama], State]:
@@ -207,18 +221,17 @@ class Ranker:
         profiles: Sequence[str],
         candidates_UC: np.ndarray,
         plan: ScorePlan,
+        prior_UPC: np.ndarray,
         advance: Advance,
-        retriever_UC: np.ndarray | None,
     ) -> np.ndarray:
-        """`score` with the plan of all users."""
+        """`score_under` in the given order, with the plan of all users."""
         prompts = self.prompts(histories, profiles, candidates_UC)
-        prior_UC = log_prior(candidates_UC, retriever_UC)
-        logp_UC = np.full(candidates_UC.shape, -np.inf, np.float32)
+        logp_UPC = np.full(prior_UPC.shape, -np.inf, np.float32)
         for rows_B in self.batches(prompts, advance):
-            logp_UC[rows_B] = self.score_batch(
-                prompts.take(rows_B), plan.take(rows_B), candidates_UC[rows_B], prior_UC[rows_B]
+            logp_UPC[rows_B] = self.score_batch(
+                prompts.take(rows_B), plan.take(rows_B), candidates_UC[rows_B], prior_UPC[rows_B]
             )
-        return logp_UC
+        return logp_UPC
 
     def _plan(self, candidates_UC: np.ndarray) -> ScorePlan:
         """The plan of all users; it takes a few KB per user, a trie ten times as much."""
@@ -235,7 +248,7 @@ class Ranker:
             yield build(self.items, candidates_UC[start : start + _TRIES_AT_ONCE])
 
     def _known(
-        self, prompts: Prompts, width: int, candidates_BC: np.ndarray, prior_BC: np.ndarray
+        self, prompts: Prompts, width: int, candidates_BC: np.ndarray, prior: np.ndarray
     ) -> Known | None:
         """What a candidate head needs of some users; None for a model without one."""
         head = head_of(self.model)
@@ -245,7 +258,7 @@ class Ranker:
             head.with_vector(prompts.marks.padded(width, fill=-1)),
             head.with_vector(candidates_BC),
             head.with_vector(prompts.kept.last(self.writer.config.history, fill=-1)),
-            prior_BC,
+            prior,
         )
 
 

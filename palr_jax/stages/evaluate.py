@@ -23,7 +23,7 @@ from palr_jax.ranking.write import write_from_candidates, write_from_catalog
 from palr_jax.retrieval.models import ROW_NAMES
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages.controls import measure_controls
-from palr_jax.stages.ranking_task import Task, evaluated_users, rank, read_task
+from palr_jax.stages.ranking_task import Task, evaluated_users, rank, rank_alone_too, read_task
 from palr_jax.stages.report_parts import slate_examples, training_charts
 from palr_jax.stages.retrieve import models_of
 from palr_jax.stages.rows import Probabilities, Row, group_results
@@ -102,11 +102,10 @@ def _ranker_rows(
     if "PALR_v2" not in config.ranker.variants:
         return rows, None, []
     ranker = load_ranker(config, run, "PALR_v2")
-    alone_UC = rank(config, ranker, task, "evaluate PALR_v2", with_prior=False)
+    alone_UC, with_prior_UC = rank_alone_too(config, ranker, task, "evaluate PALR_v2")
     rows.append(_alone(config, ranker, task, alone_UC))
     probabilities = Probabilities("PALR_v2", alone_UC)
     if config.ranker.prior == "retriever":
-        with_prior_UC = rank(config, ranker, task, "evaluate PALR_v2 with its prior")
         probabilities = Probabilities("PALR_v2 with prior", with_prior_UC)
         rows.append(_by_score(task, probabilities.model, with_prior_UC))
     weights = _tune_fusion(config, run, prepared.split, ranker)
@@ -137,8 +136,7 @@ def _tune_fusion(config: Config, run: RunDirectory, split: Split, ranker: Ranker
     if run.fusion.exists():  # an evaluation that was stopped after this point resumes here
         return run.read_weights()
     task = read_task(config, run, split, "validation")
-    with_prior = config.ranker.prior == "retriever"
-    ranker_UC = rank(config, ranker, task, "tune the fusion", with_prior)
+    ranker_UC = rank(config, ranker, task, "tune the fusion")
     weights = tune(task.scores(ranker_UC), task.target_U)
     run.write_weights(weights, f"validation NDCG@10, {len(task.users):,} users")
     return weights

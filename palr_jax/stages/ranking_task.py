@@ -1,6 +1,6 @@
 """What the rankers of a run are asked: candidates of users, with the item to find among them.
 
-Shapes: U users, C candidates.
+Shapes: U users, P priors, C candidates.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from palr_jax.data.split import Part, Split
 from palr_jax.evaluation.fusion import Scores, log_popularity, popularity_of
 from palr_jax.io.progress import progress
 from palr_jax.ragged import Ragged
-from palr_jax.ranking.ranker import Ranker
+from palr_jax.ranking.ranker import Ranker, log_prior
 from palr_jax.run_directory import RunDirectory
 
 
@@ -77,25 +77,32 @@ def read_task(config: Config, run: RunDirectory, split: Split, part: Part) -> Ta
     )
 
 
-def rank(
-    config: Config, ranker: Ranker, task: Task, shown: str, with_prior: bool = True
-) -> np.ndarray:
-    """log P of every candidate, float32 [U, C].
+def rank(config: Config, ranker: Ranker, task: Task, shown: str) -> np.ndarray:
+    """log P of every candidate, float32 [U, C]; a ranker with a prior starts from the retriever's.
 
     Args:
         config: of the run.
         ranker: PALR_v2.
         task: what is to be ranked.
         shown: label of the progress bar.
-        with_prior: whether a ranker with a prior gets the retriever's scores.
     """
+    return rank_alone_too(config, ranker, task, shown)[1]
+
+
+def rank_alone_too(
+    config: Config, ranker: Ranker, task: Task, shown: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """log P under a uniform prior and under the retriever's, from one pass; see `rank`."""
+    # Both priors even where one is wanted: all calls of an evaluation then share their programs.
+    priors = [log_prior(task.candidates_UC, scores) for scores in (None, task.retriever_UC)]
     with progress(shown, len(task.users), "users") as advance:
-        return ranker.score_in_orders(
+        logp_UPC = ranker.score_under(
             task.histories,
             task.profiles,
             task.candidates_UC,
+            np.stack(priors, axis=1),
             advance,
             config.evaluate.shuffles,
             config.seed,
-            task.retriever_UC if with_prior else None,
         )
+    return logp_UPC[:, 0], logp_UPC[:, 1]

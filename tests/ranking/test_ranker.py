@@ -1,16 +1,19 @@
-"""Ranking over a mesh is ranking on one device."""
+"""Ranking over a mesh is ranking on one device; several priors share a pass."""
+
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
+from palr_jax.decoding.candidate_head import CandidateHead, RankingLlama
 from palr_jax.instruct.prompts import PromptWriter
 from palr_jax.llm.checkpoints.weights import draw
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
-from palr_jax.ranking.ranker import Ranker
+from palr_jax.ranking.ranker import Ranker, log_prior
 from palr_jax.ranking.write import write_from_candidates, write_from_catalog
 from tests.progress import silent
 
@@ -43,3 +46,40 @@ def test_scores_and_slates_over_a_mesh_are_those_of_one_device(
     np.testing.assert_array_equal(one, many)
     one, many = (write_from_catalog(r, histories, profiles, 3, silent) for r in rankers)
     np.testing.assert_array_equal(one, many)
+
+
+def test_several_priors_share_a_pass_and_score_as_each_alone(
+    rankers: list[Ranker], train: Ragged
+) -> None:
+    histories, profiles = train.take(np.arange(6)), ["The user enjoys Drama movies."] * 6
+    candidates_UC = np.array([np.setdiff1d(np.arange(30), histories[u])[:8] for u in range(6)])
+    retriever_UC = np.random.default_rng(0).normal(size=candidates_UC.shape).astype(np.float32)
+    priors = [log_prior(candidates_UC, scores) for scores in (None, retriever_UC)]
+    for ranker in rankers:
+        model = RankingLlama(ranker.model, CandidateHead(16, has_prior=True))
+        ranker = replace(ranker, model=model)
+        alone, both = (
+            ranker.score(histories, profiles, candidates_UC, silent, scores)
+            for scores in (None, retriever_UC)
+        )
+        assert np.abs(alone - both).max() > 0.1
+        for orders in (0, 3):  # the prompts of this writer list the candidates
+            found_UPC = ranker.score_under(
+                histories, profiles, candidates_UC, np.stack(priors, axis=1), silent, orders
+            )
+            np.testing.assert_allclose(np.exp(found_UPC).sum(2), 1, rtol=1e-4)
+            if not orders:
+                np.testing.assert_allclose(found_UPC[:, 0], alone, rtol=1e-5)
+                np.testing.assert_allclose(found_UPC[:, 1], both, rtol=1e-5)
+
+
+def test_a_model_without_a_head_scores_alike_under_all_priors(
+    rankers: list[Ranker], train: Ragged
+) -> None:
+    histories, profiles = train.take(np.arange(3)), [""] * 3
+    candidates_UC = np.array([np.setdiff1d(np.arange(30), histories[u])[:8] for u in range(3)])
+    prior_UPC = np.random.default_rng(0).normal(size=(3, 2, 8)).astype(np.float32)
+    found_UPC = rankers[0].score_under(histories, profiles, candidates_UC, prior_UPC, silent)
+    alone_UC = rankers[0].score(histories, profiles, candidates_UC, silent)
+    np.testing.assert_array_equal(found_UPC[:, 0], alone_UC)
+    np.testing.assert_array_equal(found_UPC[:, 1], alone_UC)

@@ -143,6 +143,7 @@ def test_a_silent_text_leaves_the_prior(
     head = head_of(model)
     assert head is not None
     assert head.prior_scale is not None
+    assert head.text_scale is not None
     head.text_scale[...] = jnp.float32(0)
     head.prior_scale[...] = jnp.float32(1)
     example = maker.example(11, 0)
@@ -188,4 +189,7 @@ def test_a_head_without_text_looks_at_no_state_of_the_llama(
         for one, head in heads
     )
     np.testing.assert_allclose(silent, also, rtol=1e-5)
+    other.embedding_VD[...] = jnp.full_like(other.embedding_VD[...], jnp.nan)
+    damaged = RankingLlama(other, heads[1][1].without_text())
+    assert ranked_logps(damaged, maker, example, True) == also
     assert ranked_logps(model, maker, example, True) == whole  # the model itself still speaks
