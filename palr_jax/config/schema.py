@@ -69,6 +69,16 @@ class Config:
                 "ranker.prior, item_embeddings and reads: titles are learned by "
                 "finetune.objective candidates: set it"
             )
+        elif self.instruct.candidate_order != "shuffled":
+            raise ValueError(
+                f"instruct.candidate_order {self.instruct.candidate_order} needs the retriever's "
+                "candidates in training: set finetune.objective candidates"
+            )
+        if self.instruct.candidate_order == "ranks" and self.evaluate.shuffles:
+            raise ValueError(
+                "evaluate.shuffles puts the candidates in random orders, in which their numbers "
+                "are not the retriever's ranks: set it to 0, or instruct.candidate_order shuffled"
+            )
         if self.finetune.mode == "lora" and self.ranker.lora is None:
             raise ValueError("finetune.mode lora trains adapters: set ranker.lora")
         if self.finetune.mode == "full" and self.ranker.lora is not None:

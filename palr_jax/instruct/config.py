@@ -106,7 +106,9 @@ class InstructConfig:
             instruction, profile and candidate list; history is the list of the user's items alone,
             which the next item continues, so that several moments of a user share one prompt. It
             has no profile, which would summarise the targets too.
-        candidate_order: order of the candidates in a prompt.
+        candidate_order: order of the candidates in the prompts that PALR_v2 is tuned on by
+            finetune.objective candidates: shuffled; the retriever's; or ranks, the retriever's
+            with its rank as a number before each.
         moments: newest training items of a user for which a retriever proposes candidates.
         held_out: training data withheld from that retriever: users withholds the tuning users,
             in `folds` parts; time withholds the newest `moments` training items of the tuning
@@ -134,7 +136,7 @@ class InstructConfig:
     category_negatives: Share = 0.5
     retriever_negatives: Share = 0.0
     prompt: Literal["candidates", "history"] = "candidates"
-    candidate_order: Literal["shuffled", "retriever"] = "shuffled"
+    candidate_order: Literal["shuffled", "retriever", "ranks"] = "shuffled"
     moments: Annotated[int, Field(ge=1)] = 8
     held_out: Literal["users", "time"] = "users"
     folds: Annotated[int, Field(ge=1)] = 1

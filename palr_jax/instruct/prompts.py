@@ -38,6 +38,7 @@ class PromptWriter:
         self.tokenizer = tokenizer
         self._items = items
         self._profiles: dict[str, np.ndarray] = {"": np.zeros(0, np.int32)}
+        self._ranks: dict[int, np.ndarray] = {}
         begin = np.array(tokenizer.begin_ids, np.int32)
         self._recommend = np.concatenate([begin, tokenizer.encode(parts.recommend)])
         self._retrieval = np.concatenate([begin, tokenizer.encode(parts.recommend_retrieval)])
@@ -65,7 +66,8 @@ class PromptWriter:
         instruction = self._retrieval if candidates is not None else self._recommend
         before = [instruction, self._profile(profile), self._history]
         items_C = np.asarray([] if candidates is None else candidates, np.int64)
-        after = [self._candidates, self._items.join(items_C)] if candidates is not None else []
+        listed_T, item_T = self._listed(items_C)
+        after = [self._candidates, listed_T] if candidates is not None else []
         after.append(self._answer)
         taken = sum(map(len, before)) + sum(map(len, after)) + label_tokens
         if taken > self.config.length:
@@ -78,7 +80,7 @@ class PromptWriter:
         marks = [np.full(len(part), -1, np.int32) for part in parts]
         marks[3] = self._marks(kept_H)
         if candidates is not None:
-            marks[5] = self._marks(items_C)
+            marks[5] = item_T
         return Prompt(np.concatenate(parts), np.concatenate(marks), kept_H)
 
     def ranking_prompt(
@@ -102,6 +104,21 @@ class PromptWriter:
         kept_H = self._newest(np.asarray(history, np.int64), room)
         marks_T = np.concatenate([np.full(len(head), -1, np.int32), self._marks(kept_H)])
         return Prompt(np.concatenate([head, self._items.join(kept_H)]), marks_T, kept_H)
+
+    def _listed(self, items_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of a list of candidates, and the item whose text ends at each; -1 elsewhere."""
+        if self.config.candidate_order != "ranks":
+            return self._items.join(items_C), self._marks(items_C)
+        lines, marks = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        for rank, item in enumerate(items_C, 1):
+            lines += [self._rank(rank), self._items[item]]
+            marks += [np.full(len(self._rank(rank)), -1, np.int32), self._marks(items_C[[rank - 1]])]
+        return np.concatenate(lines), np.concatenate(marks)
+
+    def _rank(self, rank: int) -> np.ndarray:
+        if rank not in self._ranks:
+            self._ranks[rank] = self.tokenizer.encode(f"{rank}. ")
+        return self._ranks[rank]
 
     def _marks(self, items_H: np.ndarray) -> np.ndarray:
         length_H = self._items.offsets_R1[items_H + 1] - self._items.offsets_R1[items_H]

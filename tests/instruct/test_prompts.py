@@ -25,6 +25,23 @@ def test_the_prompt_reads_as_the_paper_has_it(writer: PromptWriter, tokenizer: T
     )
 
 
+def test_candidates_are_numbered_by_rank_on_request(
+    tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> None:
+    config = replace(instruct_config, candidate_order="ranks")
+    writer = PromptWriter(tokenizer, item_tokens, config)
+    prompt = writer.prompt([0, 1], PROFILE, candidates=[4, 2, 3])
+    assert '\n1. "Léon 4 (1984)"\n2. "Day 2 (1982)"\n3. "Ice, Fire 3 (1983)"\n' in (
+        tokenizer.decode(prompt.tokens_T)
+    )
+    # The tokens of the items are those of the trie, and each ends where it is marked.
+    for item in (0, 1, 4, 2, 3):
+        (end,) = np.flatnonzero(prompt.marks_T == item)
+        start = end + 1 - len(item_tokens[item])
+        np.testing.assert_array_equal(prompt.tokens_T[start : end + 1], item_tokens[item])
+    assert (prompt.marks_T >= 0).sum() == 5
+
+
 def test_without_candidates_and_profile_both_parts_vanish(
     writer: PromptWriter, tokenizer: Tokenizer
 ) -> None:

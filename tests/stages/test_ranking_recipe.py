@@ -248,3 +248,15 @@ def test_an_ablation_row_trains_the_ranker_alone(
     assert cells[0][-1].strip() == "fused − as configured"
     users = len(np.load(here / "runs/tiny/slates.npz")["users"])
     assert cells[2][-1].strip() == f"+0.0000 … +0.0000 ({users} users)"
+
+
+def test_an_order_of_candidates_that_training_or_ranking_would_not_keep_is_refused(
+    here: Path,
+) -> None:
+    order = {"instruct.prompt": "candidates", "instruct.candidate_order": "ranks"}
+    load_config(Path("recipe.yaml"), order)
+    with pytest.raises(UserError, match="set it to 0, or instruct.candidate_order shuffled"):
+        load_config(Path("recipe.yaml"), order | {"evaluate.shuffles": "2"})
+    plain = {"ranker.prior": "none", "ranker.item_embeddings": "[]"}
+    with pytest.raises(UserError, match="set finetune.objective candidates"):
+        load_config(Path("recipe.yaml"), order | plain | {"finetune.objective": "tokens"})
