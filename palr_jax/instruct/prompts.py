@@ -106,13 +106,14 @@ class PromptWriter:
         return Prompt(np.concatenate([head, self._items.join(kept_H)]), marks_T, kept_H)
 
     def _listed(self, items_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of a list of candidates, and the item whose text ends at each; -1 elsewhere."""
+        """The tokens of a list of candidates, and the item that ends at each, as in `Prompt`."""
         if self.config.candidate_order != "ranks":
             return self._items.join(items_C), self._marks(items_C)
         lines, marks = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for rank, item in enumerate(items_C, 1):
-            lines += [self._rank(rank), self._items[item]]
-            marks += [np.full(len(self._rank(rank)), -1, np.int32), self._marks(items_C[[rank - 1]])]
+            number_T = self._rank(rank)
+            lines += [number_T, self._items[item]]
+            marks += [np.full(len(number_T), -1, np.int32), self._marks(items_C[[rank - 1]])]
         return np.concatenate(lines), np.concatenate(marks)
 
     def _rank(self, rank: int) -> np.ndarray:

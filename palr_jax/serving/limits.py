@@ -9,7 +9,8 @@ class Limits:
 
     Attributes:
         body_bytes: of a request.
-        body_seconds: time in which the body has to arrive.
+        header_seconds: time in which the headers have to arrive.
+        body_seconds: time in which the body has to arrive after them.
         histories: of a request.
         history: items of a history.
         candidates: of a list in a request.
@@ -19,6 +20,7 @@ class Limits:
     """
 
     body_bytes: int = 1_000_000
+    header_seconds: float = 10.0
     body_seconds: float = 10.0
     histories: int = 64
     history: int = 500

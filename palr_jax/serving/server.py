@@ -12,6 +12,7 @@ from palr_jax.io.files import reading
 from palr_jax.io.progress import say
 from palr_jax.recommender import Recommender
 from palr_jax.serving.app import create_app
+from palr_jax.serving.connections import timed
 from palr_jax.serving.service import Service, Settings
 
 # Time for requests in flight to finish after SIGTERM.
@@ -33,16 +34,7 @@ def serve(load: Callable[[], Recommender], settings: Settings, host: str, port: 
         elif service.state == "ready":
             say(f"ready: http://{host}:{port}/")
 
-    config = uvicorn.Config(
-        create_app(service, started),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn_config(service, host, port, started))
     # uvicorn raises the signal again after a clean shutdown, which must not count as a failure.
     before = {
         sign: signal.signal(sign, lambda *_: None) for sign in (signal.SIGINT, signal.SIGTERM)
@@ -61,6 +53,22 @@ def serve(load: Callable[[], Recommender], settings: Settings, host: str, port: 
         raise service.failure
     if not server.started:
         raise UserError("the server did not start: the lines above say why")
+
+
+def uvicorn_config(
+    service: Service, host: str, port: int, started: Callable[[], None] = lambda: None
+) -> uvicorn.Config:
+    """How uvicorn serves a run; `started` is called when the service is ready or has failed."""
+    return uvicorn.Config(
+        create_app(service, started),
+        host=host,
+        port=port,
+        http=timed(service.settings.limits.header_seconds),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from palr_jax import Recommender
-from palr_jax.serving.app import create_app
+from palr_jax.serving.server import uvicorn_config
 from palr_jax.serving.service import Service, Settings
 
 
@@ -32,8 +32,7 @@ class Served:
 @contextmanager
 def serving(run: Path, settings: Settings) -> Iterator[Served]:
     service = Service(lambda: Recommender.load(run), settings)
-    config = uvicorn.Config(create_app(service), port=0, log_config=None)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn_config(service, "127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -287,7 +287,7 @@ def test_a_full_queue_says_when_to_ask_again(served: Served) -> None:
 
 
 def test_keys_and_origins(world: Path) -> None:
-    limits = replace(Limits(), body_seconds=0.5)
+    limits = replace(Limits(), header_seconds=0.5, body_seconds=0.5)
     settings = Settings(
         max_batch=1,
         api_keys=("first", "second"),
@@ -313,6 +313,9 @@ def test_keys_and_origins(world: Path) -> None:
         with socket.create_connection((host, int(port))) as slow:
             slow.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\nauthorization: Bearer first\r\n"
                          b"content-length: 99\r\n\r\n{")  # fmt: skip
+            assert b" 408 " in slow.recv(4096).splitlines()[0]
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(b"POST /v1/rank HTTP/1.1\r\nhost:")
             assert b" 408 " in slow.recv(4096).splitlines()[0]
 
 

@@ -255,8 +255,8 @@ def test_an_order_of_candidates_that_training_or_ranking_would_not_keep_is_refus
 ) -> None:
     order = {"instruct.prompt": "candidates", "instruct.candidate_order": "ranks"}
     load_config(Path("recipe.yaml"), order)
-    with pytest.raises(UserError, match="set it to 0, or instruct.candidate_order shuffled"):
+    with pytest.raises(UserError, match=r"set it to 0, or instruct\.candidate_order shuffled"):
         load_config(Path("recipe.yaml"), order | {"evaluate.shuffles": "2"})
     plain = {"ranker.prior": "none", "ranker.item_embeddings": "[]"}
-    with pytest.raises(UserError, match="set finetune.objective candidates"):
+    with pytest.raises(UserError, match=r"set finetune\.objective candidates"):
         load_config(Path("recipe.yaml"), order | plain | {"finetune.objective": "tokens"})
