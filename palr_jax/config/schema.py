@@ -10,7 +10,7 @@ from palr_jax.config.keys import check_keys
 from palr_jax.config.ranker import RankerConfig
 from palr_jax.data.config import DataConfig
 from palr_jax.errors import UserError, shown
-from palr_jax.instruct.config import InstructConfig, ProfileConfig
+from palr_jax.instruct.config import LETTERS, InstructConfig, ProfileConfig
 from palr_jax.json_types import JsonObject
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
@@ -79,6 +79,8 @@ class Config:
                 "evaluate.shuffles puts the candidates in random orders, in which their numbers "
                 "are not the retriever's ranks: set it to 0, or instruct.candidate_order shuffled"
             )
+        if self.instruct.answer == "letter":
+            self._check_letters()
         if self.finetune.mode == "lora" and self.ranker.lora is None:
             raise ValueError("finetune.mode lora trains adapters: set ranker.lora")
         if self.finetune.mode == "full" and self.ranker.lora is not None:
@@ -88,6 +90,24 @@ class Config:
     def ranker_seed(self) -> int:
         """The seed of the ranker's parameters, examples and dropout."""
         return self.seed if self.finetune.seed is None else self.finetune.seed
+
+    def _check_letters(self) -> None:
+        instruct, ranker = self.instruct, self.ranker
+        needed = {
+            "instruct.prompt candidates": instruct.prompt == "candidates",
+            "finetune.objective candidates": self.finetune.objective == "candidates",
+            "evaluate.decoding score": self.evaluate.decoding == "score",
+            "ranker.variants [PALR_v2]": ranker.variants == ("PALR_v2",),
+            "ranker.reads choices": ranker.reads == "choices",
+        }
+        missing = [setting for setting, is_met in needed.items() if not is_met]
+        if missing:
+            raise ValueError(f"instruct.answer letter: set {', '.join(missing)}")
+        if self.retriever.candidates > len(LETTERS):
+            raise ValueError(
+                f"instruct.answer letter names at most {len(LETTERS)} candidates: lower "
+                f"retriever.candidates ({self.retriever.candidates})"
+            )
 
     def _check_moments(self) -> None:
         instruct, tuning = self.instruct, self.finetune

@@ -9,6 +9,9 @@ from pydantic import Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+# Names of candidates with `answer: letter`: each is a token of its own in the usual vocabularies.
+LETTERS = string.ascii_uppercase + string.ascii_lowercase
+
 
 @dataclass(frozen=True)
 class ProfileConfig:
@@ -109,6 +112,8 @@ class InstructConfig:
         candidate_order: order of the candidates in the prompts that PALR_v2 is tuned on by
             finetune.objective candidates: shuffled; the retriever's; or ranks, the retriever's
             with its rank as a number before each.
+        answer: what names the next item in the answer: its title; or a letter, by which the
+            candidates are listed, as in LlamaRec (Yue et al. 2023), for prompt candidates.
         moments: newest training items of a user for which a retriever proposes candidates.
         held_out: training data withheld from that retriever: users withholds the tuning users,
             in `folds` parts; time withholds the newest `moments` training items of the tuning
@@ -137,6 +142,7 @@ class InstructConfig:
     retriever_negatives: Share = 0.0
     prompt: Literal["candidates", "history"] = "candidates"
     candidate_order: Literal["shuffled", "retriever", "ranks"] = "shuffled"
+    answer: Literal["title", "letter"] = "title"
     moments: Annotated[int, Field(ge=1)] = 8
     held_out: Literal["users", "time"] = "users"
     folds: Annotated[int, Field(ge=1)] = 1

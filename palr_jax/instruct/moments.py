@@ -126,8 +126,8 @@ class MomentMaker:
 
     def _asked(
         self, rng: np.random.Generator, user: int, number: int
-    ) -> tuple[np.ndarray, np.ndarray, PathChoices]:
-        """The candidates in the retriever's order, their prior, and the choices to the target."""
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """The candidates in the retriever's order, their prior, and which is the target."""
         items_S, score_S = self.retrieved.items_PK[number], self.retrieved.scores_PK[number]
         is_item_S = items_S >= 0
         items_S, score_S = items_S[is_item_S], score_S[is_item_S]  # copies
@@ -137,15 +137,17 @@ class MomentMaker:
         prior_S = score_S - np.logaddexp.reduce(score_S)
         if rng.random() < self.prior_dropout:
             prior_S = np.zeros_like(prior_S)
-        index = int((items_S == target).argmax())
-        choices = path_choices(self.items, items_S, index, self.reads_titles)
-        return items_S, prior_S.astype(np.float32), choices
+        return items_S, prior_S.astype(np.float32), int((items_S == target).argmax())
 
     def _history_example(
         self, rng: np.random.Generator, user: int, numbers: np.ndarray
     ) -> MomentExample:
         """One history with all moments of a user."""
-        asked = [self._asked(rng, user, int(number)) for number in numbers]
+        asked = []
+        for number in numbers:
+            items_S, prior_S, target = self._asked(rng, user, int(number))
+            choices = path_choices(self.items, items_S, target, self.reads_titles)
+            asked.append((items_S, prior_S, choices))
         length_Q = self.retrieved.moments.values_N[numbers]
         newest = length_Q[-1] if len(length_Q) else self.retrieved.moments[user][-1]
         fed = sum(len(choices.fed_F) for *_, choices in asked)
@@ -164,10 +166,17 @@ class MomentMaker:
         self, rng: np.random.Generator, user: int, number: int
     ) -> MomentExample:
         """One moment at the end of a prompt that lists the candidates."""
-        items_S, prior_S, choices = self._asked(rng, user, number)
-        shuffled = self.config.candidate_order == "shuffled"
-        listed_S = rng.permutation(items_S) if shuffled else items_S
+        items_S, prior_S, target = self._asked(rng, user, number)
+        order_S = np.arange(len(items_S))
+        if self.config.candidate_order == "shuffled":
+            order_S = rng.permutation(order_S)
+        if self.config.answer == "letter":
+            # The letter of a candidate is that of its position in the list.
+            choices = path_choices(self.writer.letters, np.argsort(order_S), target)
+        else:
+            choices = path_choices(self.items, items_S, target, self.reads_titles)
         known = self.train[user][: self.retrieved.moments.values_N[number]]
+        listed_S = items_S[order_S]
         prompt = self.writer.prompt(known, self.profiles[user], listed_S, len(choices.fed_F))
         builder = _Builder(prompt)
         builder.ask(len(prompt.tokens_T) - 1, items_S, prompt.kept_H, prior_S, choices)

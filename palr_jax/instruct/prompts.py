@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from palr_jax.errors import UserError
-from palr_jax.instruct.config import InstructConfig
+from palr_jax.instruct.config import LETTERS, InstructConfig
 from palr_jax.instruct.templates import template
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
@@ -30,15 +30,25 @@ class Prompt(NamedTuple):
 
 
 class PromptWriter:
-    """Writes the prompts of both tasks as token ids."""
+    """Writes the prompts of both tasks as token ids.
+
+    Attributes:
+        tokenizer: of the ranker.
+        config: the form of the prompts.
+        letters: the tokens of each of `LETTERS`.
+    """
 
     def __init__(self, tokenizer: Tokenizer, items: Ragged, config: InstructConfig) -> None:
         parts = template(config)
         self.config = config
         self.tokenizer = tokenizer
         self._items = items
-        self._profiles: dict[str, np.ndarray] = {"": np.zeros(0, np.int32)}
-        self._ranks: dict[int, np.ndarray] = {}
+        self._encoded: dict[str, np.ndarray] = {"": np.zeros(0, np.int32)}
+        self.letters = Ragged.from_rows(tokenizer.encode(letter) for letter in LETTERS)
+        if config.answer == "letter" and len({tuple(row) for row in self.letters}) < len(LETTERS):
+            raise UserError(
+                "instruct.answer letter: the tokenizer encodes two letters alike: set title"
+            )
         begin = np.array(tokenizer.begin_ids, np.int32)
         self._recommend = np.concatenate([begin, tokenizer.encode(parts.recommend)])
         self._retrieval = np.concatenate([begin, tokenizer.encode(parts.recommend_retrieval)])
@@ -107,19 +117,37 @@ class PromptWriter:
 
     def _listed(self, items_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of a list of candidates, and the item that ends at each, as in `Prompt`."""
-        if self.config.candidate_order != "ranks":
+        if self.config.candidate_order != "ranks" and self.config.answer == "title":
             return self._items.join(items_C), self._marks(items_C)
         lines, marks = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-        for rank, item in enumerate(items_C, 1):
-            number_T = self._rank(rank)
-            lines += [number_T, self._items[item]]
-            marks += [np.full(len(number_T), -1, np.int32), self._marks(items_C[[rank - 1]])]
+        for index, item in enumerate(items_C):
+            label_T = np.concatenate([self._rank(index), self._letter(index)])
+            lines += [label_T, self._items[item]]
+            marks += [np.full(len(label_T), -1, np.int32), self._marks(items_C[[index]])]
         return np.concatenate(lines), np.concatenate(marks)
 
-    def _rank(self, rank: int) -> np.ndarray:
-        if rank not in self._ranks:
-            self._ranks[rank] = self.tokenizer.encode(f"{rank}. ")
-        return self._ranks[rank]
+    def _rank(self, index: int) -> np.ndarray:
+        """The rank before a candidate of the list, if the config asks for it."""
+        return self._encode(f"{index + 1}. " if self.config.candidate_order == "ranks" else "")
+
+    def _letter(self, index: int) -> np.ndarray:
+        """The letter before a candidate of the list, if it is the answer.
+
+        Raises:
+            UserError: there are more candidates than letters.
+        """
+        if self.config.answer == "title":
+            return self._encode("")
+        if index >= len(self.letters):
+            raise UserError(
+                f"instruct.answer letter names at most {len(self.letters)} candidates: give fewer"
+            )
+        return np.concatenate([self._encode("("), self.letters[index], self._encode(") ")])
+
+    def _encode(self, text: str) -> np.ndarray:
+        if text not in self._encoded:
+            self._encoded[text] = self.tokenizer.encode(text)
+        return self._encoded[text]
 
     def _marks(self, items_H: np.ndarray) -> np.ndarray:
         length_H = self._items.offsets_R1[items_H + 1] - self._items.offsets_R1[items_H]
@@ -145,6 +173,4 @@ class PromptWriter:
         return newest_H[: np.searchsorted(tokens_H, room, side="right")][::-1]
 
     def _profile(self, text: str) -> np.ndarray:
-        if text not in self._profiles:
-            self._profiles[text] = self.tokenizer.encode(f"{text}\n")
-        return self._profiles[text]
+        return self._encode(f"{text}\n" if text else "")

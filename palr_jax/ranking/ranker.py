@@ -126,7 +126,9 @@ class Ranker:
             order_UC = rng.permuted(np.indices(candidates_UC.shape)[1], axis=1)
             items_UC = np.take_along_axis(candidates_UC, order_UC, axis=1)
             moved_UPC = np.take_along_axis(prior_UPC, order_UC[:, None], axis=2)
-            plan_of_order = plan.in_order(order_UC)
+            # A letter belongs to a position of the list, a title to its item.
+            by_title = self.writer.config.answer == "title"
+            plan_of_order = plan.in_order(order_UC) if by_title else self._plan(items_UC)
             logp_UPC = self._score(histories, profiles, items_UC, plan_of_order, moved_UPC, advance)
             back_U1C = np.argsort(order_UC, axis=1)[:, None]
             total_UPC = np.logaddexp(total_UPC, np.take_along_axis(logp_UPC, back_U1C, axis=2))
@@ -245,7 +247,16 @@ class Ranker:
 
     def _tries(self, candidates_UC: np.ndarray) -> Iterator[Trie]:
         for start in range(0, max(len(candidates_UC), 1), _TRIES_AT_ONCE):
-            yield build(self.items, candidates_UC[start : start + _TRIES_AT_ONCE])
+            yield self.trie(candidates_UC[start : start + _TRIES_AT_ONCE])
+
+    def trie(self, candidates_BC: np.ndarray) -> Trie:
+        """The tries of some users' candidates (padded with -1) by what names them in the answer."""
+        if self.writer.config.answer == "title":
+            return build(self.items, candidates_BC)
+        is_item_BC = candidates_BC >= 0
+        return build(
+            self.writer.letters, np.where(is_item_BC, np.cumsum(is_item_BC, axis=1) - 1, -1)
+        )
 
     def _known(
         self, prompts: Prompts, width: int, candidates_BC: np.ndarray, prior: np.ndarray

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from palr_jax.decoding.score_plan import Sizes, plan_score, sizes_of
-from palr_jax.decoding.trie import build
 from palr_jax.errors import UserError
 from palr_jax.padding import to_power_of_two
 from palr_jax.ragged import Ragged
@@ -244,7 +243,7 @@ class Engine:
         longest = max(map(len, candidates))
         # Nearly every batch fits the smallest room for so many candidates, so build its tries once.
         items_BC = padded_candidates(candidates, self.shapes.room_for(longest, Sizes()).candidates)
-        trie = build(ranker.items, items_BC)
+        trie = ranker.trie(items_BC)
         room = self.shapes.room_for(longest, sizes_of(trie, ranker.reads_titles))
         if len(rows) > room.rows[-1]:
             return stacked(
@@ -255,7 +254,7 @@ class Engine:
             )
         if room.candidates != items_BC.shape[1]:
             items_BC = padded_candidates(candidates, room.candidates)
-            trie = build(ranker.items, items_BC)
+            trie = ranker.trie(items_BC)
         prior_BC = np.zeros(items_BC.shape, np.float32)
         for index, row in enumerate(rows):
             prior_BC[index, : len(row.prior_C)] = row.prior_C
@@ -308,7 +307,7 @@ class Engine:
 
                     def step(room: Room = room, rows: int = rows, width: int = width) -> None:
                         items_BC = padded_candidates([np.zeros(1)] * rows, room.candidates)
-                        trie = build(ranker.items, items_BC)
+                        trie = ranker.trie(items_BC)
                         plan = plan_score(trie, room.sizes, ranker.reads_titles)
                         prior_BC = np.zeros(items_BC.shape, np.float32)
                         ranker.score_batch(

@@ -42,6 +42,18 @@ def test_candidates_are_numbered_by_rank_on_request(
     assert (prompt.marks_T >= 0).sum() == 5
 
 
+def test_candidates_are_listed_by_letters_if_those_are_the_answer(
+    tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
+) -> None:
+    config = replace(instruct_config, answer="letter", length=4096)
+    writer = PromptWriter(tokenizer, item_tokens, config)
+    text = tokenizer.decode(writer.prompt([0, 1], PROFILE, candidates=[4, 2, 3]).tokens_T)
+    assert '\n(A) "Léon 4 (1984)"\n(B) "Day 2 (1982)"\n(C) "Ice, Fire 3 (1983)"\n' in text
+    assert '"Night 0 (1980)"\n"Return of the King 1 (1981)"\n' in text  # the history as ever
+    with pytest.raises(UserError, match="at most 52 candidates: give fewer"):
+        writer.prompt([0], PROFILE, [item % 30 for item in range(53)])
+
+
 def test_without_candidates_and_profile_both_parts_vanish(
     writer: PromptWriter, tokenizer: Tokenizer
 ) -> None:

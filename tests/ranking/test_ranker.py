@@ -73,6 +73,33 @@ def test_several_priors_share_a_pass_and_score_as_each_alone(
                 np.testing.assert_allclose(found_UPC[:, 1], both, rtol=1e-5)
 
 
+def test_letters_name_positions_of_the_list(
+    rankers: list[Ranker], train: Ragged, item_tokens: Ragged
+) -> None:
+    histories, profiles = train.take(np.arange(6)), [""] * 6
+    candidates_UC = np.array([np.setdiff1d(np.arange(30), histories[u])[:8] for u in range(6)])
+    ranker = rankers[0]
+    config = replace(ranker.writer.config, answer="letter", length=500)
+    ranker = replace(ranker, writer=PromptWriter(ranker.writer.tokenizer, item_tokens, config))
+    given_UC = ranker.score(histories, profiles, candidates_UC, silent)
+    np.testing.assert_allclose(np.exp(given_UC).sum(1), 1, rtol=1e-4)
+    # An empty slot is not listed, so it takes no letter.
+    gap_UC = np.insert(candidates_UC, 3, -1, axis=1)
+    with_gap_UC = ranker.score(histories, profiles, gap_UC, silent)
+    np.testing.assert_allclose(np.delete(with_gap_UC, 3, axis=1), given_UC, rtol=1e-4)
+    assert np.isneginf(with_gap_UC[:, 3]).all()
+    # A mean over one order is the score of that order, moved back.
+    uniform_UPC = np.zeros((6, 1, 8), np.float32)
+    mean_UC = ranker.score_under(
+        histories, profiles, candidates_UC, uniform_UPC, silent, orders=1, seed=5
+    )[:, 0]
+    order_UC = np.random.default_rng(5).permuted(np.indices((6, 8))[1], axis=1)
+    moved_UC = ranker.score(
+        histories, profiles, np.take_along_axis(candidates_UC, order_UC, axis=1), silent
+    )
+    np.testing.assert_allclose(np.take_along_axis(mean_UC, order_UC, axis=1), moved_UC, rtol=1e-4)
+
+
 def test_a_model_without_a_head_scores_alike_under_all_priors(
     rankers: list[Ranker], train: Ragged
 ) -> None:

@@ -260,3 +260,17 @@ def test_an_order_of_candidates_that_training_or_ranking_would_not_keep_is_refus
     plain = {"ranker.prior": "none", "ranker.item_embeddings": "[]"}
     with pytest.raises(UserError, match=r"set finetune\.objective candidates"):
         load_config(Path("recipe.yaml"), order | plain | {"finetune.objective": "tokens"})
+
+
+def test_letters_go_with_a_list_of_few_candidates(here: Path) -> None:
+    listed = {"instruct.prompt": "candidates", "instruct.answer": "letter"}
+    load_config(Path("recipe.yaml"), listed)
+    with pytest.raises(UserError, match=r"instruct\.answer letter: set instruct\.prompt cand"):
+        load_config(Path("recipe.yaml"), {"instruct.answer": "letter"})
+    with pytest.raises(UserError, match=r"set ranker\.variants \[PALR_v2\], ranker\.reads choices"):
+        load_config(
+            Path("recipe.yaml"),
+            listed | {"ranker.reads": "titles", "ranker.variants": "[PALR_v1, PALR_v2]"},
+        )
+    with pytest.raises(UserError, match=r"lower retriever\.candidates \(60\)"):
+        load_config(Path("recipe.yaml"), listed | {"retriever.candidates": "60"})

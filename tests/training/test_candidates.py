@@ -108,6 +108,36 @@ def test_the_loss_is_that_of_ranking_each_moment_on_its_own(
     assert int(metrics["tokens"]) == sum(len(example.tokens_T) for example in examples)
 
 
+@pytest.mark.parametrize("order", ["shuffled", "retriever"])
+def test_letters_are_learned_by_the_position_in_the_list(
+    train: Ragged,
+    tokenizer: Tokenizer,
+    item_tokens: Ragged,
+    instruct_config: InstructConfig,
+    order: Literal["shuffled", "retriever"],
+) -> None:
+    config = replace(
+        instruct_config, prompt="candidates", moments=3, held_out="time", history=6,
+        candidate_order=order, answer="letter",
+    )  # fmt: skip
+    maker = make_moments(train, tokenizer, item_tokens, config)
+    model = new_model(tokenizer.vocab_size, False, False, False)
+    expected, examples = [], []
+    for user in (5, 8, 11):
+        example = maker.example(user, 0)
+        (moment,) = example.moments
+        listed_S = example.item_T[example.item_T >= 0][-len(moment.item_S) :]
+        target = moment.item_S[moment.choices.target]
+        (position,) = np.flatnonzero(listed_S == target)
+        plan = plan_score(build(maker.writer.letters, np.arange(len(listed_S))[None]))
+        prompt_T = example.tokens_T[: moment.index + 1]
+        logp_BS = score(model, prompt_T[None], np.array([len(prompt_T)]), plan)
+        expected.append(float(logp_BS[0, position]))
+        examples.append(example)
+    loss, _ = candidate_loss(model, as_batch(maker, examples))
+    assert float(loss) == pytest.approx(-np.mean(expected), rel=1e-4)
+
+
 def test_gradients_equal_finite_differences(
     train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
 ) -> None:
