@@ -8,10 +8,11 @@ from pydantic import ConfigDict, Field
 from palr_jax.evaluation.metrics import SLATE
 
 Model = Literal[
-    "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec"
-]
+    "popularity", "item_knn", "bpr_mf", "ncf", "lightgcn", "gru4rec", "caser", "bert4rec", "sasrec",
+    "hstu",
+]  # fmt: skip
 # Models that read histories in order.
-SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec")
+SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec", "hstu")
 BlockKind = Literal["sasrec", "bert"]
 ItemFeatures = Literal["none", "words"]
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]

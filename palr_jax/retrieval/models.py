@@ -12,6 +12,7 @@ from palr_jax.retrieval.bpr_mf import BPRMF
 from palr_jax.retrieval.caser import Caser
 from palr_jax.retrieval.config import Model, RetrieverConfig
 from palr_jax.retrieval.gru4rec import GRU4Rec
+from palr_jax.retrieval.hstu import HSTU
 from palr_jax.retrieval.interface import Retriever
 from palr_jax.retrieval.item_knn import ItemKNN
 from palr_jax.retrieval.lightgcn import LightGCN
@@ -32,6 +33,7 @@ MODELS: dict[Model, Callable[[RetrieverConfig, int, int], Retriever]] = {
     "caser": functools.partial(Sequential, Caser, NEXT_ITEM),
     "bert4rec": functools.partial(Sequential, BERT4Rec, CLOZE),
     "sasrec": functools.partial(Sequential, SASRec, NEXT_ITEM),
+    "hstu": functools.partial(Sequential, HSTU, NEXT_ITEM),
 }
 """Model name → callable of (config, number of items, seed)."""
 
@@ -45,6 +47,7 @@ ROW_NAMES: dict[Model, str] = {
     "caser": "Caser",
     "bert4rec": "BERT4Rec",
     "sasrec": "SASRec",
+    "hstu": "HSTU",
 }
 """The models' names in tables."""
 

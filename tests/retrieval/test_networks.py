@@ -15,6 +15,7 @@ from palr_jax.retrieval.bert4rec import BERT4Rec
 from palr_jax.retrieval.caser import Caser
 from palr_jax.retrieval.config import BlockKind, RetrieverConfig
 from palr_jax.retrieval.gru4rec import GRU4Rec
+from palr_jax.retrieval.hstu import HSTU
 from palr_jax.retrieval.rows import NEXT_ITEM, HistoryRows
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.transformer import TransformerBlock, attend
@@ -29,8 +30,8 @@ def sasrec_of_bert(config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> S
 
 
 Made = Callable[[RetrieverConfig, int, nnx.Rngs], Any]
-NETWORKS: list[Made] = [BERT4Rec, Caser, GRU4Rec, SASRec, sasrec_of_bert]
-CAUSAL: list[Made] = [Caser, GRU4Rec, SASRec, sasrec_of_bert]
+NETWORKS: list[Made] = [BERT4Rec, Caser, GRU4Rec, HSTU, SASRec, sasrec_of_bert]
+CAUSAL: list[Made] = [Caser, GRU4Rec, HSTU, SASRec, sasrec_of_bert]
 ONE_PIECE = [[0, 1, 2, 3, 4, 5]]
 
 every = pytest.mark.parametrize("made", NETWORKS, ids=lambda made: made.__name__)
@@ -183,6 +184,32 @@ def test_caser_is_that_of_its_equations() -> None:
     np.testing.assert_allclose(model(rows_of([items], ONE_PIECE), None)[0], expected, atol=1e-5)
 
 
+def test_hstu_is_that_of_its_equations() -> None:
+    model = HSTU(replace(CONFIG, init_std=0.5), ITEMS, nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    items = [20, 3, 4, 7, 8, 9]
+    x_TD = values(model.item_ID)[items].astype(np.float64) + values(model.position_TD)
+
+    def silu(x: np.ndarray) -> np.ndarray:
+        return x * sigmoid(x)
+
+    for block in model.blocks:
+        block.bias_HT[...] = jnp.asarray(rng.normal(size=(2, T)), jnp.float32)
+        bias_HT = values(block.bias_HT)
+        parts = silu(normal(block.norm, x_TD) @ values(block.uvqk.kernel))
+        gate_TD, value_TD, query_TD, key_TD = np.split(parts, 4, axis=1)
+        mixed_TD = np.zeros_like(x_TD)
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            for now in range(T):
+                for seen in range(now + 1):
+                    score = query_TD[now, part] @ key_TD[seen, part] + bias_HT[head, now - seen]
+                    mixed_TD[now, part] += silu(score) * value_TD[seen, part] / (now + 1)
+        x_TD = x_TD + (normal(block.mixed_norm, mixed_TD) * gate_TD) @ values(block.out.kernel)
+    found = model(rows_of([items], ONE_PIECE), None)[0]
+    np.testing.assert_allclose(found, normal(model.norm, x_TD), atol=1e-4)
+
+
 @pytest.mark.parametrize("block", ["sasrec", "bert"])
 def test_sasrec_is_what_numpy_makes_of_its_parameters(block: BlockKind) -> None:
     config = replace(CONFIG, block=block, init_std=0.5)
@@ -197,13 +224,14 @@ def values(parameter: nnx.Param[jax.Array] | None) -> np.ndarray:
     return np.asarray(parameter[...])
 
 
+def normal(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    return scaled * values(norm.scale) + values(norm.bias)
+
+
 def reference(model: SASRec, items: list[int], norm_first: bool) -> np.ndarray:
     """SASRec on one history, a query and a head at a time: [T, D]."""
-
-    def normal(norm: nnx.LayerNorm, x: np.ndarray) -> np.ndarray:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        return scaled * values(norm.scale) + values(norm.bias)
 
     def attention(block: TransformerBlock, x: np.ndarray) -> np.ndarray:
         q, k, v = np.split(x @ np.asarray(block.qkv.kernel[...], np.float64), 3, axis=-1)
