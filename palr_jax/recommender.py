@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
-import jax
 import numpy as np
 
 from palr_jax.arguments import flag, lists_of_texts, text_of, texts_of, whole_number
-from palr_jax.config import Config, Variant
-from palr_jax.data import prepare as preparing
+from palr_jax.config import Config
 from palr_jax.data.catalog import By, Catalog
 from palr_jax.data.prepare import Prepared
-from palr_jax.decoding.score_plan import Sizes
 from palr_jax.errors import UserError
 from palr_jax.evaluation.fusion import Scores, Weights, log_popularity, popularity_of
 from palr_jax.evaluation.metrics import SLATE
+from palr_jax.finished_run import load_run
 from palr_jax.instruct.item_tokens import tokenize_items
 from palr_jax.instruct.profiles import CategoryTable, category_table, keyword_profiles
 from palr_jax.instruct.prompts import PromptWriter
@@ -32,11 +29,8 @@ from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.explain import Explanation, explanations
-from palr_jax.ranking.ranker import Ranker, load_ranker, log_prior
+from palr_jax.ranking.ranker import Ranker, log_prior
 from palr_jax.retrieval.interface import Retriever
-from palr_jax.retrieval.models import MODELS
-from palr_jax.run_directory import RunDirectory
-from palr_jax.training.trained import trained_step
 
 
 @dataclass(frozen=True)
@@ -95,31 +89,11 @@ class Recommender:
         """
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"path: the path of a run is expected, not {path!r}")
-        directory, step = _find(path_of(path))
-        config = replace(directory.read_config(), mesh=mesh or MeshConfig())
-        if "PALR_v2" not in config.ranker.variants:
-            raise UserError(f"{path} has no PALR_v2: add it to ranker.variants and run again")
-        if not directory.fusion.exists():
-            raise UserError(f"{path} is not evaluated: run `palr run` with its config first")
-        model, variant = config.retriever.model, directory.ranker / "PALR_v2"
-        directory.stages.check(
-            [directory.data, directory.retriever(model), directory.fusion, variant,
-             variant.with_name("PALR_v2.json"), directory.vectors, *directory.token_files()]
+        run = load_run(path_of(path), mesh or MeshConfig())
+        return cls(
+            run.config, run.prepared, run.prepared.catalog, run.retriever, run.ranker, run.weights,
+            run.step,
         )  # fmt: skip
-        prepared = preparing.load(directory.data)
-        retriever = MODELS[model](config.retriever, prepared.split.num_items, config.seed)
-        retriever.load(directory.retriever(model))
-        ranker, step = _load_ranker(config, directory, step)
-        if len(ranker.items) != len(prepared.catalog):
-            raise UserError(
-                f"{directory.path} holds files of two runs ({directory.items} knows "
-                f"{len(ranker.items)} items, the catalog {len(prepared.catalog)}): run `palr run` "
-                "with its config"
-            )
-        # Few sizes, because each is compiled.
-        ranker = replace(ranker, fit=Sizes.rounded)
-        weights = directory.read_weights()
-        return cls(config, prepared, prepared.catalog, retriever, ranker, weights, step)
 
     def with_items(
         self, titles: Sequence[str], categories: Sequence[Sequence[str]] | None = None
@@ -397,30 +371,3 @@ class Recommender:
             ]
             for items_C, logp_C, order_K in zip(candidates_UC, fused_UC, order_UK, strict=True)
         ]
-
-
-def _load_ranker(config: Config, directory: RunDirectory, step: int | None) -> tuple[Ranker, int]:
-    """The ranker of a step, by default that of `trained_step`, and its step."""
-    devices = jax.local_devices()[: config.mesh.devices]
-    if step is not None:
-        return load_ranker(config, directory, "PALR_v2", step, devices), step
-    folder = directory.ranker / "PALR_v2"
-    while True:
-        step = trained_step(folder)
-        try:
-            return load_ranker(config, directory, "PALR_v2", step, devices), step
-        except UserError:
-            # A training that goes on may be replacing this step by a newer one.
-            if trained_step(folder) == step:
-                raise
-
-
-def _find(path: Path) -> tuple[RunDirectory, int | None]:
-    """The run that a path names, and the step of its ranker if it names a checkpoint."""
-    if path.name.isdigit() and path.parent.name in get_args(Variant):
-        if path.parent.name != "PALR_v2":
-            raise UserError(f"{path} is no checkpoint of PALR_v2, which ranks candidates")
-        if not path.exists():
-            raise UserError(f"{path} is missing: name a step that is there")
-        return RunDirectory(path.parents[2]), int(path.name)
-    return RunDirectory(path), None
