@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import cohere
 import numpy as np
 import pytest
 
@@ -96,6 +97,18 @@ def test_the_shared_form_of_rerankers(served: Served) -> None:
     assert [one["index"] for one in listed] == [
         OWN.index(title) for title, _ in served.recommender.rank(HISTORY, OWN[:2])
     ]
+
+
+@pytest.mark.parametrize("version", [cohere.Client, cohere.ClientV2])
+def test_the_client_of_cohere_reranks(
+    served: Served, version: type[cohere.Client] | type[cohere.ClientV2]
+) -> None:
+    client = version(api_key="none", base_url=served.url)
+    found = client.rerank(model="any", query="\n".join(HISTORY), documents=OWN, top_n=2)
+    right = served.recommender.rank(HISTORY, OWN)[:2]
+    assert [OWN[one.index] for one in found.results] == [title for title, _ in right]
+    for one, (_, logp) in zip(found.results, right, strict=True):
+        assert one.relevance_score == pytest.approx(np.exp(logp), abs=1e-5)
 
 
 @pytest.mark.parametrize(
