@@ -129,7 +129,7 @@ def plan(config: Config, topology_name: str | None) -> Plan:
     topology = parse_topology(name)
     prepare_environment(topology)
     chips = devices(topology)
-    shape, lora = _shape(config), config.ranker.lora
+    shape, lora = shape_of(config), config.ranker.lora
     shards = Shards(make_mesh(config.mesh, chips))
     check_divides(shape, shards)
     check_rows(config.finetune, shards)
@@ -167,7 +167,7 @@ def plan(config: Config, topology_name: str | None) -> Plan:
     )
 
 
-def _shape(config: Config) -> LlamaConfig:
+def shape_of(config: Config) -> LlamaConfig:
     """The shape of the ranker; absent weights are looked up by the name of their folder."""
     ranker = config.ranker
     if not ranker.weights:

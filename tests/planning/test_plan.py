@@ -65,7 +65,9 @@ def check(made: JsonObject) -> None:
     memory = made["memory_bytes_per_chip"]
     assert made["peak_bytes_per_chip"] == sum(memory.values()) < made["hbm_bytes_per_chip"]
     config = parse_config(SMALL, "small")
-    model = nnx.eval_shape(lambda: Llama(planning._shape(config), nnx.Rngs(0), config.ranker.lora))
+    model = nnx.eval_shape(
+        lambda: Llama(planning.shape_of(config), nnx.Rngs(0), config.ranker.lora)
+    )
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
     assert whole / 4 <= memory["parameters"] < whole / 3.9  # norms are not divided
     assert made["step_seconds"] == max(
@@ -93,7 +95,7 @@ def test_gpus_are_planned_as_an_estimate(tmp_path: Path) -> None:
 )
 def test_absent_weights_are_known_by_the_name_of_their_folder(weights: str, family: str) -> None:
     config = parse_config({**SMALL, "ranker": {"weights": weights}}, "small")
-    assert planning._shape(config).family == family
+    assert planning.shape_of(config).family == family
 
 
 @pytest.mark.skipif(not HAS_TPU_COMPILER, reason="needs libtpu, the TPU compiler")
@@ -108,7 +110,7 @@ def test_tpus_are_planned_with_their_compiler(tmp_path: Path) -> None:
 def test_a_program_gathers_a_weight_once_a_layer_and_direction() -> None:
     config = parse_config({**SMALL, "mesh": {"data": 2, "fsdp": 4}}, "small")
     shards = Shards(make_mesh(config.mesh))
-    shape = planning._shape(config)
+    shape = planning.shape_of(config)
     compute = compute_over(shards)
     model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), config.ranker.lora, compute))
     program = planning._compile_train(config, model, shards)
