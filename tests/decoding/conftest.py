@@ -1,12 +1,9 @@
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
-from tests.decoding.slow import Logits
+from tests.decoding.slow import Logits, full_passes
 
 CONFIG = LlamaConfig(
     vocab_size=61, dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=40,
@@ -25,12 +22,4 @@ def tiny() -> Llama:
 
 @pytest.fixture(scope="session")
 def tiny_logits(tiny: Llama) -> Logits:
-    """A full forward pass without cache, trie or layout."""
-    forward = jax.jit(lambda tokens_BT, last: tiny(tokens_BT)[0, last])
-
-    def logits(tokens: list[int]) -> np.ndarray:
-        padded = np.zeros((1, WIDTH), np.int32)
-        padded[0, : len(tokens)] = tokens
-        return np.asarray(forward(jnp.array(padded), len(tokens) - 1))
-
-    return logits
+    return full_passes(tiny, WIDTH)

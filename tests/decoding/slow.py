@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
 from palr_jax.decoding.trie import Trie
+from palr_jax.llm.llama import Llama
 
 END = 1
 Logits = Callable[[list[int]], np.ndarray]  # the tokens of a row → logits [V] after the last
@@ -31,6 +33,21 @@ def dict_trie(candidates: dict[int, list[int]]) -> Node:
             node = node.children.setdefault(token, Node())
             node.slots.append(slot)
     return root
+
+
+def full_passes(model: Llama, width: int) -> Logits:
+    """A full forward pass per call, without cache, trie or layout.
+
+    Rows are padded to `width` on the right, which no token before sees: one program serves all.
+    """
+    forward = jax.jit(lambda model, tokens_BT, last: model(tokens_BT)[0, last])
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        padded = np.zeros((1, width), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return np.asarray(forward(model, jnp.array(padded), len(tokens) - 1))
+
+    return logits
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

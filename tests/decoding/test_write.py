@@ -1,10 +1,10 @@
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from palr_jax.decoding.write import write_text
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
+from tests.decoding.slow import full_passes
 
 VOCAB = 40
 MODEL = Llama(
@@ -14,13 +14,14 @@ MODEL = Llama(
     ),
     nnx.Rngs(params=3),
 )  # fmt: skip
+LOGITS = full_passes(MODEL, width=32)
 
 
 def one_by_one(prompt: list[int], new_tokens: int, stop_ids: list[int]) -> list[int]:
     """The same with a full forward pass per token."""
     tokens = list(prompt)
     for _ in range(new_tokens):
-        best = int(np.asarray(MODEL(jnp.array([tokens]))[0, -1]).argmax())
+        best = int(LOGITS(tokens).argmax())
         if best in stop_ids:
             break
         tokens.append(best)

@@ -11,6 +11,7 @@ from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.kv_cache import KVCache
 from palr_jax.llm.llama import Llama, TokenLayout, causal_layout, packed_layout
 from tests.locations import SHARED
+from tests.programs import compiled, forward
 
 STORIES = SHARED / "models" / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not here")
@@ -72,7 +73,7 @@ def reference_logits(
 def test_logits_equal_a_slow_reference(tiny: Llama) -> None:
     tokens = np.random.default_rng(0).integers(0, 61, 20).tolist()
     expected = reference_logits(tiny, tokens, np.tri(20, dtype=bool), np.arange(20))
-    np.testing.assert_allclose(tiny(jnp.array([tokens]))[0], expected, atol=2e-5)
+    np.testing.assert_allclose(forward(tiny, jnp.array([tokens]))[0], expected, atol=2e-5)
 
 
 def test_a_tree_of_tokens_sees_its_ancestors_only(tiny: Llama) -> None:
@@ -86,7 +87,7 @@ def test_a_tree_of_tokens_sees_its_ancestors_only(tiny: Llama) -> None:
     tokens = [5, 9, 31, 7, 50, 12, 44]
     expected = reference_logits(tiny, tokens, visible, position)
     layout = TokenLayout(jnp.array([position]), jnp.array([horizon]))
-    np.testing.assert_allclose(tiny(jnp.array([tokens]), layout)[0], expected, atol=2e-5)
+    np.testing.assert_allclose(forward(tiny, jnp.array([tokens]), layout)[0], expected, atol=2e-5)
 
 
 def test_packed_examples_equal_each_alone(tiny: Llama) -> None:
@@ -100,10 +101,10 @@ def test_packed_examples_equal_each_alone(tiny: Llama) -> None:
     layout = packed_layout(
         jnp.array([np.pad(segment, (0, pad))]), jnp.array([np.pad(position, (0, pad))])
     )
-    packed = tiny(row, layout)[0]
+    packed = forward(tiny, row, layout)[0]
     start = 0
     for length in lengths:
-        alone = tiny(jnp.array([tokens[start : start + length]]))[0]
+        alone = forward(tiny, jnp.array([tokens[start : start + length]]))[0]
         np.testing.assert_allclose(packed[start : start + length], alone, atol=1e-5)
         start += length
 
@@ -111,8 +112,8 @@ def test_packed_examples_equal_each_alone(tiny: Llama) -> None:
 def test_padding_changes_nothing(tiny: Llama) -> None:
     tokens = np.random.default_rng(2).integers(0, 61, (2, 30))
     layout = causal_layout(jnp.array([30, 11]), 30)
-    padded = tiny(jnp.array(tokens), layout)
-    alone = tiny(jnp.array(tokens[1:, :11]))
+    padded = forward(tiny, jnp.array(tokens), layout)
+    alone = forward(tiny, jnp.array(tokens[1:, :11]))
     np.testing.assert_allclose(padded[1, :11], alone[0], atol=1e-5)
 
 
@@ -120,16 +121,20 @@ def test_cached_chunks_equal_one_pass(tiny: Llama) -> None:
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, 61, (2, 40))
     prompt = np.array([13, 7])
-    hidden, cache = tiny.prefill(jnp.array(tokens[:, :16]), jnp.array(prompt), slots=48)
+    first = jnp.array(tokens[:, :16])
+    _, cache = compiled(Llama.prefill, tiny, first, jnp.array(prompt), slots=48)
+    # Causal rows: what a token sees does not change with the tokens after it.
+    whole = compiled(Llama.hidden, tiny, jnp.array(tokens))
     read = prompt.copy()
     for counts in ([3, 1], [0, 4], [4, 4], [1, 0]):
         chunk = np.zeros((2, 4), np.int64)
         for row, count in enumerate(counts):
             chunk[row, :count] = tokens[row, read[row] : read[row] + count]
-        hidden, cache = tiny.extend(jnp.array(chunk), jnp.array(counts), cache)
+        new = (jnp.array(chunk), jnp.array(counts), cache)
+        hidden, cache = compiled(Llama.extend, tiny, *new)
         for row, count in enumerate(counts):
-            whole = tiny.hidden(jnp.array(tokens[row : row + 1, : read[row] + count]))[0]
-            np.testing.assert_allclose(hidden[row, :count], whole[read[row] :], atol=1e-5)
+            expected = whole[row, read[row] : read[row] + count]
+            np.testing.assert_allclose(hidden[row, :count], expected, atol=1e-5)
         read += counts
     np.testing.assert_array_equal(cache.length_B, read)
 
@@ -137,7 +142,7 @@ def test_cached_chunks_equal_one_pass(tiny: Llama) -> None:
 @needs_stories
 def test_stories_logits_are_golden() -> None:
     golden = np.load(STORIES / "golden_logits.npz")
-    logits = llm.load(STORIES)[0](jnp.array([golden["input_ids"]]))[0]
+    logits = forward(llm.load(STORIES)[0], jnp.array([golden["input_ids"]]))[0]
     assert np.abs(logits - golden["logits"]).max() < 1e-3
 
 

@@ -13,6 +13,7 @@ from palr_jax.llm.config import TARGETS, LlamaConfig, LoRAConfig, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.lora import Linear
 from palr_jax.trees import State, split_off
+from tests.programs import compiled, forward
 
 TINY = LlamaConfig(
     vocab_size=31, dim=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=20,
@@ -61,7 +62,7 @@ def build_base(model: Llama) -> Llama:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_fresh_adapter_changes_not_one_bit(dtype: DTypeLike) -> None:
     base, adapted = pair(ALL, dtype)
-    np.testing.assert_array_equal(adapted(TOKENS), base(TOKENS))
+    np.testing.assert_array_equal(forward(adapted, TOKENS), forward(base, TOKENS))
     kinds = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam))}
     assert kinds == {jnp.dtype(jnp.float32)}
     assert adapted.layers.q.kernel_IO.dtype == dtype
@@ -89,9 +90,9 @@ def test_adapters_stand_where_they_are_named_and_come_from_the_seed(
 def test_merged_equals_unmerged() -> None:
     base, adapted = pair(ALL)
     disturb(adapted)
-    logits = adapted(TOKENS)
-    assert np.abs(logits - base(TOKENS)).max() > 0.01
-    np.testing.assert_allclose(merged(adapted)(TOKENS), logits, atol=1e-5)
+    logits = forward(adapted, TOKENS)
+    assert np.abs(logits - forward(base, TOKENS)).max() > 0.01
+    np.testing.assert_allclose(forward(merged(adapted), TOKENS), logits, atol=1e-5)
 
 
 def test_the_update_is_scaled_by_alpha_over_rank() -> None:
@@ -136,12 +137,16 @@ def test_gradients_equal_finite_differences() -> None:
 def test_dropout_acts_on_adapters_alone_and_only_with_a_key() -> None:
     lora = replace(ALL, dropout=0.4)
     base, adapted = pair(lora)
+
+    def hidden(model: Llama, key: jax.Array | None = None) -> jax.Array:
+        return compiled(Llama.hidden, model, TOKENS, None, key)
+
     key = jax.random.key(0)
-    np.testing.assert_array_equal(adapted.hidden(TOKENS, None, key), base.hidden(TOKENS))
+    np.testing.assert_array_equal(hidden(adapted, key), hidden(base))
     disturb(adapted)
-    plain = adapted.hidden(TOKENS)
-    np.testing.assert_array_equal(plain, adapted.hidden(TOKENS))
-    dropped = adapted.hidden(TOKENS, None, key)
-    np.testing.assert_array_equal(dropped, adapted.hidden(TOKENS, None, key))
+    plain = hidden(adapted)
+    np.testing.assert_array_equal(plain, hidden(adapted))
+    dropped = hidden(adapted, key)
+    np.testing.assert_array_equal(dropped, hidden(adapted, key))
     assert np.abs(dropped - plain).max() > 1e-3
-    assert np.abs(dropped - adapted.hidden(TOKENS, None, jax.random.key(1))).max() > 1e-3
+    assert np.abs(dropped - hidden(adapted, jax.random.key(1))).max() > 1e-3

@@ -13,6 +13,7 @@ from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.prefix import Prefix
 from palr_jax.trees import State
+from tests.programs import compiled
 
 CONFIG = LlamaConfig(
     vocab_size=61, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=48,
@@ -37,8 +38,10 @@ def test_a_shared_prefix_changes_nothing(length: int, groups: int) -> None:
     tokens = rng.integers(0, 61, (4, 24))
     tokens[:, :length] = tokens[0, :length]
     lengths = jnp.array([20, 24, 21, 23])
-    plain, plain_cache = model.prefill(jnp.asarray(tokens), lengths)
-    shared, cache = model.prefill(jnp.asarray(tokens), lengths, prefix=Prefix(length, groups))
+    plain, plain_cache = compiled(Llama.prefill, model, jnp.asarray(tokens), lengths)
+    shared, cache = compiled(
+        Llama.prefill, model, jnp.asarray(tokens), lengths, prefix=Prefix(length, groups)
+    )
     np.testing.assert_allclose(shared, plain, atol=1e-5)
     np.testing.assert_allclose(cache.k_LBGSK, plain_cache.k_LBGSK, atol=1e-5)
     np.testing.assert_allclose(cache.v_LBGSK, plain_cache.v_LBGSK, atol=1e-5)

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 
 from palr_jax import llm
 from tests.llm.variants import BF16, FIXTURES, KEPT, TOKENS, VARIANTS, write_checkpoint
+from tests.programs import forward
 
 EXPECTED = np.load(FIXTURES / "logits.npz")
 
@@ -18,7 +19,7 @@ def test_logits_equal_those_of_transformers(variant: str, tmp_path: Path) -> Non
     write_checkpoint(tmp_path, VARIANTS[variant])
     model, tokenizer = llm.load(tmp_path)
     assert tokenizer is None
-    logits = model(jnp.array(TOKENS))
+    logits = forward(model, jnp.array(TOKENS))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits[:, KEPT], EXPECTED[variant], atol=1e-4)
 
@@ -33,8 +34,8 @@ def test_half_precision_in_shards_is_read_exactly(dtype: DTypeLike, tmp_path: Pa
         assert kernel.dtype == kind
         expected = values["model.layers.1.mlp.up_proj.weight"].T
         np.testing.assert_array_equal(kernel, expected.astype(kind))
-    logits = half(jnp.array(TOKENS))
+    logits = forward(half, jnp.array(TOKENS))
     assert logits.dtype == jnp.float32
-    exact = wide(jnp.array(TOKENS))
+    exact = forward(wide, jnp.array(TOKENS))
     # Rounding to 8 bits costs about a hundredth of the largest logit.
     assert 0 < np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()

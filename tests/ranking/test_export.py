@@ -15,6 +15,7 @@ from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.ranking.ranker import load_ranker
 from palr_jax.run_directory import RunDirectory
 from tests.llm.variants import VARIANTS, write_checkpoint
+from tests.programs import forward
 from tests.world import ITEMS, write_world
 
 TUNING = [
@@ -75,7 +76,7 @@ def test_the_merged_export_and_the_adapter_are_the_tuned_ranker(here: Path) -> N
     assert (lora.rank, lora.targets, lora.dropout) == (2, ("q", "down"), 0.1)
     model, _ = llm.load("weights", "bfloat16", lora)
     load_adapter(model, lora, Path("adapter"))
-    np.testing.assert_array_equal(model(tokens), tuned(tokens))
+    np.testing.assert_array_equal(forward(model, tokens), forward(tuned, tokens))
 
     merged, tokenizer = llm.load("merged")
     assert tokenizer is not None
@@ -84,7 +85,7 @@ def test_the_merged_export_and_the_adapter_are_the_tuned_ranker(here: Path) -> N
     np.testing.assert_array_equal(
         written.T.astype(np.float32), tuned.layers.q.merged_kernel(1).astype(jnp.float32)
     )
-    np.testing.assert_allclose(merged(tokens), tuned(tokens), atol=0.1)
+    np.testing.assert_allclose(forward(merged, tokens), forward(tuned, tokens), atol=0.1)
 
 
 @pytest.mark.parametrize(

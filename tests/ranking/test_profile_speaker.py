@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -17,6 +16,7 @@ from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.profile_speaker import Speaker
+from tests.decoding.slow import Logits, full_passes
 
 NAMES = ("War", "War Film", "warlike", "Sea", "Seaside", "Ice; Fire", "noir")
 
@@ -43,17 +43,16 @@ def speaker(
     return Speaker(Llama(shape, nnx.Rngs(params=0)), tokenizer, items, config)
 
 
-def greedy(speaker: Speaker, prompt_T: np.ndarray, texts: list[list[int]]) -> list[int]:
+def greedy(logits: Logits, prompt: list[int], texts: list[list[int]], keywords: int) -> list[int]:
     """Which texts plain greedy decoding writes, one after the other, if it may write only these."""
-    written, left = list(prompt_T), list(range(len(texts)))
+    written, left = list(prompt), list(range(len(texts)))
     chosen: list[int] = []
-    while left and len(chosen) < speaker.config.profile.keywords:
+    while left and len(chosen) < keywords:
         alive, depth = left, 0
         while len({tuple(texts[text]) for text in alive}) > 1 or depth == 0:
             allowed = sorted({texts[text][depth] for text in alive})
             fed = [*written, *texts[alive[0]][:depth]]
-            logits_V = np.asarray(speaker.model(jnp.array([fed], jnp.int32))[0, -1])
-            best = allowed[int(np.argmax(logits_V[allowed]))]
+            best = allowed[int(np.argmax(logits(fed)[allowed]))]
             alive = [text for text in alive if texts[text][depth] == best]
             depth += 1
         chosen.append(alive[0])
@@ -67,13 +66,16 @@ def test_keywords_are_what_greedy_decoding_of_them_alone_writes(
 ) -> None:
     asked = speaker(items, tokenizer, keywords=2)
     histories = Ragged.from_rows([[0, 1, 2], [5], [3, 4, 6, 0, 2]])
-    for history, (answer, words) in zip(histories, asked.answers(histories), strict=True):
+    prompts = [asked._prompt(history).tolist() for history in histories]
+    logits = full_passes(asked.model, width=max(map(len, prompts)) + 64)
+    answers = asked.answers(histories)
+    for history, prompt, (answer, words) in zip(histories, prompts, answers, strict=True):
         own = sorted({name for item in history for name in items.categories[item]})
         texts = [
             [*tokenizer.encode(f" {name.lower().replace(';', ',')}"), *tokenizer.encode(";")]
             for name in own
         ]
-        expected = greedy(asked, asked._prompt(history), texts)
+        expected = greedy(logits, prompt, texts, keywords=2)
         assert words == tuple(own[text].lower() for text in expected)
         assert answer == "; ".join(words)
 

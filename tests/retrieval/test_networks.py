@@ -20,6 +20,7 @@ from palr_jax.retrieval.rows import NEXT_ITEM, HistoryRows
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.transformer import TransformerBlock, attend
 from palr_jax.trees import State
+from tests.programs import forward
 
 ITEMS, T = 20, 6
 CONFIG = RetrieverConfig(dim=8, num_blocks=2, num_heads=2, length=T, dropout=0.5)
@@ -39,7 +40,7 @@ causal = pytest.mark.parametrize("made", CAUSAL, ids=lambda made: made.__name__)
 
 
 def use(made: Made, items: list[list[int]], positions: list[list[int]]) -> jax.Array:
-    return made(CONFIG, ITEMS, nnx.Rngs(0))(rows_of(items, positions), None)
+    return forward(made(CONFIG, ITEMS, nnx.Rngs(0)), rows_of(items, positions), None)
 
 
 def rows_of(items: list[list[int]], positions: list[list[int]]) -> HistoryRows:
@@ -84,7 +85,8 @@ def test_pieces_of_a_row_do_not_see_each_other(made: Made) -> None:
 def test_the_newest_alone_are_those_of_all(made: Made) -> None:
     model = made(CONFIG, ITEMS, nnx.Rngs(0))
     rows = rows_of([[20, 1, 2, 3, 4, 5], [3, 4, 20, 7, 8, 9]], [*ONE_PIECE, [0, 1, 0, 1, 2, 3]])
-    np.testing.assert_allclose(model(rows, None, newest=2), model(rows, None)[:, -2:], atol=1e-5)
+    newest, whole = forward(model, rows, None, newest=2), forward(model, rows, None)
+    np.testing.assert_allclose(newest, whole[:, -2:], atol=1e-5)
 
 
 @every
@@ -97,7 +99,8 @@ def test_embeddings_begin_as_wide_as_is_asked(made: Made, init_std: float) -> No
 @causal
 def test_using_the_network_gives_what_training_saw(made: Made) -> None:
     model = made(CONFIG, ITEMS, nnx.Rngs(0))
-    used = model(NEXT_ITEM.inference(Ragged.from_rows([[7, 8, 9], []]), ITEMS, T), None)[:, -1]
+    rows = NEXT_ITEM.inference(Ragged.from_rows([[7, 8, 9], []]), ITEMS, T)
+    used = forward(model, rows, None)[:, -1]
     trained = use(made, [[20, 7, 8, 9, 1, 1]], [[0, 1, 2, 3, 0, 1]])
     np.testing.assert_allclose(used[0], trained[0, 3], atol=1e-6)
     np.testing.assert_allclose(used[1], trained[0, 0], atol=1e-6)
@@ -107,9 +110,10 @@ def test_using_the_network_gives_what_training_saw(made: Made) -> None:
 def test_dropout_follows_its_key(made: Made) -> None:
     rows, model = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE), made(CONFIG, ITEMS, nnx.Rngs(0))
     one, two = jax.random.key(1), jax.random.key(2)
-    np.testing.assert_array_equal(model(rows, one), model(rows, one))
-    assert (model(rows, one) != model(rows, two)).any()
-    assert (model(rows, one) != model(rows, None)).any()
+    dropped = forward(model, rows, one)
+    np.testing.assert_array_equal(forward(model, rows, one), dropped)
+    assert (dropped != forward(model, rows, two)).any()
+    assert (dropped != forward(model, rows, None)).any()
 
 
 @every
@@ -136,9 +140,9 @@ def test_sasrec_reads_scaled_items_and_scores_by_those_that_are_not() -> None:
     plain = SASRec(CONFIG, ITEMS, nnx.Rngs(0))
     np.testing.assert_array_equal(model.output_items(), plain.output_items())
     rows = rows_of([[20, 1, 2, 3, 4, 5]], ONE_PIECE)
-    scaled = model(rows, None)
+    scaled = forward(model, rows, None)
     plain.item_ID[...] = 8.0 * plain.item_ID[...]
-    np.testing.assert_allclose(scaled, plain(rows, None), atol=1e-6)
+    np.testing.assert_allclose(scaled, forward(plain, rows, None), atol=1e-6)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -158,7 +162,7 @@ def test_gru_is_that_of_its_equations() -> None:
         new_D = np.tanh(x_G[8:] + reset_D * h_G[8:])
         state_D = update_D * state_D + (1 - update_D) * new_D
         expected.append(state_D @ np.asarray(model.out.kernel[...]))
-    found = model(rows_of([[20, 3, 4]], [[0, 1, 2]]), None)
+    found = forward(model, rows_of([[20, 3, 4]], [[0, 1, 2]]), None)
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
 
 
@@ -181,7 +185,8 @@ def test_caser_is_that_of_its_equations() -> None:
         found.append((window_LD.T @ np.asarray(model.down_LF[...])).T.reshape(-1))
         joined_D = np.concatenate(found) @ np.asarray(model.join.kernel[...])
         expected.append(np.maximum(joined_D, 0))
-    np.testing.assert_allclose(model(rows_of([items], ONE_PIECE), None)[0], expected, atol=1e-5)
+    found_TD = forward(model, rows_of([items], ONE_PIECE), None)[0]
+    np.testing.assert_allclose(found_TD, expected, atol=1e-5)
 
 
 def test_hstu_is_that_of_its_equations() -> None:
@@ -215,7 +220,7 @@ def test_sasrec_is_what_numpy_makes_of_its_parameters(block: BlockKind) -> None:
     config = replace(CONFIG, block=block, init_std=0.5)
     model = SASRec(config, ITEMS, nnx.Rngs(0))
     items = [20, 1, 2, 3, 4, 5]
-    found = model(rows_of([items], ONE_PIECE), None)[0]
+    found = forward(model, rows_of([items], ONE_PIECE), None)[0]
     np.testing.assert_allclose(found, reference(model, items, block == "sasrec"), atol=1e-5)
 
 

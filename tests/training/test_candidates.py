@@ -23,6 +23,7 @@ from palr_jax.ragged import Ragged
 from palr_jax.training.candidates import MomentBatch, candidate_loss
 from palr_jax.trees import State, split_off
 from tests.instruct.test_moments import make_moments
+from tests.programs import compiled, forward
 
 PACKING = Packing(2, 1000, 12)
 
@@ -102,7 +103,7 @@ def test_the_loss_is_that_of_ranking_each_moment_on_its_own(
     expected = [
         logp for example in examples for logp in ranked_logps(model, maker, example, titles)
     ]
-    loss, metrics = candidate_loss(model, as_batch(maker, examples))
+    loss, metrics = compiled(candidate_loss, model, as_batch(maker, examples))
     assert float(loss) == pytest.approx(-np.mean(expected), rel=1e-4)
     assert int(metrics["label tokens"]) == len(expected)
     assert int(metrics["tokens"]) == sum(len(example.tokens_T) for example in examples)
@@ -191,10 +192,10 @@ def test_the_text_of_a_prompt_is_learned_by_its_own_tokens_alone(
     model = new_model(tokenizer.vocab_size, True, False, False)
     example = maker.example(11, 0)
     batch = as_batch(maker, [example])
-    ranking = float(candidate_loss(model, batch)[0])
-    both, _ = candidate_loss(model, batch, text_loss=0.5)
+    ranking = float(compiled(candidate_loss, model, batch)[0])
+    both, _ = compiled(candidate_loss, model, batch, text_loss=0.5)
     text_T = maker.writer.history_prompt(train[11][:-1]).tokens_T
-    logp_TV = jax.nn.log_softmax(model(jnp.asarray(text_T[None]), None)[0])
+    logp_TV = jax.nn.log_softmax(forward(model, jnp.asarray(text_T[None]))[0])
     # The head has no item vectors, so it adds zeros.
     nll = -float(logp_TV[np.arange(len(text_T) - 1), text_T[1:]].sum())
     count = len(example.moments) + 0.5 * (len(text_T) - 1)

@@ -13,6 +13,7 @@ from palr_jax.training.config import FinetuneConfig
 from palr_jax.training.step import Batch, TrainState, label_loss, optimizer, train_step
 from palr_jax.training.trained import trainable
 from palr_jax.trees import PyTree, State, split_off
+from tests.programs import compiled, forward
 
 TINY = LlamaConfig(
     vocab_size=50, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24,
@@ -56,14 +57,14 @@ def model() -> Llama:
 def test_loss_is_the_mean_over_label_tokens_whatever_the_packing(model: Llama) -> None:
     total, count = 0.0, 0
     for prompt, label in (A, B, C):
-        logp = jax.nn.log_softmax(model(jnp.array([prompt + label[:-1]]))[0])
+        logp = jax.nn.log_softmax(forward(model, jnp.array([prompt + label[:-1]]))[0])
         for offset, token in enumerate(label):
             total -= float(logp[len(prompt) - 1 + offset, token])
             count += 1
     one_row = packed([[A, B, C]], 30, 12)
     three_rows = packed([[C], [A], [B]], 9, 5)
     for batch in (one_row, three_rows):
-        loss, metrics = label_loss(model, batch)
+        loss, metrics = compiled(label_loss, model, batch)
         assert float(loss) == pytest.approx(total / count, abs=1e-5)
         lengths = [len(p) + len(t) - 1 for p, t in (A, B, C)]
         assert int(metrics["tokens"]) == sum(lengths)
@@ -75,13 +76,14 @@ def test_gradients_equal_finite_differences(model: Llama) -> None:
     batch = packed([[A, B]], 16, 8)
     graph, params = nnx.split(model)
 
+    @jax.jit
     def loss(params: State) -> jax.Array:
         return label_loss(nnx.merge(graph, params), batch)[0]
 
     direction = jax.tree.map(
         lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape)), params
     )
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
     slope = sum(jax.tree.leaves(products))
     step = 1e-3
@@ -105,7 +107,7 @@ def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Llama) -> None
     # On the same base, an untrained adapter leaves the result bitwise unchanged.
     plain = nnx.merge(nnx.graphdef(model), base)
     tokens = jnp.array([[3, 4, 5, 6]])
-    np.testing.assert_array_equal(plain(tokens), adapted(tokens))
+    np.testing.assert_array_equal(forward(plain, tokens), forward(adapted, tokens))
 
     config = FinetuneConfig(learning_rate=0.1, warmup_steps=0)
     state = TrainState(jnp.int32(0), adapters, optimizer(config).init(adapters))
@@ -125,13 +127,13 @@ def test_merged_adapters_equal_the_formula() -> None:
     key = jax.random.key(0)
     adapted.layers.up.lora_b_RO[...] = jax.random.normal(key, (2, 3, 24))
     tokens = jnp.array([[3, 4, 5, 6]])
-    logits = adapted(tokens)
+    logits = forward(adapted, tokens)
     a, b = adapted.layers.up.lora_a_IR[...], adapted.layers.up.lora_b_RO[...]
     _, _, base = split_off(adapted, nnx.LoRAParam)
     merged = nnx.merge(nnx.graphdef(Llama(TINY, nnx.Rngs(params=1))), base)
     merged.layers.up.kernel_IO[...] += 2.0 * jnp.einsum("LIR,LRO->LIO", a, b)
-    np.testing.assert_allclose(merged(tokens), logits, atol=1e-4)
-    assert np.abs(logits - Llama(TINY, nnx.Rngs(params=1))(tokens)).max() > 0.1
+    np.testing.assert_allclose(forward(merged, tokens), logits, atol=1e-4)
+    assert np.abs(logits - forward(Llama(TINY, nnx.Rngs(params=1)), tokens)).max() > 0.1
 
 
 def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> None:
@@ -151,7 +153,7 @@ def test_adapters_are_dropped_out_anew_each_step_and_alike_on_repetition() -> No
     assert loss_at(3) == loss_at(3)
     assert loss_at(3) != loss_at(4)
     assert loss_at(3, seed=7) == loss_at(3, seed=7) != loss_at(3)
-    assert float(label_loss(model, batch)[0]) not in (loss_at(3), loss_at(4))
+    assert float(compiled(label_loss, model, batch)[0]) not in (loss_at(3), loss_at(4))
 
 
 def one_step(
@@ -188,10 +190,12 @@ def test_what_is_computed_again_changes_nothing_but_memory(model: Llama, remat: 
 
     def kept(choice: Remat) -> int:
         """Bytes that the forward pass stores for the backward pass."""
-        _, backward = jax.vjp(
-            lambda params: label_loss(nnx.merge(graph, params), batch, None, choice)[0], params
-        )
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+
+        def loss(params: State) -> jax.Array:
+            return label_loss(nnx.merge(graph, params), batch, None, choice)[0]
+
+        backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
     assert kept("full") < kept("dots") < kept("none")
 
@@ -205,10 +209,10 @@ def test_the_rate_warms_up_and_falls_along_a_cosine_to_a_tenth() -> None:
     config = FinetuneConfig(steps=100, warmup_steps=10, learning_rate=0.2)
     rule = optimizer(config)
     params = {"x": jnp.zeros(1)}
-    state, rates = rule.init(params), []
+    state, update, rates = rule.init(params), jax.jit(rule.update), []
     for _ in range(101):
         updates: PyTree
-        updates, state = rule.update({"x": jnp.full(1, 0.5)}, state, params)
+        updates, state = update({"x": jnp.full(1, 0.5)}, state, params)
         rates.append(-float(updates["x"][0]))  # AdamW moves by the rate when the slope stays
     assert rates[0] == 0
     assert rates[5] == pytest.approx(0.1, rel=1e-3)

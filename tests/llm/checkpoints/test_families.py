@@ -29,6 +29,7 @@ from tests.decoding.slow import slow_score
 from tests.llm.checkpoints.gguf_files import CONFIG, write_gguf
 from tests.llm.checkpoints.test_gguf import MAKERS, TITLES
 from tests.llm.variants import TOKENS, VARIANTS, write_checkpoint
+from tests.programs import compiled, forward
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -84,20 +85,24 @@ def make_pair(variant: str, folder: Path) -> Pair:
 
 @every_family
 def test_imported_logits_equal_those_of_transformers(pair: Pair) -> None:
-    np.testing.assert_allclose(pair.ours(jnp.array(TOKENS)), pair.expected(TOKENS), atol=1e-4)
+    np.testing.assert_allclose(
+        forward(pair.ours, jnp.array(TOKENS)), pair.expected(TOKENS), atol=1e-4
+    )
 
 
 @every_family
 def test_logits_through_the_cache_equal_those_of_transformers(pair: Pair) -> None:
     expected = pair.expected(TOKENS[:, :40])
     tokens, read = jnp.array(TOKENS), np.array([30, 17])
-    hidden, cache = pair.ours.prefill(tokens[:, :32], jnp.array(read), slots=48)
+    first = (tokens[:, :32], jnp.array(read))
+    hidden, cache = compiled(Llama.prefill, pair.ours, *first, slots=48)
     for row in range(2):
         logits = pair.ours.logits(hidden)[row, : read[row]]
         np.testing.assert_allclose(logits, expected[row, : read[row]], atol=1e-4)
     for counts in ([3, 1], [4, 4], [0, 2]):
         chunk = np.stack([row[start : start + 4] for row, start in zip(TOKENS, read, strict=True)])
-        hidden, cache = pair.ours.extend(jnp.array(chunk), jnp.array(counts), cache)
+        new = (jnp.array(chunk), jnp.array(counts), cache)
+        hidden, cache = compiled(Llama.extend, pair.ours, *new)
         logits = pair.ours.logits(hidden)
         for row, count in enumerate(counts):
             part = slice(read[row], read[row] + count)
@@ -133,7 +138,7 @@ def test_packed_examples_equal_each_alone_in_transformers(pair: Pair) -> None:
     segment = np.pad(np.repeat([1, 2, 3], lengths), (0, 8))
     position = np.pad(np.concatenate([np.arange(length) for length in lengths]), (0, 8))
     layout = packed_layout(jnp.array([segment]), jnp.array([position]))
-    packed = pair.ours(jnp.array([padded]), layout)[0]
+    packed = forward(pair.ours, jnp.array([padded]), layout)[0]
     for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False):
         expected = pair.expected(row[None, start : start + length])[0]
         np.testing.assert_allclose(packed[start : start + length], expected, atol=1e-4)
@@ -186,7 +191,8 @@ def test_gradients_equal_those_of_transformers(pair: Pair, remat: Remat) -> None
 def test_frozen_weights_in_bfloat16_are_near(pair: Pair, tmp_path: Path) -> None:
     export_model(pair.ours, None, tmp_path / "base")
     rounded, exact = (
-        llm.load(tmp_path / "base", dtype)[0](jnp.array(TOKENS)) for dtype in ("bfloat16", None)
+        forward(llm.load(tmp_path / "base", dtype)[0], jnp.array(TOKENS))
+        for dtype in ("bfloat16", None)
     )
     # Rounding to 8 bits costs about a hundredth of the largest logit.
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
@@ -209,7 +215,9 @@ def test_a_gguf_file_of_qwen_equals_the_reading_of_transformers(
         tmp_path, gguf_file="m.gguf", dtype=torch.float32
     )
     pair = Pair(theirs.eval(), llm.load(tmp_path / "m.gguf")[0])
-    np.testing.assert_allclose(pair.ours(jnp.array(TOKENS)), pair.expected(TOKENS), atol=1e-4)
+    np.testing.assert_allclose(
+        forward(pair.ours, jnp.array(TOKENS)), pair.expected(TOKENS), atol=1e-4
+    )
 
 
 def test_the_tokenizer_of_qwen_goes_in_and_out(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from tests.llm.checkpoints.gguf_files import CONFIG, write_gguf
 from tests.llm.variants import write_checkpoint
 from tests.locations import SHARED
+from tests.programs import forward
 
 TYPES = gguf.GGMLQuantizationType
 TOKENS = np.random.default_rng(3).integers(0, 400, (1, 30))
@@ -48,7 +49,9 @@ def test_a_gguf_file_gives_the_logits_of_the_same_weights_in_a_folder(
     assert model.config == expected.config
     assert model.config.norm_eps == 1e-5
     np.testing.assert_array_equal(model.layers.q.kernel_IO[...], expected.layers.q.kernel_IO[...])
-    np.testing.assert_array_equal(model(jnp.array(TOKENS)), expected(jnp.array(TOKENS)))
+    np.testing.assert_array_equal(
+        forward(model, jnp.array(TOKENS)), forward(expected, jnp.array(TOKENS))
+    )
     stored = llm.load(tmp_path / "m.gguf", dtype=None)[0].layers.k.kernel_IO.dtype
     assert stored == (jnp.float16 if kind == TYPES.F16 else jnp.float32)
 
@@ -66,7 +69,9 @@ def test_a_gguf_file_of_qwen_gives_the_logits_of_the_same_weights_in_a_folder(
     (model, _), (expected, _) = llm.load(tmp_path / "m.gguf"), llm.load(tmp_path / "hf")
     assert model.config == expected.config
     assert model.config.family == change["model_type"]
-    np.testing.assert_array_equal(model(jnp.array(TOKENS)), expected(jnp.array(TOKENS)))
+    np.testing.assert_array_equal(
+        forward(model, jnp.array(TOKENS)), forward(expected, jnp.array(TOKENS))
+    )
 
 
 def test_tied_embeddings_and_stretched_rotations_are_recognised(tmp_path: Path) -> None:
@@ -372,7 +377,9 @@ def test_a_model_in_several_files_is_read_as_one(tmp_path: Path) -> None:
     first, second, third = split(tmp_path / "m.gguf", 3)
     whole, _ = llm.load(tmp_path / "m.gguf")
     parts, _ = llm.load(first)
-    np.testing.assert_array_equal(parts(jnp.array(TOKENS)), whole(jnp.array(TOKENS)))
+    np.testing.assert_array_equal(
+        forward(parts, jnp.array(TOKENS)), forward(whole, jnp.array(TOKENS))
+    )
     with pytest.raises(UserError, match="is not the first of the 3 files of a model"):
         llm.load(second)
     renamed = third.rename(tmp_path / "elsewhere.gguf")

@@ -27,6 +27,7 @@ from tests.llm.variants import (
     write_adapter,
     write_checkpoint,
 )
+from tests.programs import forward
 
 LLAMA3 = VARIANTS["llama3"]
 EXPECTED = np.load(FIXTURES / "logits.npz")["llama3 with adapter"]
@@ -48,7 +49,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_an_adapter_of_peft_gives_the_logits_of_peft(folders: tuple[Path, Path]) -> None:
     lora = read_lora(folders[1])
     assert lora == LoRAConfig(3, 12.0, 0.05, ("q", "down"))
-    logits = adapted(*folders)(jnp.array(TOKENS))[:, KEPT]
+    logits = forward(adapted(*folders), jnp.array(TOKENS))[:, KEPT]
     np.testing.assert_allclose(logits, EXPECTED, atol=1e-4)
 
 
@@ -67,8 +68,8 @@ def test_an_exported_adapter_is_the_one_that_came_in(
     written = json.loads((adapter / "adapter_config.json").read_text())
     assert config | written == config
     assert (tmp_path / "out" / "tokenizer.model").exists()
-    again = adapted(base, tmp_path / "out")(jnp.array(TOKENS))
-    np.testing.assert_array_equal(again, model(jnp.array(TOKENS)))
+    again = forward(adapted(base, tmp_path / "out"), jnp.array(TOKENS))
+    np.testing.assert_array_equal(again, forward(model, jnp.array(TOKENS)))
 
 
 def test_a_merged_export_gives_the_logits_of_peft(
@@ -77,7 +78,7 @@ def test_a_merged_export_gives_the_logits_of_peft(
     model = adapted(*folders)
     export_model(model, None, tmp_path / "out")
     merged, _ = llm.load(tmp_path / "out")
-    np.testing.assert_allclose(merged(jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4)
+    np.testing.assert_allclose(forward(merged, jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4)
     written = load_file(tmp_path / "out" / "model.safetensors")
     base, adapter = (
         load_file(folders[0] / "model.safetensors"),
@@ -157,7 +158,7 @@ def test_rslora_has_a_factor_of_its_own(folders: tuple[Path, Path], tmp_path: Pa
     export_adapter(model, read_lora(adapter), str(base), TOKENIZER, tmp_path / "again")
     again = adapted(base, tmp_path / "again")
     np.testing.assert_allclose(
-        again(jnp.array(TOKENS)), model(jnp.array(TOKENS)), rtol=1e-5, atol=1e-5
+        forward(again, jnp.array(TOKENS)), forward(model, jnp.array(TOKENS)), rtol=1e-5, atol=1e-5
     )
 
 
@@ -238,7 +239,9 @@ def test_settings_that_change_nothing_are_passed_over(
     folders: tuple[Path, Path], change: JsonObject
 ) -> None:
     edit(folders[1], **change)
-    np.testing.assert_allclose(adapted(*folders)(jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4)
+    np.testing.assert_allclose(
+        forward(adapted(*folders), jnp.array(TOKENS))[:, KEPT], EXPECTED, atol=1e-4
+    )
 
 
 def test_the_base_of_an_adapter_is_found_from_anywhere(

@@ -26,6 +26,7 @@ from tests.llm.checkpoints.gguf_files import CONFIG
 from tests.llm.checkpoints.test_gguf import MAKERS, metadata_of, read_tokenizer
 from tests.llm.test_lora import disturb
 from tests.llm.variants import TOKENS, VARIANTS, write_checkpoint
+from tests.programs import forward
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -44,7 +45,7 @@ def load_torch(folder: Path) -> Any:
 
 
 def close(model: Llama, expected: np.ndarray, atol: float = 1e-4) -> None:
-    np.testing.assert_allclose(model(jnp.array(TOKENS)), expected, atol=atol)
+    np.testing.assert_allclose(forward(model, jnp.array(TOKENS)), expected, atol=atol)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -90,7 +91,9 @@ def test_adapters_go_out_to_peft_merged_and_alone(variant: str, tmp_path: Path) 
     adapted.save_pretrained(tmp_path / "theirs")
     again, _ = llm.load(tmp_path / "base", lora=read_lora(tmp_path / "theirs"))
     load_adapter(again, lora, tmp_path / "theirs")
-    np.testing.assert_array_equal(again(jnp.array(TOKENS)), model(jnp.array(TOKENS)))
+    np.testing.assert_array_equal(
+        forward(again, jnp.array(TOKENS)), forward(model, jnp.array(TOKENS))
+    )
 
 
 def test_a_fresh_adapter_of_peft_loads(tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def test_smollm2_equals_transformers_on_the_same_weights(tmp_path: Path) -> None
     prompt = tokenizer.encode("The capital of France is")
     rng = np.random.default_rng(0)
     tokens = np.concatenate([prompt, rng.integers(0, tokenizer.vocab_size, 120)])[None]
-    logits = model(jnp.array(tokens))
+    logits = forward(model, jnp.array(tokens))
     expected = torch_logits(load_torch(tmp_path / "hf"), tokens)
     assert np.abs(logits - expected).max() < 2e-3
     print("largest error", np.abs(logits - expected).max())
