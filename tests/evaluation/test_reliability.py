@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from palr_jax.evaluation.reliability import EDGES, reliability
+from palr_jax.evaluation.reliability import EDGES, reliability, wilson
 
 USERS, CANDIDATES = 300, 15
 
@@ -64,3 +65,9 @@ def test_bins_without_a_found_item_say_so() -> None:
     (one,) = reliability(np.log([[0.5, 0.5]]), np.array([[4, 5]]), np.array([9]))
     assert one["found"] is None
     assert one["all"]["candidates"] == 2
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 50), (7, 50), (50, 50), (3, 9999)])
+def test_the_interval_is_that_of_wilson(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(method="wilson")
+    assert wilson(hits, count) == pytest.approx(tuple(expected), abs=1e-12)
