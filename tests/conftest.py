@@ -1,8 +1,11 @@
 """Settings of all tests, and a small data set that the tests of several rooms share."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before JAX is imported: simulate several devices, as on a pod; compile in less time, as tests run
@@ -12,7 +15,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"palr-jax-tests-{os.getuid()}")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
@@ -90,10 +93,18 @@ KINDS = ("Comedy", "Drama", "Horror")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the quick tests."""
+    """Marks the quick tests, and puts the slow files first.
+
+    Each worker takes one file after the other; so none has a slow one left when the others end.
+    """
+
+    def is_fast(item: pytest.Item) -> bool:
+        return item.path.relative_to(ROOT).as_posix() not in SLOW
+
+    items.sort(key=is_fast)
     for item in items:
         fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
-        if item.path.relative_to(ROOT).as_posix() not in SLOW and "world" not in fixtures:
+        if is_fast(item) and "world" not in fixtures:
             item.add_marker(pytest.mark.quick)
 
 
@@ -158,8 +169,30 @@ def writer(
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run, runs/tiny."""
+    """A folder with one finished run, runs/tiny; one worker makes it, the others copy it."""
     folder = tmp_path_factory.mktemp("world")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make_world(folder)
+        return folder
+    shared = tmp_path_factory.getbasetemp().parent / "world"  # of this run of all workers
+    with alone(shared.with_suffix(".lock")):
+        if not shared.exists():
+            make_world(folder)
+            shutil.copytree(folder, shared.with_suffix(".tmp"))
+            shared.with_suffix(".tmp").rename(shared)
+            return folder
+    return shutil.copytree(shared, folder, dirs_exist_ok=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is in a block with this file."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_world(folder: Path) -> None:
     write_world(folder)
     before = Path.cwd()
     os.chdir(folder)
@@ -167,4 +200,3 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["run", "--config", "tiny.yaml"]) == 0
     finally:
         os.chdir(before)
-    return folder

@@ -96,15 +96,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    script = (
-        "from palr_jax.cli import main\n"
-        "for stage in ('prepare', 'profile'):\n"
-        "    assert main([stage, '--config', 'tiny.yaml', '--name', 'alone']) == 0\n"
-        "import shutil; shutil.copytree('runs/alone', 'runs/data')\n"
-        "assert main(['finetune', '--config', 'tiny.yaml', '--name', 'alone']) == 0\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
+    arguments = ["--config", "tiny.yaml", "--name", "alone"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("prepare", "profile"):
+            assert main([stage, *arguments]) == 0
+        shutil.copytree("runs/alone", "runs/data")
+        assert main(["finetune", *arguments]) == 0
     return folder
 
 

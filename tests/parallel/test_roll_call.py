@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,14 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.join(60)
     return results
+
+
+def connected(port: int) -> socket.socket:
+    """A connection to the port, once somebody listens there."""
+    one = socket.socket()
+    while one.connect_ex(("localhost", port)):
+        time.sleep(0.01)
+    return one
 
 
 def test_all_meet_and_the_port_is_free_again(port: int) -> None:
@@ -105,21 +114,25 @@ def test_two_of_one_index_are_refused(port: int) -> None:
     ],
 )
 def test_strangers_at_the_port_change_nothing(port: int, sent: bytes) -> None:
-    def knock() -> None:
-        with socket.socket() as stranger:
-            while stranger.connect_ex(("localhost", port)):
-                pass
-            stranger.sendall(sent)
+    knocked = threading.Event()
 
-    links, _, _ = together(
-        lambda: meet("localhost", port, 0, 2, 30),
-        knock,
-        lambda: meet("localhost", port, 1, 2, 30),
-    )
+    def knock() -> None:
+        with connected(port) as stranger:
+            stranger.sendall(sent)
+        knocked.set()
+
+    def follow() -> dict[int, Link]:
+        assert knocked.wait(30)  # later, nobody listens any more
+        return meet("localhost", port, 1, 2, 30)
+
+    links, _, _ = together(lambda: meet("localhost", port, 0, 2, 30), knock, follow)
     assert sorted(links) == [1]
 
 
-def test_a_stranger_in_the_place_of_the_leader_is_said(port: int) -> None:
+def test_a_stranger_in_the_place_of_the_leader_is_said(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roll_call, "_SAY_SECONDS", 0.5)  # it answers once, and is then silent
     with socket.create_server(("localhost", port)) as stranger:
         stranger.settimeout(10)
 
@@ -134,11 +147,8 @@ def test_who_comes_goes_and_comes_again_is_let_in(
     port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def come() -> dict[int, Link]:
-        first = socket.socket()
-        while first.connect_ex(("localhost", port)):
-            pass
-        first.sendall(b'{"process": 1, "processes": 3}\n')
-        first.close()
+        with connected(port) as first:
+            first.sendall(b'{"process": 1, "processes": 3}\n')
         return meet("localhost", port, 1, 3, 30)
 
     found = together(

@@ -39,7 +39,7 @@ shape = LlamaConfig(vocab_size=64, dim=16, num_layers=2, num_heads=2, num_kv_hea
                     ffn_dim=32, max_length=32)
 config = FinetuneConfig(steps=steps, batch_size=4, streams=2, length=32, label_length=8, keep=2,
                         save_every=2, log_every=1, learning_rate=1e-3)
-shards = Shards(make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4]))
+shards = Shards(make_mesh(MeshConfig(data=2, fsdp=2)))
 
 def row(seed):
     rng = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def start(folder: Path, steps: int = STEPS) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"palr-kills-{os.getuid()}"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

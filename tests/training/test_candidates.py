@@ -19,6 +19,7 @@ from palr_jax.instruct.packing import Packing
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
+from palr_jax.padding import to_multiple
 from palr_jax.ragged import Ragged
 from palr_jax.training.candidates import MomentBatch, candidate_loss
 from palr_jax.trees import State, split_off
@@ -40,12 +41,11 @@ def new_model(vocab_size: int, prior: bool, vectors: bool, titles: bool) -> Llam
     rng = np.random.default_rng(3)
     kinds = [rng.normal(size=(30, width)) for width in (6, 4)] if vectors else []
     model = RankingLlama(llama, CandidateHead(16, kinds, prior, titles))
-    state = nnx.state(model.candidate_head)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(state))))
-    nnx.update(
-        model.candidate_head,
-        jax.tree.map(lambda leaf: leaf + jax.random.normal(next(keys), leaf.shape), state),
+    state = jax.tree.map(
+        lambda leaf: np.asarray(leaf + rng.normal(size=leaf.shape), leaf.dtype),
+        jax.device_get(nnx.state(model.candidate_head)),
     )
+    nnx.update(model.candidate_head, jax.tree.map(jnp.asarray, state))
     return model
 
 
@@ -57,25 +57,28 @@ def as_batch(maker: MomentMaker, examples: list[MomentExample]) -> MomentBatch:
 def ranked_logps(
     model: Llama, maker: MomentMaker, example: MomentExample, whole: bool
 ) -> list[float]:
-    """log P(target) of every moment by ranking, each with its own prompt."""
+    """log P(target) of every moment by ranking, each with its own prompt.
+
+    Prompts are padded, so that few programs serve all lengths.
+    """
     fed_T = np.zeros(len(example.tokens_T), bool)
     for moment in example.moments:
         fed_T[moment.fed : moment.fed + len(moment.choices.fed_F)] = True
     found = []
     for moment in example.moments:
         before_T = np.flatnonzero(~fed_T[: moment.index + 1])
+        room = (0, to_multiple(len(before_T), 128) - len(before_T))
         plan = plan_score(build(maker.items, moment.item_S[None]), whole=whole)
         history_H = np.full(8, -1)
         history_H[8 - len(moment.history_H) :] = moment.history_H
         known = Known(
-            example.item_T[before_T][None],
+            np.pad(example.item_T[before_T], room, constant_values=-1)[None],
             moment.item_S[None],
             history_H[None],
             moment.prior_S[None],
         )
-        logp_BS = score(
-            model, example.tokens_T[before_T][None], np.array([len(before_T)]), plan, known=known
-        )
+        tokens_1T = np.pad(example.tokens_T[before_T], room)[None]
+        logp_BS = score(model, tokens_1T, np.array([len(before_T)]), plan, known=known)
         np.testing.assert_allclose(np.exp(logp_BS).sum(), 1, rtol=1e-4)
         found.append(float(logp_BS[0, moment.choices.target]))
     return found
@@ -153,13 +156,14 @@ def test_gradients_equal_finite_differences(
         return candidate_loss(nnx.merge(graph, params, rest), batch, text_loss=0.1)[0]
 
     rng = np.random.default_rng(0)
-    direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
-    grads = jax.jit(jax.grad(loss))(params)
+    values = jax.device_get(params)
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), values)
+    grads = jax.device_get(jax.jit(jax.grad(loss))(params))
     slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)))
     step = 1e-3
 
     def moved(by: float) -> float:
-        return float(loss(jax.tree.map(lambda p, d: p + by * d, params, direction)))
+        return float(loss(jax.tree.map(lambda p, d: np.float32(p + by * d), values, direction)))
 
     ahead, behind = moved(step), moved(-step)
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=2e-2)
