@@ -69,7 +69,7 @@ def _bin(p_N: np.ndarray, is_target_N: np.ndarray) -> JsonObject | None:
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """The 95% interval of a proportion (Wilson 1927).
 
-    By its formula, as `scipy.stats` takes longer to import than all else of an evaluation.
+    By its formula, as importing `scipy.stats` takes half a second.
     """
     share, spread = hits / count, _Z**2 / count
     middle = (share + spread / 2) / (1 + spread)

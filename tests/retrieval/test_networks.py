@@ -211,7 +211,7 @@ def test_hstu_is_that_of_its_equations() -> None:
                     score = query_TD[now, part] @ key_TD[seen, part] + bias_HT[head, now - seen]
                     mixed_TD[now, part] += silu(score) * value_TD[seen, part] / (now + 1)
         x_TD = x_TD + (normal(block.mixed_norm, mixed_TD) * gate_TD) @ values(block.out.kernel)
-    found = model(rows_of([items], ONE_PIECE), None)[0]
+    found = forward(model, rows_of([items], ONE_PIECE), None)[0]
     np.testing.assert_allclose(found, normal(model.norm, x_TD), atol=1e-4)
 
 

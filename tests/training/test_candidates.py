@@ -54,30 +54,32 @@ def as_batch(maker: MomentMaker, examples: list[MomentExample]) -> MomentBatch:
     return MomentBatch(**{name.replace("_R", "_B"): array for name, array in rows.items()})
 
 
+def padded(row_T: np.ndarray, fill: int) -> np.ndarray:
+    """A prompt as a row of a width that many share, so that few programs serve all lengths."""
+    room = to_multiple(len(row_T), 128) - len(row_T)
+    return np.pad(row_T, (0, room), constant_values=fill)[None]
+
+
 def ranked_logps(
     model: Llama, maker: MomentMaker, example: MomentExample, whole: bool
 ) -> list[float]:
-    """log P(target) of every moment by ranking, each with its own prompt.
-
-    Prompts are padded, so that few programs serve all lengths.
-    """
+    """log P(target) of every moment by ranking, each with its own prompt."""
     fed_T = np.zeros(len(example.tokens_T), bool)
     for moment in example.moments:
         fed_T[moment.fed : moment.fed + len(moment.choices.fed_F)] = True
     found = []
     for moment in example.moments:
         before_T = np.flatnonzero(~fed_T[: moment.index + 1])
-        room = (0, to_multiple(len(before_T), 128) - len(before_T))
         plan = plan_score(build(maker.items, moment.item_S[None]), whole=whole)
         history_H = np.full(8, -1)
         history_H[8 - len(moment.history_H) :] = moment.history_H
         known = Known(
-            np.pad(example.item_T[before_T], room, constant_values=-1)[None],
+            padded(example.item_T[before_T], -1),
             moment.item_S[None],
             history_H[None],
             moment.prior_S[None],
         )
-        tokens_1T = np.pad(example.tokens_T[before_T], room)[None]
+        tokens_1T = padded(example.tokens_T[before_T], 0)
         logp_BS = score(model, tokens_1T, np.array([len(before_T)]), plan, known=known)
         np.testing.assert_allclose(np.exp(logp_BS).sum(), 1, rtol=1e-4)
         found.append(float(logp_BS[0, moment.choices.target]))
@@ -135,10 +137,10 @@ def test_letters_are_learned_by_the_position_in_the_list(
         (position,) = np.flatnonzero(listed_S == target)
         plan = plan_score(build(maker.writer.letters, np.arange(len(listed_S))[None]))
         prompt_T = example.tokens_T[: moment.index + 1]
-        logp_BS = score(model, prompt_T[None], np.array([len(prompt_T)]), plan)
+        logp_BS = score(model, padded(prompt_T, 0), np.array([len(prompt_T)]), plan)
         expected.append(float(logp_BS[0, position]))
         examples.append(example)
-    loss, _ = candidate_loss(model, as_batch(maker, examples))
+    loss, _ = compiled(candidate_loss, model, as_batch(maker, examples))
     assert float(loss) == pytest.approx(-np.mean(expected), rel=1e-4)
 
 
