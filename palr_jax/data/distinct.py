@@ -12,7 +12,8 @@ _KEY = "value"
 class Distinct:
     """Distinct values, in the order of first appearance, and which of them each row has.
 
-    Rows are held as 4 bytes each, and values once. Null and the empty text count as one.
+    Rows are held as 4 bytes each, and values once. What is no value counts as one: null and the
+    empty text, or null and NaN.
     """
 
     def __init__(self) -> None:
@@ -22,8 +23,10 @@ class Distinct:
 
     def add(self, values: pl.Series) -> None:
         """Adds the next rows: texts, numbers or nulls, of the same type as the rows before."""
-        is_text = not values.dtype.is_numeric()
-        keys = values.cast(pl.String).fill_null("") if is_text else values
+        if not values.dtype.is_numeric():
+            keys = values.cast(pl.String).fill_null("")
+        else:  # a join of Polars 2.1 finds other numbers equal to NaN
+            keys = values.fill_nan(None) if values.dtype.is_float() else values
         piece = keys.alias(_KEY).to_frame().with_row_index("row", self._rows)
         known = _with_codes(piece.clear(), 0) if self._known is None else self._known
         code_P = _lookup(piece, known)
