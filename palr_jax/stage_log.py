@@ -11,7 +11,7 @@ from palr_jax.io.files import read_json, reading, write_json
 from palr_jax.io.paths import delete, path_of
 from palr_jax.io.progress import say
 from palr_jax.io.provenance import changed, fingerprint
-from palr_jax.io.stamps import Stamp, files_in, is_whole, retake, take
+from palr_jax.io.stamps import Stamp, can_take, files_in, is_whole, retake, take
 from palr_jax.json_types import JsonObject
 from palr_jax.parallel import processes
 
@@ -50,8 +50,8 @@ class Entry:
         fingerprint: hash of its settings.
         done: whether it has finished.
         seconds: its duration.
-        inputs: the files that it was made from, by the path they were given as; None if not
-            recorded, as before version 0.2.
+        inputs: the files, and the folders and patterns of files, that it was made from, by the
+            path they were given as; None if not recorded, as before version 0.2.
         outputs: the files that it wrote, by path relative to the run directory; None as for
             `inputs`.
     """
@@ -192,7 +192,7 @@ class StageLog:
                 now |= {name: known[name] for name in known if name.startswith(str(path))}
         for name in set(known) - set(now) if not stage.after else ():
             file = path_of(name)  # recorded when it was read
-            now[name] = self._look(file, known[name]) if file.is_file() else known[name]
+            now[name] = self._look(file, known[name]) if can_take(file) else known[name]
         return now
 
     def _look(self, file: Path, known: Stamp | None) -> Stamp:

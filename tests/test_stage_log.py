@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from palr_jax.data.reading import read_content
+from palr_jax.data.reading import part_files, read_content
 from palr_jax.errors import UserError
 from palr_jax.stage_log import Stage, StageLog
 
@@ -105,6 +105,45 @@ def test_a_stage_is_made_again_if_what_it_was_made_from_has_changed(
     change(world)
     assert world.go() == made
     assert world.go() == []
+
+
+@pytest.mark.parametrize("name", ["", "part-*"])
+@pytest.mark.parametrize(
+    ("change", "is_made"),
+    [
+        (lambda parts: (parts / "part-3").write_text("3"), True),
+        (lambda parts: (parts / "part-1").unlink(), True),
+        (lambda parts: (parts / "part-1").write_text("one"), True),
+        (lambda parts: (parts / "part-1").rename(parts / "part-0"), True),
+        (lambda parts: touch(parts / "part-1"), False),
+        (lambda parts: (parts / "_SUCCESS").write_text(""), False),
+        (lambda parts: parts.rename(parts.with_name("elsewhere")), False),
+    ],
+)
+def test_a_stage_is_made_again_if_the_parts_of_its_data_have_changed(
+    tmp_path: Path, name: str, change: Callable[[Path], object], is_made: bool
+) -> None:
+    parts, run = tmp_path / "parts", tmp_path / "run"
+    for folder in (parts, run):
+        folder.mkdir()
+    for part in ("part-1", "part-2"):
+        (parts / part).write_text("rows")
+    made: list[str] = []
+
+    def prepare() -> None:
+        read = [read_content(part, "mend it") for part in part_files(parts / name, "mend it")]
+        made.append(" ".join(content.file.name for content in read))
+
+    def go() -> list[str]:
+        made.clear()
+        StageLog(run).run(Stage("prepare", {}), prepare)
+        return made
+
+    assert go() == ["part-1 part-2"]
+    assert go() == []
+    change(parts)
+    assert bool(go()) == is_made
+    assert go() == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import polars as pl
 from palr_jax.data.catalog import normal_title
 from palr_jax.data.columns import Column, ids
 from palr_jax.data.config import DataConfig
+from palr_jax.data.interactions import InteractionLog, encode
 from palr_jax.data.raw import RawTables, items_table
 from palr_jax.data.reading import given, numbered_lines
 from palr_jax.errors import UserError, shown
@@ -63,7 +64,8 @@ def read_amazon(config: DataConfig) -> RawTables:
     reviews = _file(config.path, config.interactions, "data.interactions")
     metadata = _file(config.path, config.items, "data.items")
     interactions = _read_reviews(reviews)
-    return RawTables(interactions, _read_metadata(metadata, set(interactions["item"])), metadata)
+    wanted = set(interactions.item_ids.tolist())
+    return RawTables(interactions, _read_metadata(metadata, wanted), metadata)
 
 
 def _file(folder: str | None, named: str | None, key: str) -> Path:
@@ -94,7 +96,7 @@ def _find(folder: Path, key: str) -> Path:
     return found[0]
 
 
-def _read_reviews(path: Path) -> pl.DataFrame:
+def _read_reviews(path: Path) -> InteractionLog:
     users, items, times, lines = [], [], [], []
     for number, line in numbered_lines(path, f"set data.interactions to {_EXPECTED}"):
         record = _Record(_parsed(line, path, number, json_only=True), path, number)
@@ -109,7 +111,7 @@ def _read_reviews(path: Path) -> pl.DataFrame:
         return ids(Column(series, name, str(path), lambda row: f"{path}, line {lines[row]}"))
 
     columns = [checked("user", users), checked("item", items)]
-    return pl.DataFrame([*columns, pl.Series("timestamp", times, dtype=pl.Int64)])
+    return encode(pl.DataFrame([*columns, pl.Series("timestamp", times, dtype=pl.Int64)]))
 
 
 def _read_metadata(path: Path, wanted: set[str]) -> pl.DataFrame:

@@ -2,13 +2,14 @@
 
 import ast
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from palr_jax.data.catalog import normal_title
 from palr_jax.errors import UserError, shown
 from palr_jax.json_types import Json
 
@@ -21,6 +22,7 @@ _NO_VALUE = ("nan", "NaN", "NAN", "None", "none", "null", "NULL", "Null", "NA", 
 NO_CATEGORY = frozenset({"", "(no genres listed)", "\\n", "<na>", "n/a", "nan", "none", "null"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+_LISTS = pl.List(pl.String)
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,32 @@ def timestamps(column: Column) -> pl.Series:
     if finite.all():
         return real
     if values.dtype == pl.String and not finite.any():
-        dates = pl.Series([_microseconds(text) for text in values], dtype=pl.Int64)
+        dates = values.map_elements(_microseconds, return_dtype=pl.Int64)
         column.refuse(dates.is_null(), "the timestamp {value} is not a date as 2014-12-31T23:59:59")
         return dates
     column.refuse(~finite, "the timestamp {value} is not a number")
     raise AssertionError("a row that is not finite was refused")
 
 
-def texts(column: Column) -> list[str]:
+def joined_timestamps(pieces: Sequence[pl.Series]) -> pl.Series:
+    """The pieces of a column in one; `timestamps` reads it as it would the values themselves.
+
+    A piece may be what `as_numbers` made of it.
+    """
+    kinds = {piece.dtype for piece in pieces}
+    return pl.concat([piece.cast(pl.String) for piece in pieces] if len(kinds) > 1 else pieces)
+
+
+def as_numbers(piece: pl.Series) -> pl.Series:
+    """A piece of a column of timestamps; texts that are all whole numbers as such, to save memory.
+
+    `joined_timestamps` writes them as texts again if those of another piece are none.
+    """
+    whole = piece.cast(pl.Int64, strict=False) if piece.dtype == pl.String else piece
+    return piece if whole.null_count() else whole
+
+
+def texts(column: Column) -> pl.Series:
     """The column as texts, "" for null.
 
     Raises:
@@ -124,10 +144,10 @@ def texts(column: Column) -> list[str]:
     kind = column.values.dtype
     if not (kind.is_integer() or isinstance(kind, _TEXTS)):
         raise column.refuse_type("texts")
-    return column.values.cast(pl.String).fill_null("").to_list()
+    return column.values.cast(pl.String).fill_null("")
 
 
-def lists(column: Column, separator: str) -> list[list[str]]:
+def lists(column: Column, separator: str) -> pl.Series:
     """The column as lists of texts; a text is split at `separator`.
 
     Where all texts are lists as Python or JSON writes them (`['Comedy', 'Drama']`), as in a table
@@ -139,14 +159,23 @@ def lists(column: Column, separator: str) -> list[list[str]]:
     kind = column.values.dtype
     if not isinstance(kind, pl.List | pl.Array):
         joined = texts(column)
-        return _written(joined) or [text.split(separator) for text in joined]
+        written = _written(joined)
+        return joined.str.split(separator) if written is None else written
     if not (kind.inner.is_integer() or isinstance(kind.inner, _TEXTS)):
         raise column.refuse_type("texts or lists of texts")
-    rows = column.values.cast(pl.List(pl.String)).to_list()
-    return [[name or "" for name in names or []] for names in rows]
+    rows = pl.DataFrame({"rows": column.values.cast(_LISTS)})
+    filled = (
+        pl.col("rows").fill_null(pl.lit([], dtype=_LISTS)).list.eval(pl.element().fill_null(""))
+    )
+    return rows.select(filled).to_series()
 
 
-def _written(joined: list[str]) -> list[list[str]] | None:
+def words_of(joined: pl.Series) -> pl.Series:
+    """The words of each text, which white space separates, as lists."""
+    return joined.str.extract_all(r"[^\s\x1c-\x1f]+")
+
+
+def _written(joined: pl.Series) -> pl.Series | None:
     """The lists that texts write out, or None if any text but an empty one is no list of texts."""
     rows: list[list[str]] = []
     for text in joined:
@@ -159,8 +188,8 @@ def _written(joined: list[str]) -> list[list[str]] | None:
         row = _literal(bare)
         if row is None or not all(isinstance(name, str) for name in row):
             return None
-        rows.append(row)
-    return rows if any(rows) else None
+        rows.append([normal_title(name) for name in row])  # without what UTF-8 cannot encode
+    return pl.Series(rows, dtype=_LISTS) if any(rows) else None
 
 
 def _literal(text: str) -> list[Json] | None:

@@ -81,10 +81,10 @@ class DataConfig:
         path: location of the files: for ml-... the official zip or its folder, for amazon-... a
             folder with the two files of a category, reviews and metadata, as JSON lines or gzip of
             them.
-        interactions: file of interactions: for table a .csv, .tsv, .inter or .parquet, for
-            amazon-... the reviews, instead of `path`.
-        items: file of items: for table any of the same endings or .item, for amazon-... the
-            metadata.
+        interactions: file of interactions: for table a .csv, .tsv, .inter or .parquet, or a folder
+            or pattern (log/*.parquet) of such parts, for amazon-... the reviews, instead of `path`.
+        items: file of items: for table any of the same endings or .item, or parts of them, for
+            amazon-... the metadata.
         columns: names of the columns, for table.
         min_count: k of the k-core: fewest interactions of every user and every item that are kept.
             Leave-one-out needs three.

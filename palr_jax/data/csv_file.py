@@ -30,10 +30,8 @@ class CsvFile(TableFile):
     separator: str
     is_named = False
 
-    def read(
-        self, places: list[int], has_header: bool
-    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
-        """The columns at these indices as text, and a function from row to location.
+    def pieces(self, places: list[int], has_header: bool) -> Iterator[pl.DataFrame]:
+        """The columns at these indices as text, all rows at once.
 
         Numbers are not parsed, so that an id such as 007 is unchanged.
 
@@ -46,13 +44,13 @@ class CsvFile(TableFile):
         if frame.width and not (frame[:, -1].fill_null("") != "").all():
             self._check_fields()
             frame = frame.filter(pl.any_horizontal((pl.all() != "").fill_null(False)))
+        yield pl.DataFrame([frame.to_series(place) for place in places])
 
-        def where(row: int) -> str:
-            records = _records(self.file, self._text(), self.separator)
-            line, _ = next(islice(records, row + has_header, None))
-            return f"{self.file}, line {line}"
-
-        return pl.DataFrame([frame.to_series(place) for place in places]), where
+    def where(self, row: int, has_header: bool) -> str:
+        """The location of a row: the line that it begins in."""
+        records = _records(self.file, self._text(), self.separator)
+        line, _ = next(islice(records, row + has_header, None))
+        return f"{self.file}, line {line}"
 
     def _parsed(self, has_header: bool) -> pl.DataFrame:
         try:

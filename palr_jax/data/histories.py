@@ -41,7 +41,7 @@ def read_histories(file: Path) -> Histories:
         return _from_lines(file)
     names: dict[str, str | None] = {"user": "user", "item": "item", "timestamp": "timestamp"}
     found = read_columns(str(file), names, "--input")
-    users, items = ids(found["user"]).to_list(), texts(found["item"])
+    users, items = ids(found["user"]).to_list(), texts(found["item"]).to_list()
     order = list(range(len(users)))
     if "timestamp" in found:
         times = timestamps(found["timestamp"]).to_list()

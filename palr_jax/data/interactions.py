@@ -41,8 +41,8 @@ class InteractionLog:
 
 def encode(interactions: pl.DataFrame) -> InteractionLog:
     """The log of a table (user, item, timestamp), users and items in order of first appearance."""
-    user_N, user_ids = _codes(interactions["user"])
-    item_N, item_ids = _codes(interactions["item"])
+    user_N, user_ids = coded(interactions["user"])
+    item_N, item_ids = coded(interactions["item"])
     return InteractionLog(user_N, item_N, interactions["timestamp"].to_numpy(), user_ids, item_ids)
 
 
@@ -54,21 +54,18 @@ def by_time(log: InteractionLog) -> InteractionLog:
 def without_repeats(log: InteractionLog) -> InteractionLog:
     """The log with the first interaction of each pair of user and item."""
     pair_N = log.user_N.astype(np.int64) * len(log.item_ids) + log.item_N
-    _, first = np.unique(pair_N, return_index=True)
-    return log.take(np.sort(first))
+    order_N = np.argsort(pair_N, kind="stable")
+    pair_N = pair_N[order_N]
+    is_first_N = np.ones(len(log), bool)
+    is_first_N[order_N[1:]] = pair_N[1:] != pair_N[:-1]
+    return log.take(is_first_N)
 
 
 def compact(log: InteractionLog) -> InteractionLog:
     """The log without users and items that do not occur; the others keep their relative order."""
-    users, user_N = np.unique(log.user_N, return_inverse=True)
-    items, item_N = np.unique(log.item_N, return_inverse=True)
-    return InteractionLog(
-        user_N.astype(np.int32),
-        item_N.astype(np.int32),
-        log.timestamp_N,
-        log.user_ids[users],
-        log.item_ids[items],
-    )
+    user_N, user_ids = _compact(log.user_N, log.user_ids)
+    item_N, item_ids = _compact(log.item_N, log.item_ids)
+    return InteractionLog(user_N, item_N, log.timestamp_N, user_ids, item_ids)
 
 
 def sequences(log: InteractionLog) -> Ragged:
@@ -78,7 +75,14 @@ def sequences(log: InteractionLog) -> Ragged:
     return Ragged.from_lengths(log.item_N[order], lengths_U)
 
 
-def _codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+def coded(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each text, int32, and the distinct texts in order of first appearance."""
     ids = column.unique(maintain_order=True)
     codes_N = column.cast(pl.Enum(ids)).to_physical().to_numpy().astype(np.int32)
     return codes_N, np.array(ids.to_list(), dtype=np.str_)
+
+
+def _compact(code_N: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    occurs = np.bincount(code_N, minlength=len(ids)) > 0
+    rank = np.cumsum(occurs, dtype=np.int32) - 1
+    return rank[code_N].astype(np.int32, copy=False), ids[occurs]

@@ -20,7 +20,7 @@ def kcore_mask(user_N: np.ndarray, item_N: np.ndarray, k: int) -> np.ndarray:
     kept_M = np.arange(len(user_N))
     while True:
         user_M, item_M = user_N[kept_M], item_N[kept_M]
-        enough_M = (np.bincount(user_M)[user_M] >= k) & (np.bincount(item_M)[item_M] >= k)
+        enough_M = (np.bincount(user_M) >= k)[user_M] & (np.bincount(item_M) >= k)[item_M]
         if enough_M.all():
             break
         kept_M = kept_M[enough_M]

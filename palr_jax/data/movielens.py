@@ -7,6 +7,7 @@ import polars as pl
 
 from palr_jax.data.columns import Column, ids, timestamps
 from palr_jax.data.config import Columns, DataConfig
+from palr_jax.data.interactions import InteractionLog, encode
 from palr_jax.data.raw import RawTables, items_table
 from palr_jax.data.reading import Content, given, read_content, unzip
 from palr_jax.data.table import read_tables
@@ -130,11 +131,12 @@ class _Rows:
         return UserError(f"{self.content.file} holds a control character: fetch it again")
 
 
-def _interactions(rows: _Rows) -> pl.DataFrame:
+def _interactions(rows: _Rows) -> InteractionLog:
     table = rows.table()
     columns = {name: rows.column(table, name) for name in ("user", "item", "timestamp")}
     user, item = ids(columns["user"]), ids(columns["item"])
-    return pl.DataFrame({"user": user, "item": item, "timestamp": timestamps(columns["timestamp"])})
+    time = timestamps(columns["timestamp"])
+    return encode(pl.DataFrame({"user": user, "item": item, "timestamp": time}))
 
 
 def _utf8(data: bytes) -> bytes:

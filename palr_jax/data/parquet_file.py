@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,42 +14,53 @@ from palr_jax.errors import UserError
 
 _FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 _ROW_BYTES = 8
+# Rows that are in memory at a time.
+_PIECE_ROWS = 4_000_000
 
 
 @dataclass(frozen=True)
 class ParquetFile(TableFile):
-    """The bytes of a Parquet file; its header holds the names of the columns."""
+    """The bytes of a Parquet file; its header holds the names of the columns.
 
+    Attributes:
+        rows: the number of rows.
+    """
+
+    rows: int
     is_named = True
 
-    def read(
-        self, places: list[int], has_header: bool
-    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
-        """The columns at these indices with stored types, and a function from row to location.
+    def pieces(self, places: list[int], has_header: bool) -> Iterator[pl.DataFrame]:
+        """The columns at these indices with stored types, some rows at a time.
 
         `has_header` is ignored: columns of Parquet always have names.
 
         Raises:
             UserError: the file is damaged, or claims more rows than a file of its size can hold.
         """
-        with _parsing(self.content):
-            # By index, because Polars reads names such as "*" as patterns.
-            frame = pl.read_parquet(io.BytesIO(self.content.data), columns=places)
-        return frame, lambda row: f"{self.file}, row {row + 1}"
+        for start in range(0, max(self.rows, 1), _PIECE_ROWS):
+            with _parsing(self.content):
+                # By index, because Polars reads names such as "*" as patterns.
+                table = pl.scan_parquet(io.BytesIO(self.content.data)).select(pl.nth(places))
+                piece = table.slice(start, _PIECE_ROWS).collect(engine="streaming")
+            yield piece
+
+    def where(self, row: int, has_header: bool) -> str:
+        """The location of a row, counted from 1."""
+        return f"{self.file}, row {row + 1}"
 
 
 def open_parquet(content: Content) -> ParquetFile:
     """Reads the names of the columns and checks the number of rows.
 
     Raises:
-        UserError: as `ParquetFile.read`.
+        UserError: as `ParquetFile.pieces`.
     """
     with _parsing(content):
         table = pl.scan_parquet(io.BytesIO(content.data))
         names = table.collect_schema().names()
         rows = int(table.select(pl.len()).collect().item())
     check_size(content.file, rows * _ROW_BYTES * len(names), len(content.data))
-    return ParquetFile(content, names)
+    return ParquetFile(content, names, rows)
 
 
 @contextmanager

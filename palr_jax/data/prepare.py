@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from palr_jax.data.interactions import (
     InteractionLog,
     by_time,
     compact,
-    encode,
     sequences,
     without_repeats,
 )
@@ -53,12 +53,19 @@ class Prepared:
     """The data that later stages use.
 
     Attributes:
-        split: the leave-one-out split over the items of `catalog`.
-        catalog: the items that remain after the k-core, in the order of the items file.
+        split: the leave-one-out split over the items.
+        items: the items that remain after the k-core, in the order of the items file, with unique
+            titles; `ITEMS_SCHEMA`.
     """
 
     split: Split
-    catalog: Catalog
+    items: pl.DataFrame
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The items, as Python strings."""
+        ids, titles, categories = (self.items[name].to_list() for name in ITEMS_SCHEMA)
+        return Catalog(np.array(ids, np.str_), tuple(titles), tuple(map(tuple, categories)))
 
     @property
     def num_interactions(self) -> int:
@@ -78,33 +85,22 @@ def prepare(config: DataConfig) -> Prepared:
             or several rows.
     """
     raw = READERS[config.source](config)
-    unique = without_repeats(by_time(encode(raw.interactions)))
-    core = compact(unique.take(kcore_mask(unique.user_N, unique.item_N, config.min_count)))
-    say(
-        f"{config.source}: {len(raw.interactions):,} interactions, of which "
-        f"{len(raw.interactions) - len(unique):,} are repeats and {len(unique) - len(core):,} fall "
-        f"to the {config.min_count}-core: {len(core.user_ids):,} users, "
-        f"{len(core.item_ids):,} items, {len(core):,} interactions remain"
-    )
-    _check_users(core, config)
-    log, catalog = _with_catalog(core, raw)
-    if not any(catalog.categories):
-        say(f"{raw.items_file}: no item has a category, so profiles have no keywords")
+    log, table, file = raw.interactions, raw.items, raw.items_file
+    del raw  # each step frees the log of the one before
+    log = _core(log, config)
+    log, items = _with_items(log, table, file)
+    if not items["categories"].list.len().sum():
+        say(f"{file}: no item has a category, so profiles have no keywords")
     histories = sequences(log)
-    return Prepared(leave_one_out(histories, log.user_ids, len(catalog)), catalog)
+    return Prepared(leave_one_out(histories, log.user_ids, len(items)), items)
 
 
 def save(prepared: Prepared, directory: Path) -> None:
     """Writes `split.npz` and `catalog.parquet` into `directory`, each atomically."""
-    split, catalog = prepared.split, prepared.catalog
-    columns = {
-        "item": catalog.item_ids.tolist(),
-        "title": catalog.titles,
-        "categories": catalog.categories,
-    }
     split_file, catalog_file = files(directory)
     with replacing(catalog_file) as temporary:
-        pl.DataFrame(columns, schema=ITEMS_SCHEMA).write_parquet(temporary)
+        prepared.items.write_parquet(temporary)
+    split = prepared.split
     write_arrays(
         split_file,
         train_N=split.train.values_N,
@@ -140,10 +136,10 @@ def load(directory: Path) -> Prepared:
             num_items=int(arrays["num_items"]),
         )
         _check_split(split)
-    catalog = _load_catalog(catalog_file)
-    if len(catalog) != split.num_items:
+    items = _load_items(catalog_file)
+    if len(items) != split.num_items:
         raise UserError(f"{directory} holds files of two runs: run `palr prepare`")
-    return Prepared(split, catalog)
+    return Prepared(split, items)
 
 
 def _check_split(split: Split) -> None:
@@ -158,41 +154,63 @@ def _check_split(split: Split) -> None:
         raise ValueError("its arrays are of different users")
 
 
-def _load_catalog(path: Path) -> Catalog:
+def _load_items(path: Path) -> pl.DataFrame:
     with reading(path, "run `palr prepare`"):
         frame = pl.read_parquet(path.read_bytes()).select(
             pl.col(name).cast(kind) for name, kind in ITEMS_SCHEMA.items()
         )
         if any(frame.null_count().row(0)):
             raise ValueError("a value is missing")
-        ids, titles, categories = (frame[name].to_list() for name in ITEMS_SCHEMA)
-    return Catalog(np.array(ids, np.str_), tuple(titles), tuple(map(tuple, categories)))
+    return frame
 
 
-def _with_catalog(log: InteractionLog, raw: RawTables) -> tuple[InteractionLog, Catalog]:
-    """The catalog of the log's items, and the log with items in its order."""
+def _core(log: InteractionLog, config: DataConfig) -> InteractionLog:
+    """The interactions that remain, in the order of time; says how many, and where others went."""
+    given = len(log)
+    log = by_time(log)
+    log = without_repeats(log)
+    unique = len(log)
+    log = compact(log.take(kcore_mask(log.user_N, log.item_N, config.min_count)))
+    say(
+        f"{config.source}: {given:,} interactions, of which {given - unique:,} are repeats and "
+        f"{unique - len(log):,} fall to the {config.min_count}-core: {len(log.user_ids):,} users, "
+        f"{len(log.item_ids):,} items, {len(log):,} interactions remain"
+    )
+    _check_users(log, config)
+    return log
+
+
+def _with_items(
+    log: InteractionLog, items: pl.DataFrame, file: Path
+) -> tuple[InteractionLog, pl.DataFrame]:
+    """The log with items in the order of `items`, and those of them that it has."""
     codes = pl.DataFrame({"item": log.item_ids.tolist(), "code": np.arange(len(log.item_ids))})
-    rows = raw.items.join(codes, on="item", how="inner", maintain_order="left")
+    rows = items.join(codes, on="item", how="inner", maintain_order="left")
     titled = rows.filter(pl.col("title") != "")
     missing = codes.join(titled, on="item", how="anti", maintain_order="left")["item"]
     if len(missing):
         raise UserError(
-            f"{raw.items_file}: item {missing[0]!r} has interactions but no title "
+            f"{file}: item {missing[0]!r} has interactions but no title "
             f"({len(missing)} such items): an item without a title cannot be recommended, add it"
         )
     repeated = rows.filter(pl.col("item").is_duplicated())["item"]
     if len(repeated):
-        raise UserError(f"{raw.items_file}: item {repeated[0]!r} has two rows: delete one")
+        raise UserError(f"{file}: item {repeated[0]!r} has two rows: delete one")
     index_of_code = np.empty(len(codes), np.int32)
-    index_of_code[rows["code"].to_numpy()] = np.arange(len(rows))
-    ids = rows["item"].to_list()
-    catalog = Catalog(
-        item_ids=np.array(ids, np.str_),
-        titles=unique_titles(rows["title"].to_list(), ids),
-        categories=tuple(map(tuple, rows["categories"].to_list())),
-    )
-    ordered = replace(log, item_N=index_of_code[log.item_N], item_ids=catalog.item_ids)
-    return ordered, catalog
+    code_I = rows["code"].to_numpy()
+    index_of_code[code_I] = np.arange(len(rows))
+    ordered = replace(log, item_N=index_of_code[log.item_N], item_ids=log.item_ids[code_I])
+    return ordered, rows.with_columns(_unique_titles(rows)).select(*ITEMS_SCHEMA).rechunk()
+
+
+def _unique_titles(items: pl.DataFrame) -> pl.Series:
+    """The titles of items as `unique_titles` makes them."""
+    titles = items["title"]
+    # What `unique_titles` makes ends in "]", so a title of one item that does not stays its own.
+    rows = (titles.is_duplicated() | titles.str.ends_with("]")).arg_true()
+    some = items[rows]
+    made = unique_titles(some["title"].to_list(), some["item"].to_list())
+    return titles.clone().scatter(rows, pl.Series(made, dtype=pl.String))
 
 
 def _check_users(log: InteractionLog, config: DataConfig) -> None:

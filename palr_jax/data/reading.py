@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from palr_jax.errors import UserError
+from palr_jax.io.parts import has_parts, parts
 from palr_jax.io.paths import path_of
 
 # Maximum compression ratio of a table; a higher one indicates a decompression bomb.
@@ -51,7 +52,9 @@ class Content:
 
 @contextmanager
 def noting_files() -> Iterator[list[Path]]:
-    """Yields a list to which every source file read in the block is added."""
+    """Yields a list of the source files that are read in the block, and the folders and patterns
+    that name them.
+    """
     files: list[Path] = []
     token = _noted.set(files)
     try:
@@ -69,6 +72,22 @@ def given(value: str | None, key: str, expected: str) -> Path:
     if value is None:
         raise UserError(f"{key} is not given: set it to {expected}")
     return path_of(value)
+
+
+def part_files(path: Path, mend: str) -> list[Path]:
+    """The file `path`, or the files in the folder or of the pattern that it names, sorted by name.
+
+    Raises:
+        UserError: a folder or pattern has no files; `mend` ends the error.
+    """
+    if not has_parts(path):
+        return [path]
+    with _reading(path, mend):
+        found = parts(path)
+        if not found:
+            problem = "holds no files" if path.is_dir() else "matches no files"
+            raise UserError(f"{path} {problem} (names that begin with . or _ do not count): {mend}")
+    return found
 
 
 def read_content(path: Path, mend: str) -> Content:

@@ -1,21 +1,25 @@
 """Any pair of tables, interactions and items, as text (CSV and similar formats) or Parquet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import polars as pl
 
-from palr_jax.data.columns import Column, ids, lists, texts, timestamps
+from palr_jax.data.columns import Column, ids, lists, texts, words_of
 from palr_jax.data.config import Columns, DataConfig
-from palr_jax.data.csv_file import open_csv
+from palr_jax.data.csv_file import CsvFile, open_csv
+from palr_jax.data.log_rows import read_log
 from palr_jax.data.parquet_file import open_parquet
-from palr_jax.data.raw import RawTables, items_table
-from palr_jax.data.reading import Content, given, read_content
+from palr_jax.data.raw import RawTables, normal_items
+from palr_jax.data.reading import Content, given, part_files, read_content
 from palr_jax.data.table_file import TableFile
+from palr_jax.data.table_parts import Rows, TableParts, read_rows
 from palr_jax.errors import UserError, shown
-from palr_jax.io.progress import say
 
 _TEXT = (".csv", ".tsv", ".inter", ".item")
 _EXPECTED = "a .csv, .tsv, .inter or .item file, also with .gz, or a .parquet file"
+_PARTS = f"{_EXPECTED}, or a folder or pattern of such files"
 # RecBole appends the type of a column to its name: "item_id:token".
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _OPTIONAL = ("timestamp", "categories")
@@ -28,23 +32,18 @@ def read_table(config: DataConfig) -> RawTables:
         UserError: a file is not given, missing, damaged or empty, lacks a column, or holds an
             invalid value; names the file and the column or line.
     """
-    interactions = _content(config.interactions, "data.interactions")
-    items = _content(config.items, "data.items")
-    return read_tables(interactions, items, config.columns)
+    interactions = _parts(config.interactions, "data.interactions")
+    items = _parts(config.items, "data.items")
+    return _read(interactions, items, config.columns)
 
 
 def read_tables(interactions: Content, items: Content, columns: Columns) -> RawTables:
     """Reads the tables in two files; raises as `read_table` does."""
-    names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
-    found = _columns(_open(interactions, columns, names), names, "data.interactions")
-    user, item = ids(found["user"]), ids(found["item"])
-    if "timestamp" in found:
-        time = timestamps(found["timestamp"])
-    else:
-        say(f"{interactions.file}: without timestamps, rows are taken to be in the order of time")
-        time = pl.int_range(len(user), dtype=pl.Int64, eager=True)
-    log = pl.DataFrame({"user": user, "item": item, "timestamp": time})
-    return RawTables(log, _items(items, columns), items.file)
+    return _read(
+        _whole(interactions, f"set data.interactions to {_EXPECTED}"),
+        _whole(items, f"set data.items to {_EXPECTED}"),
+        columns,
+    )
 
 
 def read_columns(path: str, names: dict[str, str | None], key: str) -> dict[str, Column]:
@@ -53,29 +52,52 @@ def read_columns(path: str, names: dict[str, str | None], key: str) -> dict[str,
     Raises:
         UserError: the file is missing, damaged or empty, or lacks a column; `key` is what gave it.
     """
-    return _columns(_open(_content(path, key), Columns(), names), names, key)
+    file, mend = given(path, key, _EXPECTED), f"set {key} to {_EXPECTED}"
+    _check_name(file, mend)
+    return _columns(_rows(_whole(read_content(file, mend), mend), Columns(), names))
 
 
-def _items(content: Content, columns: Columns) -> pl.DataFrame:
-    names = {"title": columns.title, "categories": columns.categories}
+def _read(interactions: TableParts, items: TableParts, columns: Columns) -> RawTables:
+    names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
+    log_rows = _rows(interactions, columns, names)
+    # Before the interactions, which may take minutes: a missing file or column is found at once.
+    item_rows = _rows(items, columns, _names_of_items(columns))
+    return RawTables(read_log(log_rows), _items(item_rows, columns), items.file)
+
+
+def _names_of_items(columns: Columns) -> dict[str, str | None]:
     # A number in `item` is a column of the interactions, unless the title is a number as well.
     counted = columns.id is None and columns.item.isdecimal() and not columns.title.isdecimal()
-    names = {"id": columns.id or ("item" if counted else columns.item), **names}
-    found = _columns(_open(content, columns, names), names, "data.items")
-    item, title = ids(found["id"]).to_list(), texts(found["title"])
+    item = columns.id or ("item" if counted else columns.item)
+    return {"id": item, "title": columns.title, "categories": columns.categories}
+
+
+def _items(rows: Rows, columns: Columns) -> pl.DataFrame:
+    found = _columns(rows)
+    item, title = ids(found["id"]), texts(found["title"])
     if "categories" not in found:
-        return items_table(item, title, [[] for _ in item])
+        return normal_items(item, title, pl.Series([[]] * len(item), dtype=pl.List(pl.String)))
     categories = lists(found["categories"], columns.category_separator)
     if found["categories"].name.endswith(":token_seq"):  # spaces separate its tokens
-        categories = [" ".join(names).split() for names in categories]
-    return items_table(item, title, categories)
+        categories = words_of(categories.list.join(" "))
+    return normal_items(item, title, categories)
 
 
-def _content(path: str | None, key: str) -> Content:
-    file, mend = given(path, key, _EXPECTED), f"set {key} to {_EXPECTED}"
+def _parts(path: str | None, key: str) -> TableParts:
+    file, mend = given(path, key, _PARTS), f"set {key} to {_PARTS}"
+    parts = part_files(file, mend)
+    for part in parts:
+        _check_name(part, mend)
+    return TableParts(file, [partial(read_content, part, mend) for part in parts], mend)
+
+
+def _whole(content: Content, mend: str) -> TableParts:
+    return TableParts(content.file, [lambda: content], mend)
+
+
+def _check_name(file: Path, mend: str) -> None:
     if not file.name.removesuffix(".gz").endswith(_TEXT) and file.suffix != ".parquet":
         raise UserError(f"{file} has an unknown extension: {mend}")
-    return read_content(file, mend)
 
 
 def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> TableFile:
@@ -89,25 +111,28 @@ def _open(content: Content, columns: Columns, names: dict[str, str | None]) -> T
     return open_csv(content, columns.separator, fits)
 
 
-def _columns(table: TableFile, names: dict[str, str | None], key: str) -> dict[str, Column]:
+def _rows(parts: TableParts, columns: Columns, names: dict[str, str | None]) -> Rows:
     """The columns of these names, without optional ones that the table lacks.
 
     Raises:
-        UserError: a column is missing or ambiguous, or the table has no rows.
+        UserError: a column is missing or ambiguous; also as `read_rows`.
     """
-    layout = _layout(table.header, names, table.is_named)
-    places = _places(table, names, layout)
-    order = sorted(set(places.values()))
-    frame, where = table.read(order, layout.has_header)
-    if frame.is_empty():
-        raise UserError(f"{table.file} holds no rows: set {key} to {_EXPECTED}")
-    found = {}
-    for role, place in places.items():
-        name = table.header[place] if layout.has_header else str(place + 1)
-        # Polars reads names such as "*" as patterns, in operations on one column as well.
-        values = frame.to_series(order.index(place)).alias(role)
-        found[role] = Column(values, name, str(table.file), where)
-    return found
+    first = _open(parts.contents[0](), columns, names)
+    if isinstance(first, CsvFile):
+        columns = replace(columns, separator=first.separator)
+    layout = _layout(first.header, names, first.is_named)
+    places = _places(first, names, layout)
+    return read_rows(
+        parts, lambda content: _open(content, columns, names), first, places, layout.has_header
+    )
+
+
+def _columns(rows: Rows) -> dict[str, Column]:
+    """The columns of a table by role, in memory."""
+    frame = pl.concat(list(rows.pieces))
+    return {
+        role: Column(frame[role], name, rows.table, rows.where) for role, name in rows.names.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A file that holds a table, in whatever format."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -31,10 +31,8 @@ class TableFile(ABC):
         return self.content.file
 
     @abstractmethod
-    def read(
-        self, places: list[int], has_header: bool
-    ) -> tuple[pl.DataFrame, Callable[[int], str]]:
-        """The columns at these indices, and a function from row to location.
+    def pieces(self, places: list[int], has_header: bool) -> Iterator[pl.DataFrame]:
+        """The columns at these indices, some rows at a time.
 
         Args:
             places: indices of columns.
@@ -43,3 +41,7 @@ class TableFile(ABC):
         Raises:
             UserError: the file is damaged; names the line or row.
         """
+
+    @abstractmethod
+    def where(self, row: int, has_header: bool) -> str:
+        """The location of a row, counted from 0, such as "FILE, line 7"."""

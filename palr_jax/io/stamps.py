@@ -3,6 +3,9 @@
 Size and time are compared first; if they differ, the content is hashed, so a copy of a file counts
 as unchanged. Objects in a bucket are never read for this: an input is unchanged if its size and
 time are, an output is intact if its size is.
+
+The stamp of a folder or pattern that names the parts of a table is that of their names; each part
+has its own stamp.
 """
 
 import hashlib
@@ -10,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from palr_jax.io.parts import has_parts, parts
 from palr_jax.io.paths import in_bucket
 
 
@@ -17,9 +21,9 @@ class Stamp(NamedTuple):
     """The identity of a file's content.
 
     Attributes:
-        size: size in bytes.
-        time: time of the last modification in nanoseconds.
-        digest: SHA-256 of the content; "" in a bucket.
+        size: size in bytes; the number of parts.
+        time: time of the last modification in nanoseconds; 0 for parts.
+        digest: SHA-256 of the content; "" in a bucket. For parts, SHA-256 of their names.
     """
 
     size: int
@@ -33,16 +37,26 @@ class Stamp(NamedTuple):
 
 
 def take(path: Path) -> Stamp:
-    """The stamp of a file; reads the file once."""
+    """The stamp of a file, which is read once, or of the names of parts."""
+    if has_parts(path):
+        names = [str(part) for part in parts(path)]
+        return Stamp(len(names), 0, hashlib.sha256("\n".join(names).encode()).hexdigest())
     size, time = _size_and_time(path)
     return Stamp(size, time, "" if in_bucket(path) else _digest(path))
 
 
 def retake(path: Path, known: Stamp | None) -> Stamp:
-    """The stamp of a file; does not read it if size and time are those of a known stamp."""
-    if known is not None and _size_and_time(path) == (known.size, known.time):
+    """As `take`, but does not read a file whose size and time are those of a known stamp."""
+    if known is None or has_parts(path):
+        return take(path)
+    if _size_and_time(path) == (known.size, known.time):
         return known
     return take(path)
+
+
+def can_take(path: Path) -> bool:
+    """Whether a path is a file, or names parts of which there are some."""
+    return path.is_file() or (has_parts(path) and bool(parts(path)))
 
 
 def is_whole(path: Path, stamp: Stamp) -> bool:

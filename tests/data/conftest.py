@@ -3,11 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
+import polars as pl
 import pytest
 
+from palr_jax.data.raw import RawTables
 from palr_jax.errors import UserError
 
 Complaint = Callable[..., str]
+
+
+def log_of(tables: RawTables) -> pl.DataFrame:
+    """The interactions with ids as texts: user, item, timestamp."""
+    log = tables.interactions
+    users, items = log.user_ids[log.user_N].tolist(), log.item_ids[log.item_N].tolist()
+    kinds = {"user": pl.String, "item": pl.String}
+    columns = {"user": users, "item": items, "timestamp": log.timestamp_N}
+    return pl.DataFrame(columns, schema_overrides=kinds)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from palr_jax.data.amazon import read_amazon
 from palr_jax.data.config import DataConfig, Source
 from palr_jax.data.raw import RawTables
-from tests.data.conftest import Complaint
+from tests.data.conftest import Complaint, log_of
 
 
 def review(user: str = "A1", asin: str = "B1", seconds: int = 7) -> dict[str, object]:
@@ -48,7 +48,7 @@ def read(folder: Path) -> RawTables:
 
 def test_reviews_and_metadata(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = read(folder)
-    assert tables.interactions.rows() == [
+    assert log_of(tables).rows() == [
         ("A2", "B2", 9),
         ("A1", "B1", 7),
         ("A1", "B2", 8),
@@ -88,7 +88,7 @@ def test_plain_json_and_named_files(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "m.json", [repr(line) for line in META])
     interactions, items = str(tmp_path / "r.json"), str(tmp_path / "m.json")
     tables = read_amazon(DataConfig(source="amazon-2014", interactions=interactions, items=items))
-    assert tables.interactions.equals(expected.interactions)
+    assert log_of(tables).equals(log_of(expected))
     assert tables.items.equals(expected.items)
 
 
@@ -225,7 +225,7 @@ def test_a_line_tells_of_which_release_it_is(
     releases: dict[str, Path], source: str, named: Source
 ) -> None:
     tables = read_amazon(DataConfig(source=named, path=str(releases[source])))
-    assert tables.interactions.rows() == [("u1", "B2", 9), ("u2", "B1", 7)]
+    assert log_of(tables).rows() == [("u1", "B2", 9), ("u2", "B1", 7)]
     assert tables.items.rows() == [("B1", "tB1", ["Skin Care"]), ("B2", "tB2", ["Bath & Body"])]
 
 

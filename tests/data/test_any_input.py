@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from palr_jax.data.config import Columns, DataConfig, Source
 from palr_jax.data.prepare import READERS
 from palr_jax.data.raw import RawTables
+from tests.data.conftest import log_of
 from tests.outcome import result_or_line
 
 COLUMNS = ["user", "item", "timestamp", "title", "categories"]
@@ -33,7 +34,7 @@ def check(source: Source, files: Mapping[str, Any], columns: Columns | None = No
     config = DataConfig(source=source, columns=columns or Columns(), **files)
     found = result_or_line(READERS[source], config)
     if isinstance(found, RawTables):
-        log = found.interactions
+        log = log_of(found)
         assert log.columns == ["user", "item", "timestamp"]
         assert sum(log.null_count().row(0)) == 0
         assert log["user"].dtype == log["item"].dtype == pl.String

@@ -131,7 +131,7 @@ def test_lists(
     dtype: pl.DataType | type[pl.DataType] | None,
     expected: list[list[str]],
 ) -> None:
-    assert lists(column(values, dtype), "|") == expected
+    assert lists(column(values, dtype), "|").to_list() == expected
 
 
 @pytest.mark.parametrize("values", [[[["a"]]], [[{"a": 1}]], [[1.5]]])
@@ -162,4 +162,4 @@ def test_a_column_may_have_any_name(complaint: Complaint) -> None:
 def test_lists_that_are_written_out_in_all_rows_are_read(
     written: list[str | None], expected: list[list[str]]
 ) -> None:
-    assert lists(column(written), "|") == expected
+    assert lists(column(written), "|").to_list() == expected

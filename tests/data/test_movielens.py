@@ -14,7 +14,7 @@ from palr_jax.data.movielens import (
     read_ml_latest_small,
 )
 from palr_jax.data.raw import RawTables
-from tests.data.conftest import Complaint
+from tests.data.conftest import Complaint, log_of
 from tests.locations import SHARED
 
 DATA = SHARED / "data"
@@ -47,12 +47,12 @@ def read(path: Path) -> RawTables:
 @pytest.mark.parametrize("packed", [False, True])
 def test_ml_1m(folder: Path, packed: bool) -> None:
     tables = read(zipped(folder) if packed else folder)
-    assert tables.interactions.schema == {
+    assert log_of(tables).schema == {
         "user": pl.String,
         "item": pl.String,
         "timestamp": pl.Int64,
     }
-    assert tables.interactions.rows() == [
+    assert log_of(tables).rows() == [
         ("1", "20", 978300760),
         ("1", "3", 978300760),
         ("2", "20", 978300000),
@@ -71,7 +71,7 @@ def test_ml_1m_saved_as_utf8(folder: Path) -> None:
         (folder / "ratings.dat").write_text(mark + RATINGS, "utf-8", newline="\r\n")
         tables = read(folder)
         assert tables.items.equals(expected)
-        assert tables.interactions["user"].to_list() == ["1", "1", "2"]
+        assert log_of(tables)["user"].to_list() == ["1", "1", "2"]
 
 
 def test_ml_1m_of_lines_in_both_encodings(folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_ml_10m(folder: Path) -> None:
     (folder / "movies.dat").write_text(MOVIES + "9::Pull My Daisy (1958)::(no genres listed)\n")
     (folder / "ratings.dat").write_text(RATINGS.replace("::5::", "::4.5::"))
     tables = read_dat_archive(DataConfig(source="ml-10m", path=str(zipped(folder))))
-    assert tables.interactions["item"].to_list() == ["20", "3", "20"]
+    assert log_of(tables)["item"].to_list() == ["20", "3", "20"]
     assert tables.items["categories"].to_list()[2] == []
 
 
@@ -98,7 +98,7 @@ def test_ml_20m_25m_and_32m(tmp_path: Path, packed: bool) -> None:
     (folder / "movies.csv").write_text(movies + "3,Léon (1994),(no genres listed)\n")
     path = zipped(folder) if packed else folder
     tables = read_csv_archive(DataConfig(source="ml-25m", path=str(path)))
-    assert tables.interactions.rows() == [("1", "296", 1147880044)]
+    assert log_of(tables).rows() == [("1", "296", 1147880044)]
     assert tables.items.rows() == [
         ("296", "Pulp Fiction, The (1994)", ["Crime", "Drama"]),
         ("3", "Léon (1994)", []),
@@ -119,7 +119,10 @@ def test_ml_100k(tmp_path: Path, complaint: Complaint, packed: bool) -> None:
     (folder / "u.item").write_text("\n".join(lines) + "\n", "latin-1")
     config = DataConfig(source="ml-100k", path=str(zipped(folder) if packed else folder))
     tables = read_ml_100k(config)
-    assert tables.interactions.rows() == [("196", "242", 881250949), ("186", "302", 891717742)]
+    assert log_of(tables).rows() == [
+        ("196", "242", 881250949),
+        ("186", "302", 891717742),
+    ]
     assert tables.items.rows() == [
         ("242", "Léon (1994)", ["Comedy", "Western"]),
         ("302", "unknown", []),
@@ -246,8 +249,8 @@ def test_a_timestamp_that_is_no_number(folder: Path, complaint: Complaint) -> No
 
 def test_bundled() -> None:
     tables = read_ml_latest_small(DataConfig())
-    assert tables.interactions.shape == (100_836, 3)
-    assert tables.interactions.row(0) == ("1", "1", 964982703)
+    assert log_of(tables).shape == (100_836, 3)
+    assert log_of(tables).row(0) == ("1", "1", 964982703)
     assert tables.items.shape == (9_742, 3)
     titles = dict(zip(tables.items["item"], tables.items["title"], strict=True))
     assert titles["318"] == "Shawshank Redemption, The (1994)"
@@ -277,8 +280,8 @@ def test_official_format_agrees_with_the_table_in_time_order(tmp_path: Path) -> 
     users = [str(user) for user in range(1, 3000)]
     order = pl.read_csv(ML_1M / "interactions.csv.gz", infer_schema=False)
     expected = order.filter(pl.col("user").is_in(users)).group_by("user", maintain_order=True)
-    in_time = tables.interactions.filter(pl.col("user").is_in(users)).sort(
-        "timestamp", maintain_order=True
+    in_time = (
+        log_of(tables).filter(pl.col("user").is_in(users)).sort("timestamp", maintain_order=True)
     )
     got = in_time.group_by("user").agg("item")
     both = expected.agg("item").join(got, on="user", suffix="_got")

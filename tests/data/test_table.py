@@ -12,7 +12,7 @@ from palr_jax.data import reading
 from palr_jax.data.catalog import normal_title
 from palr_jax.data.config import Columns, DataConfig
 from palr_jax.data.table import read_table
-from tests.data.conftest import Complaint
+from tests.data.conftest import Complaint, log_of
 
 LOG = "user,item,timestamp\nann,007,5\nbob,1,3\nann,1,3\n"
 ITEMS = 'item,title,categories\n1,"Nails, red",Hair|Nails\n007,"5"" pot",\n'
@@ -36,7 +36,11 @@ def rewrite(path: str | None, text: str) -> None:
 
 def test_csv(config: DataConfig) -> None:
     tables = read_table(config)
-    assert tables.interactions.rows() == [("ann", "007", 5), ("bob", "1", 3), ("ann", "1", 3)]
+    assert log_of(tables).rows() == [
+        ("ann", "007", 5),
+        ("bob", "1", 3),
+        ("ann", "1", 3),
+    ]
     assert tables.items.rows() == [("1", "Nails, red", ["Hair", "Nails"]), ("007", '5" pot', [])]
     assert str(tables.items_file) == config.items
 
@@ -45,7 +49,7 @@ def test_gzip_and_windows_line_ends_and_byte_order_mark(config: DataConfig, tmp_
     data = ("\ufeff" + LOG.replace("\n", "\r\n") + "\r\n\r\n").encode()
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(data))
     other = replace(config, interactions=str(tmp_path / "log.csv.gz"))
-    assert read_table(other).interactions.equals(read_table(config).interactions)
+    assert log_of(read_table(other)).equals(log_of(read_table(config)))
 
 
 def test_columns_are_named_by_the_config(config: DataConfig) -> None:
@@ -53,7 +57,7 @@ def test_columns_are_named_by_the_config(config: DataConfig) -> None:
     rewrite(config.items, "name,what,tags\nNails,1,a;b\nPot,007,c\n")
     columns = Columns("who", "what", "when", "name", "tags", ";")
     tables = read_table(replace(config, columns=columns))
-    assert tables.interactions.rows() == [("ann", "007", 5), ("bob", "1", 3)]
+    assert log_of(tables).rows() == [("ann", "007", 5), ("bob", "1", 3)]
     assert tables.items.rows() == [("1", "Nails", ["a", "b"]), ("007", "Pot", ["c"])]
 
 
@@ -68,15 +72,15 @@ def test_parquet(config: DataConfig, tmp_path: Path) -> None:
     pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
     files = {name: str(tmp_path / f"{name}.parquet") for name in ("log", "items")}
     tables = read_table(replace(config, interactions=files["log"], items=files["items"]))
-    assert tables.interactions["user"].to_list() == ["8", "9"]
-    first, second = tables.interactions["timestamp"].to_list()
+    assert log_of(tables)["user"].to_list() == ["8", "9"]
+    first, second = log_of(tables)["timestamp"].to_list()
     assert first - second == 24 * 3600 * 1_000_000  # Polars counts microseconds
     assert tables.items.rows() == [("1", "a b", ["x", "y"]), ("2", "", [])]
 
 
 def test_blank_lines_are_passed_over(config: DataConfig) -> None:
     rewrite(config.interactions, LOG.replace("bob", "\nbob"))
-    assert len(read_table(config).interactions) == 3
+    assert len(log_of(read_table(config))) == 3
 
 
 @pytest.mark.parametrize("key", ["interactions", "items"])
@@ -170,7 +174,7 @@ def test_a_short_table_sets_no_limit_to_the_fields_of_the_next(
     columns = Columns(user="1", item="2", timestamp="3")
     short = replace(config, interactions=str(path), columns=columns)
     assert "line 2: 1 fields where" in complaint(read_table, short)
-    assert len(read_table(config).interactions) == 3
+    assert len(log_of(read_table(config))) == 3
 
 
 def test_a_bad_line_of_items_is_named(config: DataConfig, complaint: Complaint) -> None:
@@ -248,7 +252,11 @@ def test_the_separator_is_found(config: DataConfig, separator: str) -> None:
     )
     other = replace(config, columns=Columns(category_separator="/"))
     tables = read_table(other)
-    assert tables.interactions.rows() == [("ann", "007", 5), ("bob", "1", 3), ("ann", "1", 3)]
+    assert log_of(tables).rows() == [
+        ("ann", "007", 5),
+        ("bob", "1", 3),
+        ("ann", "1", 3),
+    ]
     assert tables.items.rows() == [("1", normal_title(f"a{separator}b"), ["x"])]
 
 
@@ -267,7 +275,7 @@ def test_a_given_separator_counts(config: DataConfig, complaint: Complaint) -> N
         read_table, replace(config, columns=columns)
     )
     rewrite(config.items, ITEMS.replace(",", "\x01"))
-    assert read_table(replace(config, columns=columns)).interactions["user"][0] == "ann"
+    assert log_of(read_table(replace(config, columns=columns)))["user"][0] == "ann"
 
 
 @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz"])
@@ -275,7 +283,7 @@ def test_tsv(config: DataConfig, tmp_path: Path, name: str) -> None:
     data = LOG.replace(",", "\t").encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     tables = read_table(replace(config, interactions=str(tmp_path / name)))
-    assert tables.interactions.equals(read_table(config).interactions)
+    assert log_of(tables).equals(log_of(read_table(config)))
 
 
 @pytest.mark.parametrize("typed", [False, True])
@@ -294,7 +302,7 @@ def test_recbole_atomic_files(config: DataConfig, tmp_path: Path, typed: bool) -
     interactions, items = str(tmp_path / "x.inter"), str(tmp_path / "x.item")
     given = replace(config, columns=Columns(**names), interactions=interactions, items=items)
     tables = read_table(given)
-    assert tables.interactions.rows() == [("ann", "7", 5.0), ("bob", "8", 3.5)]
+    assert log_of(tables).rows() == [("ann", "7", 5.0), ("bob", "8", 3.5)]
     assert tables.items.rows() == [("7", "Toy Story", ["Drama", "War", "Crime"]), ("8", "M", [])]
 
 
@@ -302,7 +310,7 @@ def test_columns_by_number_without_a_header(config: DataConfig) -> None:
     rewrite(config.interactions, LOG.split("\n", 1)[1])
     columns = Columns(user="1", item="2", timestamp="3")
     tables = read_table(replace(config, columns=columns))
-    assert tables.interactions["user"].to_list() == ["ann", "bob", "ann"]
+    assert log_of(tables)["user"].to_list() == ["ann", "bob", "ann"]
     assert tables.items["item"].to_list() == ["1", "007"]
     rewrite(config.items, ITEMS.split("\n", 1)[1])
     both = replace(columns, id="1", title="2", categories="3")
@@ -313,14 +321,14 @@ def test_values_do_not_pass_for_names_where_all_columns_are_numbers(config: Data
     rewrite(config.interactions, "2,1,3\n1,2,4\n")
     columns = Columns(user="1", item="2", timestamp="3")
     tables = read_table(replace(config, columns=columns))
-    assert tables.interactions.rows() == [("2", "1", 3), ("1", "2", 4)]
+    assert log_of(tables).rows() == [("2", "1", 3), ("1", "2", 4)]
 
 
 def test_names_may_be_numbers(config: DataConfig) -> None:
     rewrite(config.interactions, "0,1,2\nann,7,3\n")
     columns = Columns(user="0", item="1", timestamp="2")
     tables = read_table(replace(config, columns=columns))
-    assert tables.interactions.rows() == [("ann", "7", 3)]
+    assert log_of(tables).rows() == [("ann", "7", 3)]
 
 
 def test_a_bad_line_without_a_header_is_named(config: DataConfig, complaint: Complaint) -> None:
@@ -332,7 +340,7 @@ def test_a_bad_line_without_a_header_is_named(config: DataConfig, complaint: Com
 
 def test_a_number_counts_among_named_columns(config: DataConfig) -> None:
     tables = read_table(replace(config, columns=Columns(user="1")))
-    assert tables.interactions.equals(read_table(config).interactions)
+    assert log_of(tables).equals(log_of(read_table(config)))
 
 
 @pytest.mark.parametrize("number", ["0", "4", "99999999999999999999"])
@@ -359,7 +367,7 @@ def test_without_timestamps_the_order_of_rows_is_that_of_time(
 ) -> None:
     rewrite(config.interactions, "user,item\nann,007\nbob,1\nann,1\n")
     tables = read_table(replace(config, columns=Columns(timestamp=timestamp)))
-    assert tables.interactions["timestamp"].to_list() == [0, 1, 2]
+    assert log_of(tables)["timestamp"].to_list() == [0, 1, 2]
     assert "rows are taken to be in the order of time" in capsys.readouterr().err
 
 
@@ -383,7 +391,7 @@ def test_a_column_that_may_be_meant_is_not_passed_over(
 
 def test_iso_dates(config: DataConfig) -> None:
     rewrite(config.interactions, "user,item,timestamp\na,1,2014-01-02\nb,1,2014-01-01T12:00:00Z\n")
-    first, second = read_table(config).interactions["timestamp"].to_list()
+    first, second = log_of(read_table(config))["timestamp"].to_list()
     assert first - second == 12 * 3600 * 1_000_000
 
 
@@ -393,7 +401,7 @@ def test_ids_that_were_stored_as_floats_meet_those_that_were_not(
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": [8.0], "item": [1.0], "timestamp": [1]}).write_parquet(path)
     tables = read_table(replace(config, interactions=str(path)))
-    assert tables.interactions.rows() == [("8", "1", 1)]
+    assert log_of(tables).rows() == [("8", "1", 1)]
 
 
 @pytest.mark.parametrize(
@@ -480,7 +488,7 @@ def test_columns_may_have_any_name(
     path = tmp_path / f"odd{ends}"
     frame.write_csv(path) if ends == ".csv" else frame.write_parquet(path)
     found = read_table(replace(config, interactions=str(path), columns=Columns(user=name)))
-    assert found.interactions.rows() == [("ann", "1", 3)]
+    assert log_of(found).rows() == [("ann", "1", 3)]
 
 
 def test_spaces_around_fields_and_names_count_for_nothing(config: DataConfig) -> None:
@@ -488,12 +496,12 @@ def test_spaces_around_fields_and_names_count_for_nothing(config: DataConfig) ->
     rewrite(config.interactions, LOG.replace(",", ", ").replace("ann", "ann "))
     rewrite(config.items, ITEMS.replace("item", " item ").replace("\n1", "\n 1 "))
     tables = read_table(config)
-    assert tables.interactions.equals(expected.interactions)
+    assert log_of(tables).equals(log_of(expected))
     assert tables.items.equals(expected.items)
 
 
 def test_a_name_that_is_there_exactly_goes_before_one_with_spaces(config: DataConfig) -> None:
     rewrite(config.interactions, "user, user,item,timestamp\nann,x,1,5\n")
-    assert read_table(config).interactions["user"].to_list() == ["ann"]
+    assert log_of(read_table(config))["user"].to_list() == ["ann"]
     spaced = replace(config, columns=Columns(user=" user"))
-    assert read_table(spaced).interactions["user"].to_list() == ["x"]
+    assert log_of(read_table(spaced))["user"].to_list() == ["x"]

@@ -24,9 +24,12 @@ from palr_jax.cli import main
 from palr_jax.data.config import DataConfig
 from palr_jax.data.movielens import read_dat_archive
 from palr_jax.data.reading import numbered_lines
+from palr_jax.data.table import read_table
 from palr_jax.errors import UserError
 from palr_jax.io.files import append_text, creating, read_arrays, replacing, write_arrays
 from palr_jax.io.paths import delete, in_bucket, path_of
+from palr_jax.io.stamps import retake, take
+from tests.data.conftest import log_of
 from tests.locations import ROOT
 from tests.test_stage_log import World
 
@@ -201,8 +204,30 @@ def test_an_archive_in_a_bucket_is_read(bucket: str, tmp_path: Path) -> None:
         archive.writestr("ml-1m/movies.dat", "7::Heat (1995)::Action|Crime\n")
     upload(tmp_path / "ml-1m.zip", f"{bucket}/ml-1m.zip")
     tables = read_dat_archive(DataConfig(source="ml-1m", path=f"{bucket}/ml-1m.zip"))
-    assert tables.interactions["user"].to_list() == ["1", "2"]
+    assert log_of(tables)["user"].to_list() == ["1", "2"]
     assert tables.items["title"].to_list() == ["Heat (1995)"]
+
+
+@pytest.mark.parametrize("name", ["log", "log/part-*.csv", "l?g/*"])
+def test_parts_in_a_bucket_are_read(bucket: str, tmp_path: Path, name: str) -> None:
+    for part, rows in (("log/part-2.csv", "b,7,1\n"), ("log/part-1.csv", "a,7,1\n")):
+        path_of(f"{bucket}/parts/{part}").write_text(f"user,item,timestamp\n{rows}")
+    path_of(f"{bucket}/parts/log/_SUCCESS").write_text("")
+    path_of(f"{bucket}/parts/items.csv").write_text("item,title\n7,Heat\n")
+    config = DataConfig(
+        source="table",
+        interactions=f"{bucket}/parts/{name}",
+        items=f"{bucket}/parts/items.csv",
+    )
+    assert log_of(read_table(config))["user"].to_list() == ["a", "b"]
+    listed = path_of(f"{bucket}/parts/{name}")
+    stamp = take(listed)
+    assert retake(listed, stamp) == stamp
+    path_of(f"{bucket}/parts/log/part-0.csv").write_text("user,item,timestamp\n")
+    assert retake(listed, stamp).content != stamp.content
+    delete(path_of(f"{bucket}/parts"))
+    with pytest.raises(UserError, match=r"matches no files|is missing"):
+        read_table(config)
 
 
 def test_mistakes_are_told_in_a_line(bucket: str) -> None:

@@ -12,8 +12,8 @@ import yaml
 
 from palr_jax.config import Config, load_config
 from palr_jax.data import prepare as preparing
-from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
+from palr_jax.data.raw import items_table
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
 from palr_jax.instruct.examples import ExampleMaker
@@ -53,11 +53,10 @@ def marked_run(folder: Path, config: Config) -> RunDirectory:
     held = [[40 + 2 * user, 41 + 2 * user] for user in range(30)]
     sequences = Ragged.from_rows([np.append(row, two) for row, two in zip(rows, held, strict=True)])
     names = [f"Story {item}" for item in range(40)] + [f"{MARK} {item}" for item in range(60)]
-    categories = tuple((name.split()[0], "Both") for name in names)
-    catalog = Catalog(np.array(names), tuple(names), categories)
+    items = items_table(names, names, [(name.split()[0], "Both") for name in names])
     users = np.array([f"u{user}" for user in range(30)])
     run = RunDirectory(folder / "marked")
-    preparing.save(Prepared(leave_one_out(sequences, users, 100), catalog), run.data)
+    preparing.save(Prepared(leave_one_out(sequences, users, 100), items), run.data)
     stages.profile(config, run)
     return run
 

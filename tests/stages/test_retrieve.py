@@ -6,8 +6,8 @@ import pytest
 
 from palr_jax.config import Config
 from palr_jax.data import prepare
-from palr_jax.data.catalog import Catalog
 from palr_jax.data.prepare import Prepared
+from palr_jax.data.raw import items_table
 from palr_jax.data.split import leave_one_out
 from palr_jax.json_types import JsonObject
 from palr_jax.ragged import Ragged
@@ -34,8 +34,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     names = np.arange(ITEMS).astype(str)
     run = RunDirectory(tmp_path / "runs" / "x")
     split = leave_one_out(Ragged.from_rows(rows), np.arange(40).astype(str), ITEMS)
-    catalog = Catalog(names, tuple(names), ((),) * ITEMS)
-    prepare.save(Prepared(split=split, catalog=catalog), run.data)
+    items = items_table(names.tolist(), names.tolist(), [[]] * ITEMS)
+    prepare.save(Prepared(split, items), run.data)
     return run
 
 
@@ -101,8 +101,9 @@ def test_other_titles_train_anew_where_titles_are_features(
     first = run.read_candidates("sasrec")
     retrievers.propose(config, run, "sasrec", prepared)
     assert "training starts again" not in capsys.readouterr().err
-    catalog = replace(prepared.catalog, titles=tuple(f"{n % 3} {n}" for n in range(ITEMS)))
-    retrievers.propose(config, run, "sasrec", replace(prepared, catalog=catalog))
+    names = prepared.catalog.item_ids.tolist()
+    items = items_table(names, [f"{n % 3} {n}" for n in range(ITEMS)], [[]] * ITEMS)
+    retrievers.propose(config, run, "sasrec", replace(prepared, items=items))
     assert "with other settings or data; training starts again" in capsys.readouterr().err
     other = run.read_candidates("sasrec")
     assert not np.array_equal(first["test_scores"], other["test_scores"])
