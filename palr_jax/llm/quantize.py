@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from palr_jax.errors import UserError
+from palr_jax.llm.bits import from_bits, to_bits
 from palr_jax.llm.config import Quantization
 from palr_jax.llm.product import product
 
@@ -68,11 +69,11 @@ def quantize(
         scale_dtype=dtype,
     )
 
-    def one_layer(kernel_IO: jax.Array) -> tuple[jax.Array, jax.Array]:
-        array = _by_output(quantized)(kernel_IO.astype(jnp.float32))
-        return array.qvalue, array.scale
+    def one_layer(bits_IO: jax.Array) -> tuple[jax.Array, jax.Array]:
+        array = _by_output(quantized)(from_bits(bits_IO).astype(jnp.float32))
+        return array.qvalue, to_bits(array.scale)
 
-    return jax.lax.map(one_layer, kernel_LIO)
+    return from_bits(jax.lax.map(one_layer, to_bits(kernel_LIO)))
 
 
 def dequantize(kernel_IO: jax.Array, scale_GO: jax.Array) -> jax.Array:
@@ -87,13 +88,14 @@ def dequantize(kernel_IO: jax.Array, scale_GO: jax.Array) -> jax.Array:
 def error_sums(kernel_LIO: jax.Array, kind: Quantization) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of the quantised weights: the sum of squared errors, that of squares, the largest error."""
 
-    def one_layer(kernel_IO: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one_layer(bits_IO: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        kernel_IO = from_bits(bits_IO)
         (quantized_IO,), (scale_GO,) = quantize(kernel_IO[None], kind, kernel_IO.dtype)
         wide_IO = kernel_IO.astype(jnp.float32)
         error_IO = dequantize(quantized_IO, scale_GO).astype(jnp.float32) - wide_IO
         return (error_IO**2).sum(), (wide_IO**2).sum(), jnp.abs(error_IO).max()
 
-    error_L, square_L, largest_L = jax.lax.map(one_layer, kernel_LIO)
+    error_L, square_L, largest_L = jax.lax.map(one_layer, to_bits(kernel_LIO))
     return error_L.sum(), square_L.sum(), largest_L.max()
 
 

@@ -148,7 +148,8 @@ def collective_seconds(
 def hbm_bytes(work: Work, mesh: Mapping[str, int]) -> float:
     """Bytes that a chip reads and writes in a step.
 
-    Gathered weights are written once and read by each product. Every linear reads its input and
+    Gathered weights are written once and read by each product, quantised ones as they are stored:
+    the TPU compiler dequantises within the product. Every linear reads its input and
     writes its output. Attention without a fused kernel writes and reads its scores in float32 and
     its weights in bfloat16.
     """

@@ -167,8 +167,8 @@ def collect(
             continue
         scale = (*path[:-1], "scale_GO")
         at = tuple(placement(one, array.shape) for one in (path, scale))
-        made = jax.jit(partial(quantize, kind=quantization, dtype=array.dtype), out_shardings=at)
-        arrays[path], arrays[scale] = jax.block_until_ready(made(array))
+        made = jax.jit(quantize, static_argnums=(1, 2), out_shardings=at)
+        arrays[path], arrays[scale] = jax.block_until_ready(made(array, quantization, array.dtype))
         del array  # else it would be in memory beside the next one
     return arrays
 
