@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def test_a_loaded_ranker_is_the_tuned_one_to_the_bit(here: Path) -> None:
 def test_a_resumed_run_ends_with_the_same_bits(here: Path) -> None:
     write = loop.MetricsLog.write
 
-    def dying(self: loop.MetricsLog, at: int, *rest: dict[str, jax.Array]) -> str:
+    def dying(self: loop.MetricsLog, at: int, *rest: Any) -> str:
         if at == 3:
             raise DiesError
         return write(self, at, *rest)

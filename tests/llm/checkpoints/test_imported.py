@@ -149,8 +149,8 @@ def test_loading_holds_one_parameter_that_is_not_quantised_yet() -> None:
     found = memory_of("14", "1024", "2048", "bfloat16", "int8")
     assert 140_000_000 < found["arrays"] < 155_000_000
     stack = 14 * 1024 * 2048 * 2
-    # All weights in bfloat16 would be 290 MB.
-    assert found["above"] < stack + 2 * found["tensor"] + 60_000_000
+    # A loop over layers copies its input. All weights in bfloat16 would be 290 MB.
+    assert found["above"] < 2 * stack + 2 * found["tensor"] + 60_000_000
 
 
 def memory_of(*arguments: str) -> dict[str, int]:
