@@ -196,7 +196,7 @@ def temporary_bytes(work: Work, mesh: Mapping[str, int]) -> tuple[float, float]:
     """
     config, tensor = work.config, mesh["tensor"]
     layer = linear_parameters(config) / config.num_layers / tensor
-    fixed = (2 * layer + config.vocab_size * config.dim / tensor) * _BF16
+    fixed = 2 * layer * work.weight_bytes + config.vocab_size * config.dim / tensor * _BF16
     shapes = linear_shapes(config)
     outputs = sum(outputs for _, outputs in shapes.values()) / tensor
     inputs = config.dim if work.remat == "full" else config.dim + outputs

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.typing import DTypeLike
@@ -25,7 +26,7 @@ from palr_jax.llm.quantize import dequantize, group_size, quantize, quantized_pr
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.planning.hlo import collectives
-from palr_jax.trees import State, split_off
+from palr_jax.trees import PyTree, State, split_off
 from tests.llm.variants import VARIANTS, tensors, write_checkpoint
 from tests.locations import SHARED
 
@@ -193,6 +194,37 @@ def test_gradients_of_adapters_are_those_over_the_dequantised_weights(kind: Quan
         assert value == pytest.approx(expected[0], rel=1e-6)
         for one, two in zip(gradients, expected[1], strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def losses(kind: Quantization) -> np.ndarray:
+    """The losses of 30 steps on one batch."""
+    graph, adapters, base = split_off(model_of(kind), nnx.LoRAParam)
+    adam = optax.adam(1e-2)
+
+    def loss(adapters: State, base: State) -> jax.Array:
+        model = nnx.merge(graph, adapters, base)
+        logp = jax.nn.log_softmax(model.logits(model.hidden(TOKENS)[:, :-1]))
+        return -jnp.take_along_axis(logp, TOKENS[:, 1:, None], -1).mean()
+
+    @jax.jit
+    def run(adapters: State, base: State) -> jax.Array:
+        def step(carry: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+            adapters, moments = carry
+            value, gradients = jax.value_and_grad(loss)(adapters, base)
+            updates, moments = adam.update(gradients, moments)
+            return (optax.apply_updates(adapters, updates), moments), value
+
+        return jax.lax.scan(step, (adapters, adam.init(adapters)), None, 30)[1]
+
+    return np.asarray(run(adapters, base))
+
+
+def test_adapters_learn_over_quantised_weights_as_over_exact_ones() -> None:
+    exact, int8, nf4 = (losses(kind) for kind in ("none", *KINDS))
+    print(*(curve[[0, 10, 20, 29]].round(3) for curve in (exact, int8, nf4)))
+    assert exact[-1] < exact[0] - 0.5
+    np.testing.assert_allclose(int8, exact, rtol=1e-3)
+    np.testing.assert_allclose(nf4, exact, rtol=5e-3)
 
 
 def test_bfloat16_weights_stay_what_they_stand_for() -> None:

@@ -105,7 +105,7 @@ def test_absent_weights_are_known_by_the_name_of_their_folder(weights: str, fami
 def test_quantised_weights_take_their_bits_and_a_scale_for_64(kind: str, bits: int) -> None:
     ranker = {"weights": "x/llama-7b", "dtype": "bfloat16", "lora": {"rank": 1}, "quantize": kind}
     config = parse_config({**SMALL, "ranker": ranker, "mesh": {"fsdp": 4}}, "small")
-    shape, shards = planning._shape(config), Shards(make_mesh(config.mesh, jax.devices()[:4]))
+    shape, shards = planning.shape_of(config), Shards(make_mesh(config.mesh, jax.devices()[:4]))
     model = abstract(shape, None, compute_over(shards), config.ranker.quantize, jnp.bfloat16)
     held = bytes_per_chip(planning._sharded_shapes(nnx.state(model), shards, "bfloat16"))
     linears = shape.num_layers * sum(inputs * outputs for inputs, outputs in

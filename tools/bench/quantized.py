@@ -55,7 +55,7 @@ def main() -> None:
     if tokenizer is None:
         raise SystemExit(f"{arguments.weights} has no tokenizer")
     tokens_BT = jnp.asarray(tokenizer.encode(TEXT))[None]
-    expected = logp_of(exact, tokens_BT)
+    expected, next_BT1 = logp_of(exact, tokens_BT), np.asarray(tokens_BT)[:, 1:, None]
 
     def show(name: str, model: Llama, error: str) -> None:
         found, size = logp_of(model, tokens_BT), sum(
@@ -63,7 +63,7 @@ def main() -> None:
             for leaf in jax.tree.leaves(nnx.state(model))
         )  # fmt: skip
         divergence = (np.exp(expected) * (expected - found)).sum(-1).mean()
-        nll = -np.take_along_axis(found[:, :-1], tokens_BT[:, 1:, None], -1).mean()
+        nll = -np.take_along_axis(found[:, :-1], next_BT1, -1).mean()
         print(
             f"{name}: {size / 2**20:.0f} MiB, error of the linears {error}, divergence "
             f"{divergence:.5f}, log-likelihood -{nll:.4f}",
