@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from palr_jax.llm.config import LoRAConfig
+from palr_jax.llm.config import LoRAConfig, Quantization
 
 _MOST_PARAMETERS = 10**12
 # Where item vectors come from.
@@ -61,6 +61,9 @@ class RankerConfig:
         weights: pretrained weights: a Hugging Face folder, a GGUF file or the output of
             `palr import-weights`; null trains a small model from scratch.
         dtype: type of the frozen weights under adapters; trained parameters are always float32.
+        quantize: how the frozen weights of attention and feed-forward are stored: none as `dtype`,
+            int8 in 8 bits or nf4 in 4 bits (QLoRA), with one scale for 64 weights. Products take
+            them in `dtype`. Needs `pip install 'palr-jax[quantize]'`.
         tokenizer: a SentencePiece `tokenizer.model`, a Hugging Face `tokenizer.json`, or a folder
             that holds one of them; null takes the tokenizer of `weights`.
         size: the shape of the small model.
@@ -82,6 +85,7 @@ class RankerConfig:
 
     weights: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantization = "none"
     tokenizer: str | None = None
     size: SizeConfig = field(default_factory=SizeConfig)
     lora: LoRAConfig | None = None
@@ -102,6 +106,10 @@ class RankerConfig:
         if self.dtype != "float32" and not (self.weights and self.lora):
             raise ValueError(
                 f"dtype {self.dtype} is for weights that stay frozen: set weights and lora"
+            )
+        if self.quantize != "none" and not (self.weights and self.lora):
+            raise ValueError(
+                f"quantize {self.quantize} is for weights that stay frozen: set weights and lora"
             )
 
     @property

@@ -6,7 +6,8 @@ import jax
 from jax.sharding import NamedSharding
 
 from palr_jax.errors import UserError
-from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.config import LlamaConfig, Quantization
+from palr_jax.llm.quantize import group_size
 from palr_jax.parallel.sharding import FSDP, TENSOR, Shards
 from palr_jax.trees import KeyPath, PyTree
 
@@ -37,7 +38,7 @@ def axes_of(path: ParamPath) -> tuple[str | None, ...]:
         return (None, None) if path[0] == "layers" else (None,)
     inputs, outputs = _LINEARS[module]
     match name:
-        case "kernel_IO":
+        case "kernel_IO" | "scale_GO":
             return ("layer", inputs, outputs)
         case "lora_a_IR":
             return ("layer", _along(inputs), "lora_rank")
@@ -101,7 +102,7 @@ def _path_of(keys: KeyPath) -> ParamPath:
     return tuple(str(key.key) for key in keys if hasattr(key, "key"))
 
 
-def check_divides(config: LlamaConfig, shards: Shards) -> None:
+def check_divides(config: LlamaConfig, shards: Shards, quantization: Quantization = "none") -> None:
     """Checks that every parameter divides evenly over a mesh.
 
     Raises:
@@ -125,6 +126,17 @@ def check_divides(config: LlamaConfig, shards: Shards) -> None:
             "fsdp x tensor",
         ),
     }
+    if quantization != "none":
+        sizes |= {
+            f"{name} in groups of {group_size(inputs)} weights": (
+                inputs // group_size(inputs), ways, axis
+            )
+            for name, inputs, ways, axis in (
+                ("width", config.dim, fsdp, "fsdp"),
+                ("heads", config.num_heads * config.head_dim, tensor, "tensor"),
+                ("feed-forward", config.ffn_dim, tensor, "tensor"),
+            )
+        }  # fmt: skip
     for name, (size, ways, axis) in sizes.items():
         if size % ways:
             raise UserError(

@@ -9,6 +9,8 @@ from pydantic import Field
 Remat = Literal["none", "dots", "full"]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+# How frozen weights are stored.
+Quantization = Literal["none", "int8", "nf4"]
 # Kinds of models, by their names in Hugging Face's configs.
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 

@@ -144,7 +144,7 @@ class DecoderLayer(nnx.Module):
         v_BTGK = rows(self.v(h_ND, dropped_ND))
         if self.qk_norm:
             normed = self._normed(q_BTHK, self.q_norm), self._normed(k_BTGK, self.k_norm)
-            q_BTHK, k_BTGK = (rotate(x, turns_BTK).astype(self.q.kernel_IO.dtype) for x in normed)
+            q_BTHK, k_BTGK = (rotate(x, turns_BTK).astype(self.q.dtype) for x in normed)
             return q_BTHK, k_BTGK, self._kept(v_BTGK)
         heads = rotate(q_BTHK, turns_BTK), rotate(k_BTGK, turns_BTK), v_BTGK
         return tuple(self._kept(x) for x in heads)
@@ -172,7 +172,7 @@ class DecoderLayer(nnx.Module):
         return norm(self._kept(x_BTHK).astype(x_BTHK.dtype))
 
     def _kept(self, x: jax.Array) -> jax.Array:
-        return kept(x.astype(self.q.kernel_IO.dtype))
+        return kept(x.astype(self.q.dtype))
 
     def _dropped(self, x_NI: jax.Array, name: str, key: jax.Array | None) -> jax.Array | None:
         """The input of the adapters after dropout; None if that is the input itself."""

@@ -52,7 +52,8 @@ class Chip:
         return self.wraps_at == 0
 
 
-# Google's pages on each TPU version and NVIDIA's data sheet of the H100 SXM (dense, not sparse).
+# Google's pages on each TPU version and NVIDIA's data sheets of the H100 SXM and of the L4 (dense,
+# not sparse; the L4 is connected by PCIe 4.0).
 # A TPU page states the bandwidth of all links in both directions: the v5e's 400 GB/s are four links
 # of 50 GB/s each way. The share of the network is that of a host's network cards or of a pod.
 CHIPS = {
@@ -63,6 +64,7 @@ CHIPS = {
         32 * GIB, 918e12, 1638 * GB, 100 * GB, 16, 12.5 * GB, 2, ("TPU v6 lite", "TPU v6e")
     ),
     "h100": Chip(80 * GB, 989e12, 3350 * GB, 450 * GB, 0, 50 * GB, 1, ("NVIDIA H100 80GB HBM3",)),
+    "l4": Chip(24 * GB, 121e12, 300 * GB, 32 * GB, 0, 1.6 * GB, 1, ("NVIDIA L4",)),
 }
 
 

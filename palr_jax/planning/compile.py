@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
@@ -103,6 +104,8 @@ def devices(topology: Topology) -> list[jax.Device]:
     kind = topology.name.split(":")[0].lstrip("0123456789x")
     # The two cores of a v4 or v5p act as one device (megacore); for v4 this must be requested.
     options: dict[str, object] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    if math.prod(topology.shape) == 1:  # by default a host has 2 x 2 chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     name = f"{kind}:{'x'.join(map(str, topology.shape))}"
@@ -125,9 +128,14 @@ def coordinate(device: jax.Device, topology: Topology) -> Coordinate:
 def bytes_per_chip(tree: PyTree) -> int:
     """Bytes on one chip of a tree of arrays, or of shapes with shardings."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * _bits(leaf.dtype) // 8
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _bits(dtype: np.dtype) -> int:
+    """Bits of an element in a chip's memory; NumPy stores 4 bits in 8."""
+    return 4 if dtype == jnp.uint4 else 8 * np.dtype(dtype).itemsize
 
 
 def compile_program(

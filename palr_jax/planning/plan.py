@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from palr_jax.config import Config
 from palr_jax.decoding.score import score_step
@@ -20,10 +21,12 @@ from palr_jax.io.paths import path_of
 from palr_jax.llm.axes import check_divides, shardings
 from palr_jax.llm.checkpoints.loading import shape_of_weights
 from palr_jax.llm.checkpoints.shapes import SHAPES
+from palr_jax.llm.checkpoints.weights import abstract
 from palr_jax.llm.compute import compute_over
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.flops import causal_pairs, rank_flops
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.quantize import bytes_per_weight
 from palr_jax.parallel.chips import Topology, parse_topology
 from palr_jax.parallel.sharding import AXES, Shards, make_mesh
 from palr_jax.planning.compile import (
@@ -131,7 +134,7 @@ def plan(config: Config, topology_name: str | None) -> Plan:
     chips = devices(topology)
     shape, lora = shape_of(config), config.ranker.lora
     shards = Shards(make_mesh(config.mesh, chips))
-    check_divides(shape, shards)
+    check_divides(shape, shards, config.ranker.quantize)
     check_rows(config.finetune, shards)
     order = coordinates(list(shards.mesh.devices.flat), topology)
     mesh = dict(zip(AXES, config.mesh.shape, strict=True))
@@ -139,9 +142,10 @@ def plan(config: Config, topology_name: str | None) -> Plan:
     work = Work(
         shape, lora, tuning.remat, tuning.batch_size, tuning.length, tuning.label_length,
         flash=True, accumulate=tuning.accumulate,
+        weight_bytes=bytes_per_weight(config.ranker.quantize),
     )  # fmt: skip
-    compute = compute_over(shards)
-    model = nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0), lora, compute))
+    ranker = config.ranker
+    model = abstract(shape, lora, compute_over(shards), ranker.quantize, jnp.dtype(ranker.dtype))
     train = _compile_train(config, model, shards)
     if train.collectives is None:
         grid = _coordinate_grid(shards.mesh.devices, topology)
@@ -190,7 +194,9 @@ def _in_words(shape: LlamaConfig, config: Config) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(
         nnx.state(nnx.eval_shape(lambda: Llama(shape, nnx.Rngs(params=0))))
     ))  # fmt: skip
-    return f"{count / 1e9:.2f} billion parameters in {config.ranker.dtype}, {trained}"
+    kind = config.ranker.quantize
+    linears = "" if kind == "none" else f", linears in {kind}"
+    return f"{count / 1e9:.2f} billion parameters in {config.ranker.dtype}{linears}, {trained}"
 
 
 def _compile_train(config: Config, model: Llama, shards: Shards) -> Program:
@@ -247,12 +253,13 @@ def _ranking_seconds(
 
 
 def _sharded_shapes(params: State, shards: Shards, dtype: str) -> State:
-    """The parameters as shapes with dtype and sharding."""
-    return jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=at),
-        params,
-        shardings(shards, params),
-    )
+    """The parameters as shapes with dtype and sharding; quantised weights keep theirs."""
+
+    def shape(leaf: jax.ShapeDtypeStruct, at: NamedSharding) -> jax.ShapeDtypeStruct:
+        kind = jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=at)
+
+    return jax.tree.map(shape, params, shardings(shards, params))
 
 
 def _rows(shards: Shards, *shape: int) -> PyTree:

@@ -36,6 +36,7 @@ class Work:
         label_length: label tokens of a row.
         flash: whether attention is fused and does not write its scores to memory.
         accumulate: number of parts that the batch is computed in, one after the other.
+        weight_bytes: bytes of a weight of a linear in memory, with its share of a scale.
     """
 
     config: LlamaConfig
@@ -46,6 +47,7 @@ class Work:
     label_length: int
     flash: bool
     accumulate: int = 1
+    weight_bytes: float = _BF16
 
     @property
     def rows_at_a_time(self) -> int:
@@ -146,14 +148,16 @@ def collective_seconds(
 def hbm_bytes(work: Work, mesh: Mapping[str, int]) -> float:
     """Bytes that a chip reads and writes in a step.
 
-    Gathered weights are written once and read by each product. Every linear reads its input and
+    Gathered weights are written once and read by each product, quantised ones as they are stored:
+    the TPU compiler dequantises within the product. Every linear reads its input and
     writes its output. Attention without a fused kernel writes and reads its scores in float32 and
     its weights in bfloat16.
     """
     config, tensor = work.config, mesh["tensor"]
     share = mesh["data"] * mesh["fsdp"]
     tokens, pairs = work.tokens / share, work.pairs / share
-    weights = linear_parameters(config) / tensor * _BF16 * (work.passes() + 2) * work.accumulate
+    reads = (work.passes() + 2) * work.accumulate
+    weights = linear_parameters(config) / tensor * work.weight_bytes * reads
     streams = sum(sum(shape) for shape in linear_shapes(config).values()) / tensor
     activations = tokens * config.num_layers * streams * _BF16 * work.passes()
     heads = config.num_layers * config.num_heads / tensor
@@ -172,7 +176,7 @@ def traffic_bytes(work: Work, mesh: Mapping[str, int]) -> dict[str, float]:
     weights = linear_parameters(config)
     trained = weights if work.lora is None else adapter_parameters(config, work.lora)
     head = 2 * config.vocab_size * config.dim * _BF16
-    gathered = (weights / tensor * _BF16 * 2 + head) * work.accumulate
+    gathered = (weights / tensor * work.weight_bytes * 2 + head) * work.accumulate
     scattered = weights / tensor * _BF16 * work.accumulate if work.lora is None else 0.0
     residual = work.tokens / mesh["data"] / fsdp * config.dim * _BF16
     sums = 2 * residual * config.num_layers * work.passes()
@@ -192,7 +196,7 @@ def temporary_bytes(work: Work, mesh: Mapping[str, int]) -> tuple[float, float]:
     """
     config, tensor = work.config, mesh["tensor"]
     layer = linear_parameters(config) / config.num_layers / tensor
-    fixed = (2 * layer + config.vocab_size * config.dim / tensor) * _BF16
+    fixed = 2 * layer * work.weight_bytes + config.vocab_size * config.dim / tensor * _BF16
     shapes = linear_shapes(config)
     outputs = sum(outputs for _, outputs in shapes.values()) / tensor
     inputs = config.dim if work.remat == "full" else config.dim + outputs

@@ -18,6 +18,7 @@ from palr_jax.llm.checkpoints.loading import fit_tokenizer, load, shape_of_weigh
 from palr_jax.llm.checkpoints.weights import blank, draw
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.lora import Scale
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from palr_jax.parallel.sharding import Shards
@@ -96,7 +97,7 @@ def make_model(
 
     Raises:
         UserError: the weights cannot be read, do not fit the tokenizer or the prompts, or do not
-            divide over the mesh.
+            divide over the mesh; qwix is not installed and needed.
     """
     if not config.weights:
         shape = scratch_shape(config, vocab_size, max_length)
@@ -104,8 +105,10 @@ def make_model(
         if drawn or config.lora is not None:
             return draw(shape, config.lora, seed, shards)
         return blank(shape, shards)
-    check_divides(shape_of_weights(path_of(config.weights)), shards)
-    model, _ = load(config.weights, config.dtype, config.lora, seed, shards=shards)
+    check_divides(shape_of_weights(path_of(config.weights)), shards, config.quantize)
+    model, _ = load(
+        config.weights, config.dtype, config.lora, seed, shards=shards, quantization=config.quantize
+    )
     if model.config.vocab_size < vocab_size:
         raise UserError(
             f"{config.weights} knows {model.config.vocab_size} tokens, the tokenizer {vocab_size}: "
@@ -140,4 +143,4 @@ def with_head(model: Llama, config: Config, vectors: Sequence[np.ndarray], shard
 
 def count_parameters(model: Llama) -> int:
     """All parameters, adapters included."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Not(Scale))))

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from palr_jax.config import Variant
+from palr_jax.config import RankerConfig, Variant
 from palr_jax.decoding.candidate_head import head_of
 from palr_jax.errors import UserError
 from palr_jax.io.files import require_new
 from palr_jax.llm.checkpoints.export import export_adapter, export_model
-from palr_jax.llm.checkpoints.loading import load
+from palr_jax.llm.checkpoints.loading import load, quantization_error
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ranking.base_model import make_model, with_head
@@ -49,7 +49,18 @@ def export_run(path: Path, variant: Variant | None, adapter: bool, folder: Path)
         export_adapter(model, config.ranker.lora, config.ranker.weights, tokenizer, folder)
         return f"{folder}: the adapter of {variant}, for the weights {config.ranker.weights}{left}"
     export_model(model, tokenizer, folder)
-    return f"{folder}: {variant} with its adapters merged{left}"
+    return f"{folder}: {variant} with its adapters merged{left}{_cost(config.ranker)}"
+
+
+def _cost(config: RankerConfig) -> str:
+    """What the merged weights lost because their base was quantised."""
+    if config.quantize == "none" or config.weights is None:
+        return ""
+    mean, largest = quantization_error(config.weights, config.quantize, config.dtype)
+    return (
+        f"; the base was quantised to {config.quantize}: the weights of its linears are off by "
+        f"{mean:.2%} (root mean square), at most {largest:.2g}"
+    )
 
 
 def export_weights(path: Path, folder: Path) -> str:

@@ -15,6 +15,7 @@ from palr_jax.errors import UserError
 from palr_jax.evaluation.results import RetrieverRow
 from palr_jax.io.paths import path_of
 from palr_jax.json_types import JsonObject
+from palr_jax.llm.quantize import qwix
 from palr_jax.parallel import processes
 from palr_jax.parallel.sharding import make_mesh
 from palr_jax.run_directory import RunDirectory
@@ -76,6 +77,8 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
     def check() -> None:
         if stage == "finetune":  # a mistake in the config must not delete the ranker of the run
             tokenize(config, preparing.load(run.data).catalog)
+            if config.ranker.quantize != "none":
+                qwix()
 
     run.stages.run(describe(stage, config, run), lambda: _WORK[stage](config, run), check)
 

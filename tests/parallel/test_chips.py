@@ -21,7 +21,7 @@ def test_a_name_gives_chips_and_shape() -> None:
         ("v5e:" + "9" * 5_000, "not of the form"),
         ("v5e", "not of the form"),
         ("v5e:4x", "not of the form"),
-        ("v7:4x4", "v7 is not one of v4, v5e, v5p, v6e, h100"),
+        ("v7:4x4", "v7 is not one of v4, v5e, v5p, v6e, h100, l4"),
         ("v5e:16", "a v5e has 2 axes, as in v5e:4x4"),
         ("v5p:4x4", "a v5p has 3 axes, as in v5p:4x4x4"),
         ("v5e:0x4", "has 2 axes"),

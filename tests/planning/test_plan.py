@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -17,12 +18,14 @@ from flax import nnx
 from palr_jax.cli import main
 from palr_jax.config import load_config, parse_config
 from palr_jax.json_types import JsonObject
+from palr_jax.llm.checkpoints.weights import abstract
 from palr_jax.llm.compute import compute_over
 from palr_jax.llm.flops import linear_shapes
 from palr_jax.llm.llama import Llama
 from palr_jax.parallel.chips import parse_topology
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.planning import plan as planning
+from palr_jax.planning.compile import bytes_per_chip
 from tests.locations import ROOT
 from tests.planning.weight_moves import weight_moves
 
@@ -96,6 +99,21 @@ def test_gpus_are_planned_as_an_estimate(tmp_path: Path) -> None:
 def test_absent_weights_are_known_by_the_name_of_their_folder(weights: str, family: str) -> None:
     config = parse_config({**SMALL, "ranker": {"weights": weights}}, "small")
     assert planning.shape_of(config).family == family
+
+
+@pytest.mark.parametrize("kind, bits", [("int8", 8), ("nf4", 4)])
+def test_quantised_weights_take_their_bits_and_a_scale_for_64(kind: str, bits: int) -> None:
+    ranker = {"weights": "x/llama-7b", "dtype": "bfloat16", "lora": {"rank": 1}, "quantize": kind}
+    config = parse_config({**SMALL, "ranker": ranker, "mesh": {"fsdp": 4}}, "small")
+    shape, shards = planning.shape_of(config), Shards(make_mesh(config.mesh, jax.devices()[:4]))
+    model = abstract(shape, None, compute_over(shards), config.ranker.quantize, jnp.bfloat16)
+    held = bytes_per_chip(planning._sharded_shapes(nnx.state(model), shards, "bfloat16"))
+    linears = shape.num_layers * sum(inputs * outputs for inputs, outputs in
+                                     linear_shapes(shape).values())  # fmt: skip
+    tables = 2 * 2 * shape.vocab_size * shape.dim
+    expected = (linears * (bits / 8 + 2 / 64) + tables) / 4
+    assert expected <= held < 1.001 * expected  # norms are not divided
+    assert f"linears in {kind}, LoRA rank 1" in planning._in_words(shape, config)
 
 
 @pytest.mark.skipif(not HAS_TPU_COMPILER, reason="needs libtpu, the TPU compiler")

@@ -74,6 +74,14 @@ def test_scores_that_leave_the_chip_cost_memory_traffic() -> None:
     assert scores == pytest.approx(2 * 1024 * 1025 / 2 * 32 * 32 * 2 * 6 * 2)
 
 
+def test_quantised_weights_are_read_and_gathered_as_they_are_stored() -> None:
+    half = replace(WORK, weight_bytes=1.0)
+    linears = 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    assert hbm_bytes(WORK, FSDP) - hbm_bytes(half, FSDP) == pytest.approx(4 * linears)
+    saved = traffic_bytes(WORK, FSDP)["fsdp"] - traffic_bytes(half, FSDP)["fsdp"]
+    assert saved == pytest.approx(2 * linears * 15 / 16)
+
+
 def test_collectives_take_their_bytes_over_the_links_of_their_group() -> None:
     coordinates = [(0, x, y) for x in range(4) for y in range(4)]
     link = CHIPS["v5e"].link_bandwidth

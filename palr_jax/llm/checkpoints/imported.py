@@ -3,7 +3,7 @@
 They load directly into their shards; each host reads only its own part.
 """
 
-import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from palr_jax.io.files import creating
 from palr_jax.io.paths import absolute
 from palr_jax.llm.axes import ParamPath
 from palr_jax.llm.checkpoints import huggingface, weights
-from palr_jax.llm.checkpoints.hf_config import read_config
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 
@@ -52,14 +51,15 @@ def write(
 
 
 def read_imported(
-    folder: Path, dtype: jnp.dtype | None, placement: weights.Placement
-) -> tuple[LlamaConfig, dict[ParamPath, jax.Array]]:
-    """The shape of the model and its arrays; `dtype` None keeps the stored dtypes.
+    folder: Path, config: LlamaConfig, dtype: jnp.dtype | None, placement: weights.Placement
+) -> Iterator[tuple[ParamPath, jax.Array]]:
+    """Yields each parameter of a model; `dtype` None keeps the stored dtypes.
+
+    One array at a time is read: each is in memory twice while it is loaded.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    config = read_config(folder / "config.json")
     path = absolute(folder / _WEIGHTS)
     try:
         stored: dict[ParamPath, Any] = flatten_dict(ocp.metadata(path).metadata)
@@ -73,20 +73,14 @@ def read_imported(
             if tuple(stored[param].shape) != abstract.shape:
                 raise ValueError(f"{'.'.join(param)} has shape {tuple(stored[param].shape)}")
         context = ocp.Context()
-        # One array at a time: each is in memory twice while it is loaded.
-        context.memory.read_concurrent_bytes = 1 + max(
-            _bytes(like[param], stored[param].dtype) for param in like
-        )
-        with context:
-            arrays = flatten_dict(ocp.load(path, unflatten_dict(like)))
+        context.pytree.loading.partial_load = True
+        for param, abstract in like.items():
+            with context:
+                loaded = ocp.load(path, unflatten_dict({param: abstract}))
+            yield from flatten_dict(loaded).items()
+            del loaded  # the caller may have replaced it by a smaller one
     except Exception as error:  # Orbax, TensorStore and the file system each raise their own
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
         raise UserError(
             f"{folder} cannot be read ({reason}): import the weights again, to another folder"
         ) from error
-    return config, arrays
-
-
-def _bytes(array: jax.ShapeDtypeStruct, stored: jnp.dtype) -> int:
-    """The peak size of an array while it is read: as stored or as requested."""
-    return math.prod(array.shape) * max(array.dtype.itemsize, jnp.dtype(stored).itemsize)

@@ -1,10 +1,12 @@
 """Loads a model from any supported format: `palr_jax.llm.load`, `palr import-weights`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from palr_jax.errors import UserError
@@ -13,8 +15,9 @@ from palr_jax.io.paths import path_of
 from palr_jax.llm.axes import ParamPath, placement
 from palr_jax.llm.checkpoints import huggingface, imported, peft, smollm2, weights
 from palr_jax.llm.checkpoints.hf_config import read_config
-from palr_jax.llm.config import LlamaConfig, LoRAConfig
+from palr_jax.llm.config import LlamaConfig, LoRAConfig, Quantization
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.quantize import error_sums
 from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.parallel.sharding import Shards
 
@@ -44,6 +47,7 @@ def load(
     seed: int = 0,
     adapter: str | Path | None = None,
     shards: Shards | None = None,
+    quantization: Quantization = "none",
 ) -> tuple[Llama, Tokenizer | None]:
     """Loads a Hugging Face folder, a GGUF file or a folder written by `palr import-weights`.
 
@@ -54,6 +58,7 @@ def load(
         seed: the adapters are drawn from it.
         adapter: a PEFT folder whose adapters are loaded instead of new ones.
         shards: the mesh that the parameters are divided over; by default one device.
+        quantization: how the weights of the linears are stored; `dtype` is theirs in products.
 
     Returns:
         The model and its tokenizer, or None if it has no tokenizer.
@@ -61,28 +66,62 @@ def load(
     Raises:
         UserError: a file is missing, damaged or a pickle; a tensor is missing or its shape differs
             from the config; the model is of no supported family; the tokenizer or the adapter
-            belongs to another model.
+            belongs to another model; qwix is not installed and needed.
     """
     if adapter is not None:
         lora = peft.read_lora(path_of(adapter))
     sharding_of = weights.one_device if shards is None else placement(shards)
-    checkpoint = read_checkpoint(path_of(path), dtype, sharding_of)
-    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, shards)
+    checkpoint = read_checkpoint(path_of(path), dtype, sharding_of, quantization)
+    model = weights.build(checkpoint.config, checkpoint.arrays, lora, seed, shards, quantization)
     if adapter is not None and lora is not None:
         peft.load_adapter(model, lora, path_of(adapter))
     return model, checkpoint.tokenizer
 
 
 def read_checkpoint(
-    path: Path, dtype: DTypeLike | None = None, sharding_of: weights.Placement = weights.one_device
+    path: Path,
+    dtype: DTypeLike | None = None,
+    sharding_of: weights.Placement = weights.one_device,
+    quantization: Quantization = "none",
 ) -> Checkpoint:
     """As `load`, but without building the model."""
+    config, tokenizer, parameters = _open(path, dtype, sharding_of)
+    arrays = weights.collect(parameters, quantization, sharding_of)
+    return Checkpoint(config, arrays, tokenizer)
+
+
+def quantization_error(
+    path: str | Path, quantization: Quantization, dtype: DTypeLike
+) -> tuple[float, float]:
+    """The error of the quantised kernels of a checkpoint, read one after the other.
+
+    Returns:
+        The root mean square of the error, as a share of that of the weights, and the largest error.
+
+    Raises:
+        UserError: as `load`.
+    """
+    _, _, parameters = _open(path_of(path), dtype, weights.one_device)
+    sums = np.zeros(2)
+    largest = 0.0
+    for name, array in parameters:
+        if name[-1] == "kernel_IO":
+            *squares, most = map(float, error_sums(array, quantization))
+            sums, largest = sums + squares, max(largest, most)
+        del array
+    return float(np.sqrt(sums[0] / sums[1])), largest
+
+
+def _open(
+    path: Path, dtype: DTypeLike | None, sharding_of: weights.Placement
+) -> tuple[LlamaConfig, Tokenizer | None, Iterator[tuple[ParamPath, jax.Array]]]:
+    """The shape of a model, its tokenizer, and its parameters, each read when it is asked for."""
     kind = None if dtype is None else jnp.dtype(dtype)
     _check_kind(path)
     if imported.is_imported(path):
         tokenizer = tokenizer_of(path)
-        config, arrays = imported.read_imported(path, kind, sharding_of)
-        return Checkpoint(config, arrays, tokenizer)
+        config = read_config(path / "config.json")
+        return config, tokenizer, imported.read_imported(path, config, kind, sharding_of)
     if path.is_dir():
         config, tensors = huggingface.open_folder(path)
         tokenizer = huggingface.find_tokenizer(path)
@@ -96,8 +135,7 @@ def read_checkpoint(
     # Checked before the weights are read, which may take minutes.
     if tokenizer is not None:
         tokenizer = fit_tokenizer(config, tokenizer, str(path))
-    arrays = weights.assemble(config, tensors, str(path), kind, sharding_of)
-    return Checkpoint(config, arrays, tokenizer)
+    return config, tokenizer, weights.assemble(config, tensors, str(path), kind, sharding_of)
 
 
 def tokenizer_of(path: Path) -> Tokenizer | None:

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from palr_jax.errors import UserError
 from palr_jax.llm.axes import ParamPath, placement
 from palr_jax.llm.checkpoints.stored import Stored
-from palr_jax.llm.compute import compute_over
-from palr_jax.llm.config import Family, LlamaConfig, LoRAConfig, Target
+from palr_jax.llm.compute import Compute, compute_over
+from palr_jax.llm.config import TARGETS, Family, LlamaConfig, LoRAConfig, Quantization, Target
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.lora import Linear
+from palr_jax.llm.quantize import quantize
 from palr_jax.parallel.sharding import Shards
 from palr_jax.trees import PyTree, State, split_off
 
@@ -106,8 +109,8 @@ def assemble(
     where: str,
     dtype: jnp.dtype | None,
     placement: Placement = one_device,
-) -> dict[ParamPath, jax.Array]:
-    """The arrays of all parameters, read tensor by tensor into their shards.
+) -> Iterator[tuple[ParamPath, jax.Array]]:
+    """Yields the array of each parameter, read tensor by tensor into its shards.
 
     In addition to the arrays themselves, at most one tensor is in memory; two to compare a head
     that should be the embedding with it.
@@ -125,12 +128,11 @@ def assemble(
     check_tensors(config, tensors, where)
     if config.tie_embeddings:
         _check_head(tensors, where)
-    arrays = {}
     for path, shape in base_parameters(config).items():
         sharding = placement(path, shape)
         if path[0] != "layers":
             value = _put(tensors[tensor_name(path)], sharding)
-            arrays[path] = value.astype(dtype or value.dtype)
+            yield path, value.astype(dtype or value.dtype)
             continue
         parts = [tensors[tensor_name(path, layer)] for layer in range(shape[0])]
         kind = dtype or jnp.result_type(*{part.dtype for part in parts})
@@ -139,8 +141,55 @@ def assemble(
             value = _put(part, _one_layer(path, sharding))
             # Without blocking, the host would read ahead and accumulate layers in memory.
             stack = _set_layer(stack, value, layer).block_until_ready()
-        arrays[path] = stack
+        yield path, stack
+        del stack  # the caller may have replaced it by a smaller one
+
+
+def collect(
+    parameters: Iterator[tuple[ParamPath, jax.Array]],
+    quantization: Quantization = "none",
+    placement: Placement = one_device,
+) -> dict[ParamPath, jax.Array]:
+    """The arrays of all parameters; the kernels of linears are quantised one after the other.
+
+    Args:
+        parameters: yields them.
+        quantization: how the kernels are stored.
+        placement: the sharding of each parameter.
+
+    Raises:
+        UserError: qwix is not installed.
+    """
+    arrays: dict[ParamPath, jax.Array] = {}
+    for path, array in parameters:
+        if quantization == "none" or path[-1] != "kernel_IO":
+            arrays[path] = array
+            continue
+        scale = (*path[:-1], "scale_GO")
+        at = tuple(placement(one, array.shape) for one in (path, scale))
+        made = jax.jit(quantize, static_argnums=(1, 2), out_shardings=at)
+        arrays[path], arrays[scale] = jax.block_until_ready(made(array, quantization, array.dtype))
+        del array  # else it would be in memory beside the next one
     return arrays
+
+
+def abstract(
+    config: LlamaConfig,
+    lora: LoRAConfig | None,
+    compute: Compute | None,
+    quantization: Quantization,
+    dtype: DTypeLike = jnp.float32,
+) -> Llama:
+    """A Llama of shapes, in float32; quantised kernels have scales of `dtype`."""
+
+    def model() -> Llama:
+        made = Llama(config, nnx.Rngs(params=0), lora, compute)
+        if quantization != "none":
+            for name in TARGETS:
+                getattr(made.layers, name).quantize(quantization, dtype)
+        return made
+
+    return nnx.eval_shape(model)
 
 
 def _check_head(tensors: Mapping[str, Stored], where: str) -> None:
@@ -159,6 +208,7 @@ def build(
     lora: LoRAConfig | None = None,
     seed: int = 0,
     shards: Shards | None = None,
+    quantization: Quantization = "none",
 ) -> Llama:
     """A Llama with the given parameters.
 
@@ -168,10 +218,11 @@ def build(
         lora: adapters to add, in float32; a new adapter changes nothing.
         seed: the adapters are drawn from it.
         shards: the mesh that the parameters are divided over; None for the first device.
+        quantization: how `collect` has quantised the kernels.
     """
     compute = None if shards is None else compute_over(shards)
-    abstract = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora, compute))
-    graph, adapters, base = split_off(abstract, nnx.LoRAParam)
+    model = abstract(config, lora, compute, quantization)
+    graph, adapters, base = split_off(model, nnx.LoRAParam)
     filled = nnx.from_flat_state(
         [
             (path, leaf.replace(arrays[tuple(map(str, path))]))
@@ -196,33 +247,28 @@ def draw(config: LlamaConfig, lora: LoRAConfig | None, seed: int, shards: Shards
     def fresh() -> State:
         return nnx.state(Llama(config, nnx.Rngs(params=seed), lora))
 
-    compute = compute_over(shards)
-    abstract = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), lora, compute))
-    graph, params = nnx.split(abstract)
+    graph, params = nnx.split(abstract(config, lora, compute_over(shards), "none"))
     out_shardings = _shardings(params, placement(shards))
     return nnx.merge(graph, jax.jit(fresh, out_shardings=out_shardings)())
 
 
 def blank(config: LlamaConfig, shards: Shards) -> Llama:
     """A Llama whose parameters are 0, to be read from a checkpoint; it compiles nothing."""
-    compute = compute_over(shards)
-    graph, abstract = nnx.split(
-        nnx.eval_shape(lambda: Llama(config, nnx.Rngs(params=0), compute=compute))
-    )
+    graph, params = nnx.split(abstract(config, None, compute_over(shards), "none"))
     zeros = jax.tree.map(
         lambda leaf, sharding: jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: np.zeros(leaf.shape, leaf.dtype)[index]
         ),
-        abstract,
-        _shardings(abstract, placement(shards)),
+        params,
+        _shardings(params, placement(shards)),
     )
     return nnx.merge(graph, zeros)
 
 
-def _shardings(abstract: State, placement: Placement) -> PyTree:
+def _shardings(params: State, placement: Placement) -> PyTree:
     """The tree of the shardings of all parameters."""
     return jax.tree.map_with_path(
-        lambda keys, leaf: placement(tuple(str(key.key) for key in keys[:-1]), leaf.shape), abstract
+        lambda keys, leaf: placement(tuple(str(key.key) for key in keys[:-1]), leaf.shape), params
     )
 
 
@@ -230,7 +276,8 @@ def disassemble(model: Llama) -> Iterator[tuple[str, Stored]]:
     """Yields every tensor of a model by its Hugging Face name, with the adapters merged in."""
     for path, shape in base_parameters(model.config).items():
         parameter = _parameter(model, path)
-        dtype = np.dtype(parameter.dtype)
+        is_kernel = path[-1] == "kernel_IO"
+        dtype = np.dtype((_linear(model, path) if is_kernel else parameter).dtype)
         if path[0] != "layers":
             yield tensor_name(path), Stored(shape, dtype, partial(np.asarray, parameter[...]))
             continue
@@ -248,8 +295,13 @@ def _parameter(model: Llama, path: ParamPath) -> nnx.Variable[jax.Array]:
 
 def _read_layer(model: Llama, path: ParamPath, layer: int) -> np.ndarray:
     if path[-1] == "kernel_IO":
-        return np.asarray(getattr(model.layers, path[1]).merged_kernel(layer)).T
+        return np.asarray(_linear(model, path).merged_kernel(layer)).T
     return np.asarray(_parameter(model, path)[...][layer])
+
+
+def _linear(model: Llama, path: ParamPath) -> Linear:
+    linear: Linear = getattr(model.layers, path[1])
+    return linear
 
 
 def _on_disk(path: ParamPath, axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:

@@ -1,6 +1,6 @@
 """Measures the memory that loading a synthetic checkpoint takes, in a separate process.
 
-    python -m tests.llm.checkpoints.import_memory LAYERS DIM FFN [DTYPE]
+    python -m tests.llm.checkpoints.import_memory LAYERS DIM FFN [DTYPE [QUANTISATION]]
 
 Prints JSON, in bytes: `arrays` (the parameters), `tensor` (the largest tensor of the checkpoint as
 it is stored), `above` (the peak of resident memory minus the memory before and the arrays).
@@ -23,7 +23,7 @@ from palr_jax.llm.checkpoints.loading import read_checkpoint
 from palr_jax.llm.checkpoints.safetensors_file import write_file
 from palr_jax.llm.checkpoints.stored import Stored
 from palr_jax.llm.checkpoints.weights import base_parameters, tensor_name
-from palr_jax.llm.config import LlamaConfig
+from palr_jax.llm.config import LlamaConfig, Quantization
 
 
 def write_fake(folder: Path, config: LlamaConfig) -> int:
@@ -50,27 +50,30 @@ def status(key: str) -> int:
     raise KeyError(key)
 
 
-def main(layers: int, dim: int, ffn: int, dtype: str = "bfloat16") -> None:
+def main(
+    layers: int, dim: int, ffn: int, dtype: str = "bfloat16", quantization: Quantization = "none"
+) -> None:
     config = LlamaConfig(
         vocab_size=1000, dim=dim, num_layers=layers, num_heads=8, num_kv_heads=8,
         head_dim=dim // 8, ffn_dim=ffn, max_length=64,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         tensor = write_fake(Path(folder), config)
-        read_checkpoint(Path(folder), dtype)  # compiles all programs
+        read = partial(read_checkpoint, Path(folder), dtype, quantization=quantization)
+        read()  # compiles all programs
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what the first load has freed goes back
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        arrays = jax.block_until_ready(read_checkpoint(Path(folder), dtype).arrays)
+        arrays = jax.block_until_ready(read().arrays)
         peak = status("VmHWM")
     size = sum(array.nbytes for array in arrays.values())
     for path, array in arrays.items():
-        if path[0] == "layers":
+        if path[0] == "layers" and quantization == "none":
             assert [float(array[layer].max()) for layer in range(layers)] == list(range(layers))
     print(json.dumps({"arrays": size, "tensor": tensor, "above": peak - before - size}))
 
 
 if __name__ == "__main__":
     layers, dim, ffn = map(int, sys.argv[1:4])
-    main(layers, dim, ffn, *sys.argv[4:])
+    main(layers, dim, ffn, *sys.argv[4:])  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Imported checkpoints: round trips are exact, memory use is small."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -136,11 +137,26 @@ def other_shape(folder: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_loading_holds_one_tensor_beside_the_arrays() -> None:
-    command = [sys.executable, "-m", "tests.llm.checkpoints.import_memory", "14", "1024", "2048"]
-    environment = {"PATH": "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
-    found = json.loads(done.stdout)
+    found = memory_of("14", "1024", "2048")
     # The rest is overhead of the allocator; a second copy of a stack of layers would be 58 MB more,
     # one of all arrays 290 MB.
     assert found["above"] < 2 * found["tensor"] + 40_000_000
     assert found["arrays"] > 290_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_loading_holds_one_parameter_that_is_not_quantised_yet() -> None:
+    found = memory_of("14", "1024", "2048", "bfloat16", "int8")
+    assert 140_000_000 < found["arrays"] < 155_000_000
+    stack = 14 * 1024 * 2048 * 2
+    # A loop over layers copies its input. All weights in bfloat16 would be 290 MB.
+    assert found["above"] < 2 * stack + 2 * found["tensor"] + 60_000_000
+
+
+def memory_of(*arguments: str) -> dict[str, int]:
+    """What `import_memory` prints; it runs without the many devices of the tests."""
+    command = [sys.executable, "-m", "tests.llm.checkpoints.import_memory", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
