@@ -5,12 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from palr_jax.config import Config, load_config
 from palr_jax.config.bundled import config_path
 from palr_jax.parallel.chips import CHIPS
+from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.sharding import Shards, make_mesh
 from tools.bench import accelerator
 
 SMALL = {
@@ -39,6 +43,20 @@ def test_every_row_is_measured(config: Config, name: str, size: int) -> None:
     assert found.per_second == pytest.approx(1e3 * units / found.milliseconds)
     assert 0 < found.planned_gib < 1
     assert found.bound_ms is None  # a CPU has no published peaks here
+
+
+def test_quantised_weights_are_measured_as_such(tmp_path: Path) -> None:
+    shape = {
+        "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    options = {**SMALL, "ranker.weights": str(tmp_path), "ranker.quantize": "int8"}
+    config = load_config(config_path("quickstart"), options)
+    model = accelerator.drawn(config, Shards(make_mesh(MeshConfig(), jax.devices()[:1])))
+    assert model.layers.q.kernel_IO.dtype == jnp.int8
+    assert accelerator.rank(config, 2, 1, None).failure is None
 
 
 def test_the_bound_is_that_of_the_chip(config: Config) -> None:

@@ -47,8 +47,10 @@ from palr_jax.errors import UserError
 from palr_jax.llm.attention import XLA
 from palr_jax.llm.axes import shardings
 from palr_jax.llm.compute import compute_over
+from palr_jax.llm.config import TARGETS
 from palr_jax.llm.flops import causal_pairs, rank_flops
 from palr_jax.llm.llama import Llama
+from palr_jax.llm.quantize import bytes_per_weight
 from palr_jax.parallel.chips import Chip, Topology, chip_of
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
@@ -193,6 +195,7 @@ def tune(config: Config, name: str, rows: int, repeats: int, chip: Chip | None) 
     work = Work(
         shape, lora, tuning.remat, rows, tuning.length, tuning.label_length,
         flash=name != "tune, XLA attention",
+        weight_bytes=bytes_per_weight(config.ranker.quantize),
     )  # fmt: skip
     bound = None
     if chip is not None:
@@ -262,11 +265,20 @@ def sasrec(rows: int, repeats: int) -> Measured:
 
 
 def drawn(config: Config, shards: Shards) -> Llama:
-    """A random model of the config's shape; weights under adapters have the config's dtype."""
+    """A random model of the config's shape; weights under adapters are stored as it says."""
     shape, lora, compute = shape_of(config), config.ranker.lora, compute_over(shards)
 
+    kind, dtype = config.ranker.quantize, jnp.dtype(config.ranker.dtype)
+
     def made() -> Llama:
-        return Llama(shape, nnx.Rngs(params=0), lora, compute)
+        model = Llama(shape, nnx.Rngs(params=0), lora, compute)
+        if kind != "none":
+            for name in TARGETS:
+                getattr(model.layers, name).quantize(kind, dtype)
+        return model
+
+    def stored(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     def split(model: Llama) -> tuple[nnx.GraphDef[Llama], State, State]:
         return split_off(model, trainable(model))
@@ -274,7 +286,7 @@ def drawn(config: Config, shards: Shards) -> Llama:
     def fresh() -> tuple[State, State]:
         # Cast where they are drawn, so that the device never holds the model in float32.
         _, trained, frozen = split(made())
-        return trained, jax.tree.map(lambda leaf: leaf.astype(config.ranker.dtype), frozen)
+        return trained, jax.tree.map(stored, frozen)
 
     graph, *parts = split(nnx.eval_shape(made))
     placed = tuple(shardings(shards, part) for part in parts)
