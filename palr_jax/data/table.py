@@ -16,6 +16,7 @@ from palr_jax.data.reading import Content, given, part_files, read_content
 from palr_jax.data.table_file import TableFile
 from palr_jax.data.table_parts import Rows, TableParts, read_rows
 from palr_jax.errors import UserError, shown
+from palr_jax.io.parts import has_parts
 
 _TEXT = (".csv", ".tsv", ".inter", ".item")
 _EXPECTED = "a .csv, .tsv, .inter or .item file, also with .gz, or a .parquet file"
@@ -85,6 +86,8 @@ def _items(rows: Rows, columns: Columns) -> pl.DataFrame:
 
 def _parts(path: str | None, key: str) -> TableParts:
     file, mend = given(path, key, _PARTS), f"set {key} to {_PARTS}"
+    if not file.suffix and not has_parts(file) and not file.exists():
+        raise UserError(f"{file} is missing: {mend}")
     parts = part_files(file, mend)
     for part in parts:
         _check_name(part, mend)

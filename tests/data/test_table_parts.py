@@ -159,7 +159,8 @@ def test_names_that_begin_with_a_dot_or_an_underscore_are_no_parts(
 
 @pytest.mark.parametrize("key", ["interactions", "items"])
 @pytest.mark.parametrize(
-    ("name", "problem"), [("empty", "holds no files"), ("log/*.csv", "matches no files")]
+    ("name", "problem"),
+    [("empty", "holds no files"), ("log/*.csv", "matches no files"), ("missing", "is missing")],
 )
 def test_no_parts(
     config: DataConfig, complaint: Complaint, tmp_path: Path, key: str, name: str, problem: str
