@@ -18,7 +18,7 @@ from palr_jax.llm.compute import Compute, compute_over
 from palr_jax.llm.config import TARGETS, Family, LlamaConfig, LoRAConfig, Quantization, Target
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.lora import Linear
-from palr_jax.llm.quantize import quantize
+from palr_jax.llm.quantize import quantize, qwix
 from palr_jax.parallel.sharding import Shards
 from palr_jax.trees import PyTree, State, split_off
 
@@ -160,6 +160,8 @@ def collect(
     Raises:
         UserError: qwix is not installed.
     """
+    if quantization != "none":
+        qwix()  # before the first parameter is read
     arrays: dict[ParamPath, jax.Array] = {}
     for path, array in parameters:
         if quantization == "none" or path[-1] != "kernel_IO":
