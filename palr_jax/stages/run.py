@@ -45,6 +45,9 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
         "data", "seed", "retriever", "profile", "instruct", "ranker", "finetune", "evaluate",
     ),
 }  # fmt: skip
+# Keys that were added after version 0.2.0, with the value that changes nothing: with it they do not
+# count, so that what older versions made stays valid.
+_ADDED = {("instruct", "answer"): "title", ("ranker", "quantize"): "none"}
 # What several processes can do together.
 _SHARED = ("finetune", "evaluate")
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -135,6 +138,9 @@ def describe(stage: str, config: Config, run: RunDirectory) -> Stage:
 def made_from(stage: str, config: Config) -> JsonObject:
     """The part of a config that a stage depends on."""
     values = to_dict(config)
+    for (section, name), neutral in _ADDED.items():
+        if values[section][name] == neutral:
+            del values[section][name]
     keys = _MADE_FROM[stage]
     if stage == "finetune" and needs_proposals(config):
         keys = (*keys, "retriever")

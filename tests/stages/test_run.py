@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ import pytest
 
 from palr_jax import Recommender
 from palr_jax.cli import main
+from palr_jax.config import Config
 from palr_jax.data import prepare
+from palr_jax.io.provenance import fingerprint
 from palr_jax.json_types import JsonObject
+from palr_jax.llm.config import LoRAConfig
 from palr_jax.run_directory import VERSION
 from palr_jax.stages import evaluate
+from palr_jax.stages.run import _ADDED, STAGES, made_from
 from tests.world import CONFIG
 
 NAMES = ["Popularity", "SASRec", "SASRec + popularity", "PALR_v1", "PALR_v2", "PALR_v2 + SASRec"]
@@ -403,3 +408,21 @@ def test_what_does_not_go_with_all_users_is_refused(
     assert palr("recommend", "--run", "runs/tiny", "--users", "all", *options) == 2
     assert complaint in capsys.readouterr().err
     assert (here / "mine.csv.parts/thesis").read_text() == "mine"
+
+
+def test_stages_of_version_0_2_stay_done() -> None:
+    """The default of a key that was added later changes no stage; another value does."""
+    of_0_2 = {
+        "prepare": "e344a673140e3e97", "retrieve": "aaafae6f16b5243a",
+        "profile": "942083ec1849f0a0", "finetune": "87bfc23907b67249",
+        "evaluate": "d880399f05d77071",
+    }  # fmt: skip
+    config = Config(name="x")
+    found = {stage: fingerprint(made_from(stage, config)) for stage in STAGES}
+    assert found == of_0_2
+    for section, name in _ADDED:
+        assert name not in made_from("finetune", config)[section]
+    adapted = replace(config.ranker, weights="w", lora=LoRAConfig())
+    plain = replace(config, ranker=adapted)
+    other = replace(config, ranker=replace(adapted, quantize="int8"))
+    assert made_from("finetune", plain) != made_from("finetune", other)
