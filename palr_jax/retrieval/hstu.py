@@ -15,7 +15,7 @@ from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.item_network import ItemNetwork
 from palr_jax.retrieval.rows import HistoryRows
-from palr_jax.retrieval.transformer import split
+from palr_jax.retrieval.transformer import split, split_heads
 
 
 class HSTU(ItemNetwork):
@@ -75,10 +75,10 @@ class HSTUBlock(nnx.Module):
         all_ND = self.norm(x_BTD.reshape(B * T, D))
         newest_ND = all_ND.reshape(B, T, D)[:, T - Q :].reshape(B * Q, D)
         gate_DD, value_DD, query_DD, key_DD = jnp.split(self.uvqk.kernel[...], 4, axis=1)
-        v_BHTW, k_BHTW = (
-            self._heads(B, jax.nn.silu(all_ND @ kernel_DD)) for kernel_DD in (value_DD, key_DD)
+        q_BHQW, k_BHTW, v_BHTW = (
+            split_heads(jax.nn.silu(x_ND @ kernel_DD), B, self.num_heads)
+            for x_ND, kernel_DD in ((newest_ND, query_DD), (all_ND, key_DD), (all_ND, value_DD))
         )
-        q_BHQW = self._heads(B, jax.nn.silu(newest_ND @ query_DD))
         mixed_BHQW = self._attend(q_BHQW, k_BHTW, v_BHTW, position_BT)
         mixed_ND = self.mixed_norm(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * Q, D))
         gated_ND = mixed_ND * jax.nn.silu(newest_ND @ gate_DD)
@@ -99,8 +99,3 @@ class HSTUBlock(nnx.Module):
         weight_BHQS = jnp.where(visible_BQS[:, None], jax.nn.silu(score_BHQS), 0)
         mixed_BHQW = jnp.einsum("bhqs,bhsw->bhqw", weight_BHQS, v_BHTW)
         return mixed_BHQW / (position_BQ1[:, None] + 1)
-
-    def _heads(self, rows: int, x_ND: jax.Array) -> jax.Array:
-        """Splits the width into heads: [B, H, T, W]."""
-        x_BTHW = x_ND.reshape(rows, len(x_ND) // rows, self.num_heads, -1)
-        return x_BTHW.transpose(0, 2, 1, 3)

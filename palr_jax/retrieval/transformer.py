@@ -77,18 +77,19 @@ class TransformerBlock(nnx.Module):
             newest_ND = inner_ND.reshape(B, T, D)[:, T - queries :].reshape(B * queries, D)
         # Three products: splitting the result of a single one would copy it.
         query_DD, key_DD, value_DD = jnp.split(self.qkv.kernel[...], 3, axis=1)
-        q_BHQW = self._heads(B, newest_ND @ query_DD)
-        k_BHTW = self._heads(B, inner_ND @ key_DD)
-        v_BHTW = self._heads(B, inner_ND @ value_DD)
+        q_BHQW = split_heads(newest_ND @ query_DD, B, self.num_heads)
+        k_BHTW = split_heads(inner_ND @ key_DD, B, self.num_heads)
+        v_BHTW = split_heads(inner_ND @ value_DD, B, self.num_heads)
         mixed_BHQW = attend(
             q_BHQW, k_BHTW, v_BHTW, position_BT, self.causal, dropout=self.dropout, key=key
         )
         return self.out(mixed_BHQW.transpose(0, 2, 1, 3).reshape(B * queries, -1))
 
-    def _heads(self, rows: int, x_ND: jax.Array) -> jax.Array:
-        """Splits the width into heads: [B, H, T, W]."""
-        x_BTHW = x_ND.reshape(rows, len(x_ND) // rows, self.num_heads, -1)
-        return x_BTHW.transpose(0, 2, 1, 3)
+
+def split_heads(x_ND: jax.Array, rows: int, heads: int) -> jax.Array:
+    """Splits the width of the tokens of `rows` rows into heads: [B, H, T, W]."""
+    x_BTHW = x_ND.reshape(rows, len(x_ND) // rows, heads, -1)
+    return x_BTHW.transpose(0, 2, 1, 3)
 
 
 def attend(

@@ -46,8 +46,8 @@ from palr_jax.decoding.trie import build
 from palr_jax.errors import UserError
 from palr_jax.llm.attention import XLA
 from palr_jax.llm.axes import shardings
+from palr_jax.llm.checkpoints.weights import quantize_linears
 from palr_jax.llm.compute import compute_over
-from palr_jax.llm.config import TARGETS
 from palr_jax.llm.flops import causal_pairs, rank_flops
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.quantize import bytes_per_weight
@@ -268,13 +268,11 @@ def drawn(config: Config, shards: Shards) -> Llama:
     """A random model of the config's shape; weights under adapters are stored as it says."""
     shape, lora, compute = shape_of(config), config.ranker.lora, compute_over(shards)
 
-    kind, dtype = config.ranker.quantize, jnp.dtype(config.ranker.dtype)
+    dtype = jnp.dtype(config.ranker.dtype)
 
     def made() -> Llama:
         model = Llama(shape, nnx.Rngs(params=0), lora, compute)
-        if kind != "none":
-            for name in TARGETS:
-                getattr(model.layers, name).quantize(kind, dtype)
+        quantize_linears(model, config.ranker.quantize, dtype)
         return model
 
     def stored(leaf: jax.Array) -> jax.Array:

@@ -186,12 +186,21 @@ def abstract(
 
     def model() -> Llama:
         made = Llama(config, nnx.Rngs(params=0), lora, compute)
-        if quantization != "none":
-            for name in TARGETS:
-                getattr(made.layers, name).quantize(quantization, dtype)
+        quantize_linears(made, quantization, dtype)
         return made
 
     return nnx.eval_shape(model)
+
+
+def quantize_linears(model: Llama, quantization: Quantization, dtype: DTypeLike) -> None:
+    """Quantises the linears of a model in place; scales have `dtype`.
+
+    Raises:
+        UserError: qwix is not installed.
+    """
+    if quantization != "none":
+        for name in TARGETS:
+            getattr(model.layers, name).quantize(quantization, dtype)
 
 
 def _check_head(tensors: Mapping[str, Stored], where: str) -> None:
