@@ -129,7 +129,7 @@ def joined_timestamps(pieces: Sequence[pl.Series]) -> pl.Series:
 def as_numbers(piece: pl.Series) -> pl.Series:
     """A piece of a column of timestamps; texts that are all whole numbers as such, to save memory.
 
-    `joined_timestamps` writes them as texts again if those of another piece are none.
+    `joined_timestamps` converts them back to texts if another piece has other texts.
     """
     whole = piece.cast(pl.Int64, strict=False) if piece.dtype == pl.String else piece
     return piece if whole.null_count() else whole

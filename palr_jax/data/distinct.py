@@ -12,8 +12,8 @@ _KEY = "value"
 class Distinct:
     """Distinct values, in the order of first appearance, and which of them each row has.
 
-    Rows are held as 4 bytes each, and values once. What is no value counts as one: null and the
-    empty text, or null and NaN.
+    Rows are held as 4 bytes each, and values once. Null and the empty text count as one value, and
+    so do null and NaN.
     """
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class Distinct:
 
     def values(self) -> pl.Series:
         """The distinct values [D]; texts of every type as texts."""
-        assert self._known is not None, "there is a piece"
+        assert self._known is not None, "add a piece first"
         return self._known[_KEY]
 
     def first_rows(self) -> np.ndarray:
         """The first row of each distinct value, int64 [D]."""
-        assert self._known is not None, "there is a piece"
+        assert self._known is not None, "add a piece first"
         return self._known["row"].to_numpy()
 
     def codes(self) -> np.ndarray:

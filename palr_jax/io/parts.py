@@ -18,8 +18,7 @@ def has_parts(path: Path) -> bool:
 def parts(path: Path) -> list[Path]:
     """The files in a folder or of a pattern, sorted by name.
 
-    Folders below are passed over, and so are names that begin with `.` or `_`, which are not data
-    (`_SUCCESS`).
+    Skips folders, and names that begin with `.` or `_`, which are not data (`_SUCCESS`).
 
     Raises:
         UserError: the pattern holds `**`, which buckets do not support.

@@ -54,7 +54,7 @@ from palr_jax.llm.quantize import bytes_per_weight
 from palr_jax.parallel.chips import Chip, Topology, chip_of
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
-from palr_jax.planning.compile import compile_program
+from palr_jax.planning.compile import bytes_per_chip, compile_program
 from palr_jax.planning.plan import shape_of
 from palr_jax.planning.roofline import Work, seconds
 from palr_jax.ragged import Ragged
@@ -229,8 +229,7 @@ def rank(config: Config, users: int, repeats: int, chip: Chip | None) -> Measure
             shape, config.ranker.lora, users * (length + fed), users * edges,
             users * causal_pairs([length + fed]),
         )  # fmt: skip
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-        bound = 1e3 * max(flops / chip.flops, held / chip.hbm_bandwidth)
+        bound = 1e3 * max(flops / chip.flops, bytes_per_chip(weights) / chip.hbm_bandwidth)
     return Measured(
         "rank", users, "users", 1e3 * took, users / took, bound,
         program.memory.peak / 2**30, peak_gib(),
