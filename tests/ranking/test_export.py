@@ -11,12 +11,11 @@ from safetensors.numpy import load_file
 from palr_jax import llm
 from palr_jax.cli import main
 from palr_jax.llm.checkpoints.peft import load_adapter, read_lora
-from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.ranking.ranker import load_ranker
 from palr_jax.run_directory import RunDirectory
 from tests.llm.variants import VARIANTS, write_checkpoint
 from tests.programs import forward
-from tests.world import ITEMS, write_world
+from tests.ranking.imported_world import write_tuned
 
 TUNING = [
     "--config", "tiny.yaml", "--name", "tuned", "--ranker.weights", "weights",
@@ -31,17 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        write_world(folder)
-        tokenizer = train_tokenizer([f'"Story, {i} ({1950 + i})"' for i in range(ITEMS)], 500)
-        config = VARIANTS["llama3"] | {
-            "vocab_size": tokenizer.vocab_size, "max_position_embeddings": 512
-        }  # fmt: skip
-        write_checkpoint(folder / "hf", config)
-        for name, content in tokenizer.files().items():
-            (folder / "hf" / name).write_bytes(content)
-        assert main(["import-weights", "--from", "hf", "--to", "weights"]) == 0
-        for stage in ("prepare", "profile", "finetune"):
-            assert main([stage, *TUNING]) == 0
+        write_tuned(folder, TUNING)
     return folder
 
 

@@ -19,15 +19,13 @@ from palr_jax.errors import UserError
 from palr_jax.llm.checkpoints.peft import load_adapter, read_lora
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.quantize import dequantize
-from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
 from palr_jax.ranking.ranker import Ranker, load_ranker
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stages.run import describe
 from palr_jax.training import loop
 from palr_jax.trees import split_off
-from tests.llm.variants import VARIANTS, write_checkpoint
 from tests.progress import silent
-from tests.world import ITEMS, write_world
+from tests.ranking.imported_world import write_tuned
 
 TUNING = [
     "--config", "tiny.yaml", "--ranker.weights", "weights", "--ranker.quantize", "nf4",
@@ -54,17 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(loop, "finetune", keeping)
-        write_world(folder)
-        tokenizer = train_tokenizer([f'"Story, {i} ({1950 + i})"' for i in range(ITEMS)], 500)
-        config = VARIANTS["llama3"] | {
-            "vocab_size": tokenizer.vocab_size, "max_position_embeddings": 512
-        }  # fmt: skip
-        write_checkpoint(folder / "hf", config)
-        for name, content in tokenizer.files().items():
-            (folder / "hf" / name).write_bytes(content)
-        assert main(["import-weights", "--from", "hf", "--to", "weights"]) == 0
-        for stage in ("prepare", "profile", "finetune"):
-            assert main([stage, *TUNING]) == 0
+        write_tuned(folder, TUNING)
     return folder
 
 
