@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Before JAX is imported: simulate several devices, as on a pod; compile in less time, as tests run
-# their small programs once or twice; and cache programs that several tests compile.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+from tests.xla import flags
+
+# Before JAX is imported: simulate several devices, as on a pod, and cache programs that several
+# tests compile.
+os.environ.setdefault("XLA_FLAGS", flags(8))
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"palr-jax-tests-{os.getuid()}")
 )

@@ -20,6 +20,7 @@ from palr_jax.ragged import Ragged
 from tests.locations import ROOT
 from tests.programs import programs
 from tests.progress import silent
+from tests.xla import flags
 
 
 @pytest.fixture
@@ -102,8 +103,7 @@ def together(here: Path, port: int, *options: tuple[str, ...]) -> list[tuple[int
         subprocess.Popen(
             [sys.executable, "-c", script, *common, "--process", str(index), *more],
             cwd=here,
-            env={**os.environ, "PYTHONPATH": str(ROOT),
-                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags(2)},
             stderr=subprocess.PIPE,
             text=True,
         )

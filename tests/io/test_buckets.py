@@ -32,6 +32,7 @@ from palr_jax.io.stamps import retake, take
 from tests.data.conftest import log_of
 from tests.locations import ROOT
 from tests.test_stage_log import World
+from tests.xla import flags
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,7 @@ def test_two_processes_tune_in_a_bucket(run: Path, bucket: str, tmp_path: Path) 
     script = "import sys; from palr_jax.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", script, "finetune", *options(bucket), "--mesh.data", "2"]
     command += ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
-    source, devices = str(ROOT), "--xla_force_host_platform_device_count=1"
-    environment = {**os.environ, "PYTHONPATH": source, "XLA_FLAGS": devices}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags(1)}
     pair = [
         subprocess.Popen([*command, process], env=environment, cwd=tmp_path) for process in "01"
     ]

@@ -20,6 +20,7 @@ from palr_jax.parallel import processes
 from palr_jax.parallel.processes import is_shared
 from tests.locations import ROOT
 from tests.world import CONFIG, write_world
+from tests.xla import flags
 
 TINY = {
     **CONFIG,
@@ -37,11 +38,10 @@ PALR = "import sys; from palr_jax.cli import main; sys.exit(main())"
 def start(
     folder: Path, *arguments: str, devices: int = 1, script: str = PALR
 ) -> subprocess.Popen[str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments, "--config", "tiny.yaml"],
         cwd=folder,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": flags(devices), "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -28,6 +28,7 @@ from palr_jax.planning import plan as planning
 from palr_jax.planning.compile import bytes_per_chip
 from tests.locations import ROOT
 from tests.planning.weight_moves import weight_moves
+from tests.xla import flags
 
 MADE = sorted((ROOT / "configs").glob("llama-*/*.yaml"))
 LINE = re.compile(r"^# compiled on \d{4}-\d\d-\d\d: peak ([\d.]+) GiB of ([\d.]+)$", re.M)
@@ -56,7 +57,7 @@ def palr_plan(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script, "plan", "--config", "small.yaml", *options],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags()},
         capture_output=True,
         text=True,
     )
@@ -203,5 +204,5 @@ def test_configs_say_what_they_take(path: Path) -> None:
 @pytest.mark.skipif(not (COMPILES and HAS_TPU_COMPILER), reason="PALR_COMPILE_CONFIGS=1, libtpu")
 def test_what_configs_say_is_what_the_compiler_says() -> None:
     command = [sys.executable, "tools/plans.py", "--check", *map(str, MADE)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags()}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)

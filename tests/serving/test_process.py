@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.locations import ROOT
+from tests.xla import flags
 
 HISTORY = ["Story, 3 (1953)", "Story, 5 (1955)"]
 
@@ -31,7 +32,7 @@ def command(run: Path, port: int, *more: str) -> subprocess.Popen[str]:
     arguments = ["serve", "--run", str(run), "--port", str(port), "--max-batch", "1", *more]
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, text=True,
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags()}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.locations import ROOT
+from tests.xla import flags
 
 STEPS = 400
 # A run of a small model on synthetic rows, which saves every other step. It touches a file before
@@ -63,7 +64,7 @@ def start(folder: Path, steps: int = STEPS) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": flags(4),
         "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"palr-kills-{os.getuid()}"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
