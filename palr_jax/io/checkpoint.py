@@ -1,6 +1,7 @@
 """Checkpoints of named pytrees, through Orbax: written in the background, the newest are kept."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # Elements that the host sums up; larger trees are left to the devices.
 _SMALL = 5_000_000
+# How often the steps are listed if another process deletes some of them meanwhile.
+_TRIES = 10
 
 
 class SavedSteps:
@@ -41,7 +44,14 @@ class SavedSteps:
         self._steps: Any = None
         if self._can_open():
             with reading(self.directory, "delete the damaged steps in it"):
-                self._steps = self._open()
+                self._steps = self._listed()
+
+    def _listed(self) -> ocp.training.Checkpointer:
+        """The open directory, listed again if a step is deleted while it is read."""
+        for _ in range(_TRIES - 1):
+            with suppress(FileNotFoundError):
+                return self._open()
+        return self._open()
 
     def _can_open(self) -> bool:
         return self.directory.is_dir()

@@ -11,6 +11,9 @@ from palr_jax.io.checkpoint import SavedSteps
 from palr_jax.io.files import read_json, reading
 from palr_jax.llm.llama import Llama
 
+# How often a reader looks for a step again that a training has deleted for a newer one.
+_TRIES = 10
+
 
 def trainable(model: Llama) -> nnx.filterlib.Filter:
     """The filter of the trained parameters: the adapters if the model has any, else all.
@@ -25,10 +28,27 @@ def trainable(model: Llama) -> nnx.filterlib.Filter:
 def load_trained(model: Llama, directory: Path, step: int | None = None) -> None:
     """Loads a checkpoint of `directory` into `model`, by default that of `trained_step`.
 
+    Training may go on meanwhile.
+
     Raises:
         UserError: the checkpoint is missing or cannot be read.
     """
-    step = trained_step(directory) if step is None else step
+    if step is not None:
+        _load(model, directory, step)
+        return
+    for tries in range(_TRIES):
+        step = trained_step(directory)
+        try:
+            _load(model, directory, step)
+        except UserError:
+            # The training may have deleted this step and saved a newer one.
+            if tries + 1 == _TRIES or trained_step(directory) == step:
+                raise
+        else:
+            return
+
+
+def _load(model: Llama, directory: Path, step: int) -> None:
     params = nnx.state(model, trainable(model))
     with SavedSteps(directory) as saved:
         trees, _ = saved.load(step, {"params": params})

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,24 @@ def test_readers_change_nothing_while_a_step_is_written(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
     save(tmp_path, {4: None})
     assert not unfinished.exists()
+
+
+def test_steps_are_listed_again_if_one_is_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, {1: None, 2: None})
+    checkpointer, tries = checkpoint.ocp.training.Checkpointer, []
+
+    def listed(*arguments: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:  # what Orbax raises then
+            raise FileNotFoundError(tmp_path / "0")
+        return checkpointer(*arguments)
+
+    monkeypatch.setattr(checkpoint.ocp.training, "Checkpointer", listed)
+    with SavedSteps(tmp_path) as saved:
+        assert saved.steps() == [1, 2]
+    assert len(tries) == 2
 
 
 def test_readers_make_no_folder(tmp_path: Path) -> None:
