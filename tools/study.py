@@ -7,7 +7,8 @@ Each row of the YAML file names the settings in which it differs from the base r
 directory of its own (`runs/study-beauty--ROW`), which starts from the base run's data, retriever
 and proposals, so that only the ranker is trained. Rows that are done are skipped, and a row that
 was stopped resumes: run the same command again. The table goes to standard output, as Markdown.
-`--against ROW` adds the differences to another row, over the users of both.
+`--against ROW` adds the differences to another row, over the users of both. `--page FILE` writes a
+page with pictures: the lift of every row, and its lift in groups of users.
 """
 
 import argparse
@@ -21,14 +22,19 @@ import numpy as np
 import yaml
 
 from palr_jax.data.prepare import load as load_prepared
+from palr_jax.evaluation.group_pictures import BY, lift_table, lift_text
+from palr_jax.evaluation.html_page import page
+from palr_jax.evaluation.html_tables import table
 from palr_jax.evaluation.metrics import SLATE, ndcg, slate_rank
+from palr_jax.evaluation.pictures import key
 from palr_jax.evaluation.significance import paired_bootstrap
-from palr_jax.io.files import read_arrays, read_json, read_lines
+from palr_jax.io.files import read_arrays, read_json, read_lines, write_text
+from palr_jax.json_types import JsonObject
 
 # What a row takes over from the base run.
 _SHARED = ("data", "retriever", "negatives", "title_vectors", "profiles.jsonl", "stages.json")
 _HEADER = (
-    "row", "decisions", "minutes", "alone", "with prior", "fused",
+    "row", "users", "decisions", "minutes", "alone", "with prior", "fused",
     "with prior − (retriever + popularity)", "fused − (retriever + popularity)",
 )  # fmt: skip
 
@@ -40,6 +46,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows to run, by default all")
     parser.add_argument("--print", action="store_true", help="print the table of what is done")
     parser.add_argument("--against", help="a finished row to compare the others with")
+    parser.add_argument("--page", type=Path, help="HTML file to write, with pictures")
     arguments = parser.parse_args()
     rows: dict[str, dict[str, Any]] = yaml.safe_load(arguments.rows.read_text("utf-8"))
     if arguments.against not in (None, "as configured", *rows):
@@ -54,6 +61,8 @@ def main() -> None:
         if not missing.exists():
             parser.error(f"--against {arguments.against!r}: the row is not finished, run it first")
     print_table(arguments.base, list(rows), arguments.against)
+    if arguments.page is not None:
+        write_text(arguments.page, picture_page(arguments.base, list(rows)))
 
 
 def row_folder(base: Path, row: str) -> Path:
@@ -91,16 +100,78 @@ def run_row(base: Path, row: str, settings: dict[str, Any]) -> None:
     subprocess.run(command, check=True)
 
 
-def print_table(base: Path, rows: list[str], against: str | None) -> None:
+def finished(base: Path, rows: list[str]) -> dict[str, Path]:
+    """The rows that have results → their run directories."""
     folders = {"as configured": base} | {row: row_folder(base, row) for row in rows}
+    return {row: folder for row, folder in folders.items() if (folder / "results.json").exists()}
+
+
+def print_table(base: Path, rows: list[str], against: str | None) -> None:
     header = list(_HEADER)
     if against is not None:
         header += [f"{name} − {against}" for name in ("alone", "with prior", "fused")]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    folders = finished(base, rows)
     for row, folder in folders.items():
-        if (folder / "results.json").exists():
-            more = [] if against is None else differences(folder, folders[against])
-            print(f"| {' | '.join([row, *cells(folder), *more])} |")
+        more = [] if against is None else differences(folder, folders[against])
+        print(f"| {' | '.join([row, *cells(folder), *more])} |")
+
+
+def picture_page(base: Path, rows: list[str]) -> str:
+    """An HTML page: the lift of every row, and its lift in groups of users."""
+    results = {
+        row: read_json(folder / "results.json") for row, folder in finished(base, rows).items()
+    }
+    retriever = read_json(base / "results.json")["protocol"]["compared with"]
+    ranker, fused = models_of(base)[1:]
+    lines = [lift_line(row, result, retriever, ranker, fused) for row, result in results.items()]
+    caption = f"NDCG@10 minus that of {retriever} + popularity"
+    whole = key(["with prior", "fused"]) + lift_table(
+        caption, "row", lines, retriever, ["with prior", "fused"]
+    )
+    return page(
+        f"Ablations of {base.name}",
+        [
+            ("Lift of each row", whole),
+            (
+                "Where it comes from",
+                "".join(group_table(by, results, retriever, fused) for by in BY),
+            ),
+        ],
+    )
+
+
+def lift_line(row: str, result: JsonObject, retriever: str, ranker: str, fused: str) -> JsonObject:
+    """A row of `lift_table`; without a prior, the ranker alone stands for the one with prior."""
+    by_model = {line["model"]: line for line in result["rows"]}
+    against = f"{retriever} + popularity"
+
+    def lift(model: str) -> JsonObject:
+        mean = by_model[model]["NDCG@10"] - by_model[against]["NDCG@10"]
+        return {"mean": mean, "ci95": by_model[model]["ci95"][against]["NDCG@10"]}
+
+    with_prior = ranker if ranker in by_model else "PALR_v2"
+    return {
+        "label": row,
+        "users": by_model[retriever]["users"],
+        retriever: by_model[retriever]["NDCG@10"],
+        "lift": {"with prior": lift(with_prior), "fused": lift(fused)},
+    }
+
+
+def group_table(by: str, results: dict[str, JsonObject], retriever: str, fused: str) -> str:
+    """The lift of every row's fusion over the retriever, in each group of users."""
+    groups = {row: result["groups"]["lift"][by] for row, result in results.items()}
+    labels = list(dict.fromkeys(group["label"] for row in groups.values() for group in row))
+    cells_of = {
+        row: {group["label"]: lift_text(group["lift"][fused]) for group in found}
+        for row, found in groups.items()
+    }
+    return table(
+        f"Lift of the fusion over {retriever}, {BY[by][1].format(retriever=retriever)}",
+        ["row", *labels],
+        [[row, *(found.get(label, "") for label in labels)] for row, found in cells_of.items()],
+    )
 
 
 def differences(folder: Path, other: Path) -> list[str]:
@@ -147,6 +218,7 @@ def cells(folder: Path) -> list[str]:
         return f"{low:+.4f} … {high:+.4f}"
 
     return [
+        f"{by_model[retriever]['users']:,}",
         f"{decisions:,.0f}",
         f"{stages['finetune']['seconds'] / 60:.0f}",
         *(f"{by_model[model]['NDCG@10']:.4f}" if model in by_model else "" for model in models),

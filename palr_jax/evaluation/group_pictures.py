@@ -21,18 +21,19 @@ from palr_jax.evaluation.pictures import (
 from palr_jax.json_types import JsonObject
 
 _PROBABILITIES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-_BY = {
+BY = {
     "history": ("history length", "by length of the user's history"),
     "popularity": ("interactions", "by training interactions of the test item"),
     "rank": ("rank", "by the rank that {retriever} gives the test item"),
 }
+"""The groupings: the title of the column of groups, and what groups the users."""
 
 
 def lift_part(groups: JsonObject) -> str:
     """The lift over the retriever in each group of users, three ways of grouping."""
     retriever, models = groups["baseline"], groups["models"]
     name = escaped(retriever)
-    tables = "".join(_lifts(by, groups["lift"][by], retriever, models) for by in _BY)
+    tables = "".join(_lifts(by, groups["lift"][by], retriever, models) for by in BY)
     return (
         f"<p>NDCG@10 minus that of {name}, with its 95% interval (paired bootstrap over the users "
         f"of the group; a group of fewer than {FEWEST} users gets no interval). Right of 0 is "
@@ -44,14 +45,32 @@ def lift_part(groups: JsonObject) -> str:
 
 
 def _lifts(by: str, rows: Sequence[JsonObject], retriever: str, models: Sequence[str]) -> str:
-    title, words = _BY[by]
+    title, words = BY[by]
+    if by == "rank":
+        rows = [row if row["to"] else row | {"label": "not a candidate"} for row in rows]
     caption = f"Lift of NDCG@10, {words.format(retriever=retriever)}"
+    return lift_table(caption, title, rows, retriever, models)
+
+
+def lift_table(
+    caption: str, title: str, rows: Sequence[JsonObject], retriever: str, models: Sequence[str]
+) -> str:
+    """A table with a picture of the lifts in each row.
+
+    Args:
+        caption: what the table shows.
+        title: the title of its first column.
+        rows: dicts of `label`, `users`, the retriever's NDCG@10 under its name, and `lift`: model
+            → `mean` and `ci95`, which may be None.
+        retriever: its name.
+        models: at most three.
+    """
     ends = [0.0]
     for row in rows:
         for lift in row["lift"].values():
             ends += [lift["mean"], *(lift["ci95"] or [])]
     axis = axis_of(ends)
-    body = "".join(_lift_row(by, row, retriever, models, axis) for row in rows)
+    body = "".join(_lift_row(row, retriever, models, axis) for row in rows)
     head = "".join(
         f"<th scope='col' role='columnheader'>{escaped(cell)}</th>"
         for cell in (title, "users", f"NDCG@10, {retriever}")
@@ -67,26 +86,24 @@ def _lifts(by: str, rows: Sequence[JsonObject], retriever: str, models: Sequence
     )
 
 
-def _lift_row(by: str, row: JsonObject, retriever: str, models: Sequence[str], axis: Axis) -> str:
-    label = row["label"]
-    if by == "rank" and row["to"] is None:
-        label = "not a candidate"
+def _lift_row(row: JsonObject, retriever: str, models: Sequence[str], axis: Axis) -> str:
     lifts = [row["lift"][model] for model in models]
     picture = intervals(axis, [Point(lift["mean"], lift["ci95"]) for lift in lifts])
     numbers = "".join(
         f"<li class='s{index}'><span class='hidden'>{escaped(model)}: </span>"
-        f"{escaped(_in_words(lift))}</li>"
+        f"{escaped(lift_text(lift))}</li>"
         for index, (model, lift) in enumerate(zip(models, lifts, strict=True))
     )
     return (
-        f"<tr role='row'><th scope='row' role='rowheader'>{escaped(label)}</th>"
+        f"<tr role='row'><th scope='row' role='rowheader'>{escaped(row['label'])}</th>"
         f"<td role='cell'>{row['users']:,}</td><td role='cell'>{short(row[retriever])}</td>"
         f"<td role='cell' class='picture'><div class='with-numbers'>{picture}"
         f"<ul>{numbers}</ul></div></td></tr>"
     )
 
 
-def _in_words(lift: JsonObject) -> str:
+def lift_text(lift: JsonObject) -> str:
+    """A lift with its interval, as text."""
     if lift["ci95"] is None:
         return f"{signed(lift['mean'])} (too few users)"
     low, high = map(signed, lift["ci95"])

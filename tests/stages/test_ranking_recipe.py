@@ -237,10 +237,10 @@ def test_an_ablation_row_trains_the_ranker_alone(
     assert "candidates to learn from" not in log  # what trains their retriever says so
     cells = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
     assert [row[0].strip() for row in cells] == ["row", "---", "as configured", "fewer steps"]
-    decisions = [int(row[1]) for row in cells[2:]]
+    decisions = [int(row[2]) for row in cells[2:]]
     assert 0 < decisions[1] < decisions[0]
     before = (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns
-    against = [*command, "--against", "as configured"]
+    against = [*command, "--against", "as configured", "--page", "study.html"]
     subprocess.run(against, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns == before
     table, _ = capfd.readouterr()
@@ -248,6 +248,10 @@ def test_an_ablation_row_trains_the_ranker_alone(
     assert cells[0][-1].strip() == "fused − as configured"
     users = len(np.load(here / "runs/tiny/slates.npz")["users"])
     assert cells[2][-1].strip() == f"+0.0000 … +0.0000 ({users} users)"
+    # A picture with two marks for each row, and the rows again in each of three groupings.
+    page = (here / "study.html").read_text()
+    assert page.count("class='mark") == 2 + 2 * 2
+    assert page.count("fewer steps") == 1 + 3
 
 
 def test_an_order_of_candidates_that_training_or_ranking_would_not_keep_is_refused(
