@@ -1,13 +1,16 @@
 """Shared helpers of the data tests."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from palr_jax.data.config import DataConfig
 from palr_jax.data.raw import RawTables
 from palr_jax.errors import UserError
+from tests.data.tables import ITEMS, LOG
 
 Complaint = Callable[..., str]
 
@@ -32,3 +35,14 @@ def complaint() -> Complaint:
         return str(caught.value)
 
     return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "items.csv").write_text(ITEMS)
+    return DataConfig(
+        source="table",
+        interactions=str(tmp_path / "log.csv"),
+        items=str(tmp_path / "items.csv"),
+    )
