@@ -29,6 +29,7 @@ from palr_jax.planning.hlo import collectives
 from palr_jax.trees import PyTree, State, split_off
 from tests.llm.variants import VARIANTS, tensors, write_checkpoint
 from tests.locations import SHARED
+from tests.programs import forward
 
 KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 STORIES = SHARED / "models" / "stories260K"
@@ -175,12 +176,13 @@ def loss_and_gradients(model: Llama, remat: Remat = "none") -> tuple[float, list
     graph, adapters, base = split_off(model, nnx.LoRAParam)
 
     @jax.jit
+    @jax.value_and_grad
     def loss(adapters: State, base: State) -> jax.Array:
         model = nnx.merge(graph, adapters, base)
         logp = jax.nn.log_softmax(model.logits(model.hidden(TOKENS, remat=remat)[:, :-1]))
         return -jnp.take_along_axis(logp, TOKENS[:, 1:, None], -1).mean()
 
-    value, gradients = jax.value_and_grad(loss)(adapters, base)
+    value, gradients = loss(adapters, base)
     return float(value), [np.asarray(leaf) for leaf in jax.tree.leaves(gradients)]
 
 
@@ -231,7 +233,7 @@ def test_bfloat16_weights_stay_what_they_stand_for() -> None:
     quantised, plain = (model_of("nf4", dequantized=is_plain, dtype="bfloat16")
                         for is_plain in (False, True))  # fmt: skip
     assert quantised.layers.up.dtype == jnp.bfloat16
-    np.testing.assert_allclose(quantised(TOKENS), plain(TOKENS), atol=1e-5)
+    np.testing.assert_allclose(forward(quantised, TOKENS), forward(plain, TOKENS), atol=1e-5)
     np.testing.assert_array_equal(
         quantised.layers.up.merged_kernel(1), plain.layers.up.merged_kernel(1)
     )
@@ -304,7 +306,7 @@ def test_without_qwix_a_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPa
 
 def divergence(model: Llama, other: Llama, tokens: jax.Array) -> float:
     """Mean Kullback-Leibler divergence of the next tokens' distributions, in nats."""
-    logp, logq = (jax.nn.log_softmax(one(tokens)) for one in (model, other))
+    logp, logq = (jax.nn.log_softmax(forward(one, tokens)) for one in (model, other))
     return float((jnp.exp(logp) * (logp - logq)).sum(-1).mean())
 
 
