@@ -77,19 +77,21 @@ def collectives(text: str, chips: int) -> list[Collective]:
     program = _Program(text)
     found: dict[tuple[str, str], list[tuple[bool, int, Collective]]] = defaultdict(list)
     for computation, lines in program.lines.items():
-        times = program.runs[computation]
         for line in lines:
             match = _COLLECTIVE.search(line)
             if match:
+                times = program.runs(computation)
                 kind, one = match[1], _parse(line, match, times, chips, computation)
             elif _SEND.search(line) and _TRANSFER.search(line):
+                times = program.runs(computation)
                 kind, one = "send", _between_slices(line, times)
             else:
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
             if one.bytes:
-                key = (kind, channel[1] if channel else line)
-                found[key].append((computation not in program.peeled, times, one))
+                # JAX gives all collectives of a `shard_map` one channel.
+                mark = channel[1] if channel and "/shard_map/" not in one.name else line
+                found[kind, mark].append((computation not in program.peeled, times, one))
     ones = [min(pieces, key=lambda piece: piece[:2])[2] for pieces in found.values()]
     return sorted(ones, key=lambda one: -one.total_bytes)
 
@@ -108,23 +110,29 @@ class _Program:
                 self.entry = header[2] if header[1] else self.entry
             elif _INSTRUCTION.match(line):
                 current.append(line)
+        self._runs = {self.entry: 1}
+
+    def runs(self, name: str) -> int:
+        """How often a computation runs.
+
+        Raises:
+            ValueError: it runs in a loop whose iterations the text does not tell.
+        """
+        if name not in self._runs:
+            self._runs[name] = sum(
+                self.runs(caller) * self._times(line, name) for caller, line in self._callers[name]
+            )
+        return self._runs[name]
 
     @cached_property
-    def runs(self) -> dict[str, int]:
-        """How often each computation runs."""
-        calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    def _callers(self) -> dict[str, list[tuple[str, str]]]:
+        """The calls of each computation: the calling one, and the line."""
+        found: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for caller, lines in self.lines.items():
             for line in lines:
-                for callee, times in self._calls(line):
-                    calls[callee].append((caller, times))
-        runs: dict[str, int] = {self.entry: 1}
-
-        def count(name: str) -> int:
-            if name not in runs:
-                runs[name] = sum(count(caller) * times for caller, times in calls[name])
-            return runs[name]
-
-        return {name: count(name) for name in self.lines}
+                for callee in self._callees(line):
+                    found[callee].append((caller, line))
+        return found
 
     @cached_property
     def peeled(self) -> set[str]:
@@ -137,18 +145,26 @@ class _Program:
             name = left.pop()
             if name not in found:
                 found.add(name)
-                left += [callee for line in self.lines[name] for callee, _ in self._calls(line)]
+                left += [callee for line in self.lines[name] for callee in self._callees(line)]
         return found
 
-    def _calls(self, line: str) -> list[tuple[str, int]]:
+    def _callees(self, line: str) -> list[str]:
+        """The computations that an instruction calls, a loop's condition and body for example."""
         loop = _WHILE.search(line)
         if loop:
-            trips = self._trips(line, loop[1])
-            return [(loop[1], trips + 1), (loop[2], trips)]
+            return [loop[1], loop[2]]
         names = _CALLS.findall(line)
         for listed in _CALL_LISTS.findall(line):
             names += [name.strip().lstrip("%") for name in listed.split(",")]
-        return [(name, 1) for name in names]
+        return list(names)
+
+    def _times(self, line: str, callee: str) -> int:
+        """How often an instruction calls a computation."""
+        loop = _WHILE.search(line)
+        if not loop:
+            return 1
+        trips = self._trips(line, loop[1])
+        return trips + 1 if callee == loop[1] else trips
 
     def _trips(self, line: str, condition: str) -> int:
         """The iterations of a loop: from the compiler's annotation, or its counter's bound.
