@@ -12,14 +12,14 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.item_network import ItemNetwork
+from palr_jax.retrieval.item_network import ItemNetwork, normal
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import split
 
 _WINDOW = 5  # the paper's Markov order L
 _ACROSS = 16  # horizontal filters of each height
 _DOWN = 4  # vertical filters
-_FILTER = nnx.initializers.normal(0.1)
+_FILTER = normal(0.1)
 
 
 class Caser(ItemNetwork):

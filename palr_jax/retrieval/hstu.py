@@ -13,7 +13,7 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.item_network import ItemNetwork
+from palr_jax.retrieval.item_network import ItemNetwork, normal
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import split, split_heads
 
@@ -23,7 +23,7 @@ class HSTU(ItemNetwork):
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         super().__init__(config, num_items, rngs)
-        embedding = nnx.initializers.normal(config.init_std)
+        embedding = normal(config.init_std)
         self.dropout = config.dropout
         self.position_TD = nnx.Param(embedding(rngs.params(), (config.length, config.dim)))
         self.blocks = nnx.List([HSTUBlock(config, rngs) for _ in range(config.num_blocks)])

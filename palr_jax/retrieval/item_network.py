@@ -3,17 +3,34 @@
 Shapes: R width of the features.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from palr_jax.retrieval.config import RetrieverConfig
+from palr_jax.retrieval.config import FEATURE_WIDTH, RetrieverConfig
 
 # Of features, and so of the vectors of titles, which may be features.
-WIDTH = 128
+WIDTH = FEATURE_WIDTH
+# The parameter that holds the learned embeddings.
+EMBEDDINGS = "item_ID"
 # The parameter that holds the features: saved with the others, but never trained.
 FEATURES = "feature_IR"
+
+
+def normal(std: float) -> nnx.initializers.Initializer:
+    """Draws from a normal distribution; the bits do not depend on what else a program does."""
+
+    def draw(
+        key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32, **_: object
+    ) -> jax.Array:
+        # Otherwise, XLA would merge the product with one within the drawing.
+        return jax.lax.optimization_barrier(jax.random.normal(key, shape, dtype)) * std
+
+    return draw
 
 
 class ItemNetwork(nnx.Module):
@@ -24,7 +41,7 @@ class ItemNetwork(nnx.Module):
     """
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
-        embedding = nnx.initializers.normal(config.init_std)
+        embedding = normal(config.init_std)
         # The last row is for the padding and mask tokens.
         self.item_ID = nnx.Param(embedding(rngs.params(), (num_items + 1, config.dim)))
         self.has_features = config.item_features != "none"

@@ -24,24 +24,65 @@ class Loss(NamedTuple):
     negatives: int
 
 
+class Sampled(NamedTuple):
+    """The items that a loss compares: ids, or rows of a table.
+
+    Attributes:
+        target_N: the target of each position, or NO_TARGET.
+        negative: sampled items: [K], shared by all positions, for sampled_softmax, else [N, K].
+    """
+
+    target_N: jax.Array
+    negative: jax.Array
+
+
 def loss_of(
     loss: Loss, hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """The chosen loss, averaged over the positions that have a target; `key` samples negatives.
-
-    Negatives are sampled uniformly from the catalog. sampled_softmax needs many, so the whole batch
-    shares them; the other losses sample per position.
-    """
+    """The chosen loss, averaged over the positions that have a target; `key` samples negatives."""
     if loss.kind == "cross_entropy":
         return cross_entropy(hidden_ND, item_ID, target_N)
+    items = sample(loss, target_N, len(item_ID), key)
+    return sampled_loss(loss, hidden_ND, item_ID, items, items, len(item_ID))
+
+
+def sample(loss: Loss, target_N: jax.Array, num_items: int, key: jax.Array) -> Sampled:
+    """Negatives, drawn uniformly from the catalog.
+
+    sampled_softmax needs many, so the whole batch shares them; the other losses sample per
+    position.
+    """
+    shared = loss.kind == "sampled_softmax"
+    shape = (loss.negatives,) if shared else (len(target_N), loss.negatives)
+    return Sampled(target_N, jax.random.randint(key, shape, 0, num_items))
+
+
+def sampled_loss(
+    loss: Loss,
+    hidden_ND: jax.Array,
+    item_ID: jax.Array,
+    rows: Sampled,
+    ids: Sampled,
+    num_items: int,
+) -> jax.Array:
+    """A loss that compares the target with sampled negatives, averaged as in `loss_of`.
+
+    Args:
+        loss: any but cross_entropy.
+        hidden_ND: predictions.
+        item_ID: a table that holds at least the vectors of `ids`.
+        rows: where they are in the table.
+        ids: the items.
+        num_items: size of the catalog.
+    """
     if loss.kind == "sampled_softmax":
-        return _sampled_softmax(hidden_ND, item_ID, target_N, key, loss.negatives)
-    negative_NK = jax.random.randint(key, (len(target_N), loss.negatives), 0, len(item_ID))
-    wanted_N = jnp.einsum("nd,nd->n", hidden_ND, item_ID[target_N])
-    other_NK = jnp.einsum("nd,nkd->nk", hidden_ND, item_ID[negative_NK])
-    other_NK = jnp.where(negative_NK == target_N[:, None], -jnp.inf, other_NK)
-    loss_N = compare(loss.kind, wanted_N, other_NK, len(item_ID))
-    return _mean(loss_N, target_N)
+        return _sampled_softmax(hidden_ND, item_ID, rows, ids, num_items)
+    assert loss.kind != "cross_entropy"
+    wanted_N = jnp.einsum("nd,nd->n", hidden_ND, item_ID[rows.target_N])
+    other_NK = jnp.einsum("nd,nkd->nk", hidden_ND, item_ID[rows.negative])
+    other_NK = jnp.where(ids.negative == ids.target_N[:, None], -jnp.inf, other_NK)
+    loss_N = compare(loss.kind, wanted_N, other_NK, num_items)
+    return _mean(loss_N, ids.target_N)
 
 
 def compare(
@@ -69,18 +110,17 @@ def compare(
 
 
 def _sampled_softmax(
-    hidden_ND: jax.Array, item_ID: jax.Array, target_N: jax.Array, key: jax.Array, count: int
+    hidden_ND: jax.Array, item_ID: jax.Array, rows: Sampled, ids: Sampled, num_items: int
 ) -> jax.Array:
-    """Cross-entropy against `count` sampled items (Jean et al. 2015)."""
-    negative_K = jax.random.randint(key, (count,), 0, len(item_ID))
+    """Cross-entropy against the K sampled items (Jean et al. 2015)."""
     # Each sampled item represents I / K items of the catalog.
-    share = jnp.log(len(item_ID) / count)
-    other_NK = hidden_ND @ item_ID[negative_K].T + share
-    other_NK = jnp.where(negative_K == target_N[:, None], -jnp.inf, other_NK)
-    wanted_N = jnp.einsum("nd,nd->n", hidden_ND, item_ID[target_N])
+    share = jnp.log(num_items / len(ids.negative))
+    other_NK = hidden_ND @ item_ID[rows.negative].T + share
+    other_NK = jnp.where(ids.negative == ids.target_N[:, None], -jnp.inf, other_NK)
+    wanted_N = jnp.einsum("nd,nd->n", hidden_ND, item_ID[rows.target_N])
     highest_N = jnp.maximum(wanted_N, other_NK.max(-1))
     sum_N = jnp.exp(wanted_N - highest_N) + jnp.exp(other_NK - highest_N[:, None]).sum(-1)
-    return _mean(jnp.log(sum_N) + highest_N - wanted_N, target_N)
+    return _mean(jnp.log(sum_N) + highest_N - wanted_N, ids.target_N)
 
 
 def _mean(loss_N: jax.Array, target_N: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from palr_jax.dropout import drop_out
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.item_network import ItemNetwork
+from palr_jax.retrieval.item_network import ItemNetwork, normal
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.transformer import TransformerBlock, split
 
@@ -16,7 +16,7 @@ class SASRec(ItemNetwork):
 
     def __init__(self, config: RetrieverConfig, num_items: int, rngs: nnx.Rngs) -> None:
         super().__init__(config, num_items, rngs)
-        embedding = nnx.initializers.normal(config.init_std)
+        embedding = normal(config.init_std)
         self.dropout = config.dropout
         self.input_scale = config.input_scale
         self.norm_first = config.block == "sasrec"
