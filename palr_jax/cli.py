@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palr_jax.command_line import MESH_AXES, parse
+from palr_jax.command_line import MESH_AXES, SHARED, parse
 from palr_jax.config import Config, load_config, option_keys
 from palr_jax.errors import UserError
 from palr_jax.failures import guarded
@@ -48,7 +48,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from palr_jax.planning import report as plan_report  # noqa: PLC0415
     from palr_jax.planning.plan import plan  # noqa: PLC0415
 
-    made = plan(config, arguments.topology)
+    made = plan(config, arguments.topology, arguments.items)
     if arguments.json:
         print(json.dumps(plan_report.as_dict(made)))
     else:
@@ -57,7 +57,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    if arguments.command in ("finetune", "evaluate"):
+    if arguments.command in SHARED:
         processes.join(arguments.coordinator, arguments.processes, arguments.process)
     # JAX takes seconds to import: help and mistakes in a config should not wait for it.
     from palr_jax.run_directory import RunDirectory  # noqa: PLC0415

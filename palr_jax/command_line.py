@@ -24,6 +24,8 @@ _STAGES = {
     "finetune": "tune the ranker on the instruction data",
     "evaluate": "compare all models; write results.json and report.html",
 }
+# Commands that several processes run together.
+SHARED = ("run", "retrieve", "profile", "finetune", "evaluate")
 _PLAN = "compile a config for chips that are absent: memory, traffic, time, better meshes"
 _SHOW = "print examples of the ranker's instruction data, and statistics"
 _RECOMMEND = "recommend items to one user, to the users of a file, or to all users of a run"
@@ -38,6 +40,8 @@ _EPILOG = """\
 palr COMMAND --help    every option of a command, with what it does and its default
 docs/configuration.md  the same for all keys of a config
 """
+# Rows of tables have numbers of 32 bits.
+_MOST_ITEMS = 2_000_000_000
 # Stands for the value of an option in --help.
 _METAVARS = {"integer": "INT", "number": "FLOAT", "text": "TEXT", "true or false": "BOOL"}
 
@@ -78,8 +82,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 help="chips to compile for, as v5e:16x16, 2xv5p:4x4x8 or h100:8 (default: "
                 "mesh.topology)",
             )
+            command.add_argument(
+                "--items",
+                type=_count,
+                metavar="N",
+                help="items of the catalog, to compile the retriever's train step as well",
+            )
             command.add_argument("--json", action="store_true", help="print one JSON object")
-        if name in ("finetune", "evaluate"):
+        if name in SHARED:
             _add_processes(command)
         _add_config(command)
     _add_recommend(commands)
@@ -94,6 +104,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         flag = unknown[0].split("=")[0]
         raise UserError(f"unknown argument {flag}; {nearest(flag, flags)}")
     return arguments
+
+
+def _count(text: str) -> int:
+    """A number of items: argparse turns a ValueError into its message."""
+    count = int(text)
+    if not 1 <= count <= _MOST_ITEMS:
+        raise argparse.ArgumentTypeError(f"it goes from 1 to {_MOST_ITEMS:,}")
+    return count
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

@@ -62,6 +62,7 @@ SLOW = frozenset(
         "llm/test_variants",
         "parallel/test_mesh",
         "parallel/test_processes",
+        "parallel/test_retrieval",
         "parallel/test_roll_call",
         "parallel/test_watch",
         "planning/test_compile",

@@ -1,7 +1,8 @@
 """`palr plan`: the memory, traffic and time of a config on absent chips.
 
-The train step and the ranking step of a config are compiled for a topology. Neither is run, and no
-weights are read, only their shapes.
+The train step and the ranking step of a config are compiled for a topology, and the retriever's
+train step if the size of the catalog is known. None is run, and no weights are read, only their
+shapes.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from palr_jax.planning.compile import (
     devices,
     prepare_environment,
 )
+from palr_jax.planning.retrieval import Retrieval, plan_retrieval
 from palr_jax.planning.roofline import Seconds, Work, collective_seconds, mfu_bound, seconds
 from palr_jax.planning.suggest import Choice, fastest_mesh, largest_batch, traffic_seconds
 from palr_jax.ranking.base_model import scratch_shape
@@ -82,6 +84,7 @@ class Plan:
         ranking: the ranking step.
         largest_batch: number of rows that fit, by formula.
         fastest: the fastest mesh that fits, by formula; None if no mesh fits.
+        retrieval: the retriever's train step; None if the size of the catalog was not given.
     """
 
     topology: Topology
@@ -93,11 +96,13 @@ class Plan:
     ranking: Ranking
     largest_batch: int
     fastest: Choice | None
+    retrieval: Retrieval | None
 
     @property
     def fits(self) -> bool:
-        """Whether the train step and the ranking step fit in a chip's memory."""
-        programs = (self.train, self.ranking.program)
+        """Whether all steps fit in a chip's memory."""
+        programs = [self.train, self.ranking.program]
+        programs += [self.retrieval.program] if self.retrieval else []
         limit = self.topology.chip.hbm_bytes
         return all(one.collectives is not None and one.memory.peak <= limit for one in programs)
 
@@ -112,19 +117,20 @@ class Plan:
         return mfu_bound(self.work, self.topology, self.seconds.step)
 
 
-def plan(config: Config, topology_name: str | None) -> Plan:
-    """Compiles the train step and the ranking step of a config for a topology.
+def plan(config: Config, topology_name: str | None, items: int | None = None) -> Plan:
+    """Compiles the steps of a config for a topology.
 
     Must be called before JAX is used for anything else in the process.
 
     Args:
-        config: its `ranker`, `finetune`, `evaluate` and `mesh` are used.
+        config: its `ranker`, `finetune`, `evaluate`, `retriever` and `mesh` are used.
         topology_name: the chips; by default `mesh.topology`.
+        items: items of the catalog, for the retriever's train step; None leaves it out.
 
     Raises:
         UserError: the topology does not exist, its compiler is not installed, the shape of the
-            ranker is unknown, or the mesh does not use all chips or does not divide the batch or
-            the model.
+            ranker is unknown, the mesh does not use all chips or does not divide the batch or the
+            model, or as `plan_retrieval`.
     """
     name = topology_name or config.mesh.topology
     if name is None:
@@ -139,6 +145,8 @@ def plan(config: Config, topology_name: str | None) -> Plan:
     order = coordinates(list(shards.mesh.devices.flat), topology)
     mesh = dict(zip(AXES, config.mesh.shape, strict=True))
     tuning = config.finetune
+    # Before the ranker's, which takes longer.
+    retrieval = None if items is None else plan_retrieval(config, items, topology, chips)
     work = Work(
         shape, lora, tuning.remat, tuning.batch_size, tuning.length, tuning.label_length,
         flash=True, accumulate=tuning.accumulate,
@@ -168,6 +176,7 @@ def plan(config: Config, topology_name: str | None) -> Plan:
         ranking=_plan_ranking(config, model, shards, topology),
         largest_batch=largest_batch(work, mesh, train.memory, topology.chip.hbm_bytes),
         fastest=fastest_mesh(work, mesh, train.memory, topology, coordinates_of),
+        retrieval=retrieval,
     )
 
 

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from palr_jax.json_types import JsonObject
-from palr_jax.parallel.chips import GIB
+from palr_jax.parallel.chips import GIB, Topology
+from palr_jax.planning.compile import Program
 from palr_jax.planning.hlo import Collective
 from palr_jax.planning.plan import Plan
 
@@ -26,13 +27,15 @@ def describe(plan: Plan) -> str:
             f"remat {work.remat}",
             *([_ESTIMATE] if topology.chip.is_gpu else []),
             "",
-            *_memory(plan),
+            *_memory("the train step", plan.train, topology),
             "",
-            *_traffic(plan.train.collectives),
+            *_traffic("a train step", plan.train.collectives),
             "",
             *_time(plan),
             "",
             *_ranking(plan),
+            "",
+            *_retrieval(plan),
             "",
             *_suggestions(plan),
         ]
@@ -53,15 +56,7 @@ def as_dict(plan: Plan) -> JsonObject:
         "hbm_bytes_per_chip": plan.topology.chip.hbm_bytes,
         "fits": plan.fits,
         "memory_bytes_per_chip": vars(train.memory),
-        "collectives": [
-            {
-                "kind": kind,
-                "group": group,
-                "times": times,
-                "bytes_per_chip": received,
-            }
-            for (kind, group), (times, received) in _grouped(train.collectives or []).items()
-        ],
+        "collectives": _collectives(train),
         "flops": plan.work.flops(),
         "executed_flops": plan.work.executed_flops(),
         "seconds": {**vars(plan.seconds), "bound": plan.seconds.bound},
@@ -77,6 +72,18 @@ def as_dict(plan: Plan) -> JsonObject:
             "users_per_second": ranking.users / ranking.seconds,
             "compile_seconds": ranking.program.compile_seconds,
         },
+        "retrieval": plan.retrieval and {
+            "model": plan.retrieval.model,
+            "items": plan.retrieval.items,
+            "batch_size": plan.retrieval.rows,
+            "length": plan.retrieval.length,
+            "mesh": dict(plan.retrieval.mesh),
+            "peak_bytes_per_chip": plan.retrieval.program.memory.peak,
+            "memory_bytes_per_chip": vars(plan.retrieval.program.memory),
+            "collectives": _collectives(plan.retrieval.program),
+            "step_seconds": plan.retrieval.seconds,
+            "compile_seconds": plan.retrieval.program.compile_seconds,
+        },
         "largest_batch_size": plan.largest_batch,
         "fastest_mesh": plan.fastest and {
             "mesh": dict(plan.fastest.mesh),
@@ -86,17 +93,24 @@ def as_dict(plan: Plan) -> JsonObject:
     }  # fmt: skip
 
 
-def _memory(plan: Plan) -> list[str]:
-    memory, limit = plan.train.memory, plan.topology.chip.hbm_bytes
-    verdict = "fits" if plan.train.collectives is not None and memory.peak <= limit else "too much"
+def _collectives(program: Program) -> list[JsonObject]:
     return [
-        "memory of a chip in the train step",
+        {"kind": kind, "group": group, "times": times, "bytes_per_chip": received}
+        for (kind, group), (times, received) in _grouped(program.collectives or []).items()
+    ]
+
+
+def _memory(step: str, program: Program, topology: Topology) -> list[str]:
+    memory, limit = program.memory, topology.chip.hbm_bytes
+    verdict = "fits" if program.collectives is not None and memory.peak <= limit else "too much"
+    return [
+        f"memory of a chip in {step}",
         *(f"  {name:14}{_gib(size)}" for name, size in vars(memory).items()),
         f"  {'peak':14}{_gib(memory.peak)} of {limit / GIB:.1f} GiB: {verdict}",
     ]
 
 
-def _traffic(collectives: Sequence[Collective] | None) -> list[str]:
+def _traffic(step: str, collectives: Sequence[Collective] | None) -> list[str]:
     if collectives is None:
         return ["the program does not fit, so it was not compiled and its collectives are unknown"]
     groups = list(_grouped(collectives).items())
@@ -107,7 +121,7 @@ def _traffic(collectives: Sequence[Collective] | None) -> list[str]:
     ]
     rest = sum(received for _, (_, received) in groups[_LARGEST:])
     lines += [f"  {'others':44}{_gib(rest)}"] if rest else []
-    return [f"received by a chip from others in a train step: {_gib(total).strip()}", *lines]
+    return [f"received by a chip from others in {step}: {_gib(total).strip()}", *lines]
 
 
 def _time(plan: Plan) -> list[str]:
@@ -130,6 +144,20 @@ def _ranking(plan: Plan) -> list[str]:
         f"ranking {ranking.users} users with prompts of {ranking.length:,} tokens: peak "
         f"{_gib(ranking.program.memory.peak).strip()}, at least {ranking.seconds:.3f} s, "
         f"{ranking.users / ranking.seconds:,.0f} users/s"
+    ]
+
+
+def _retrieval(plan: Plan) -> list[str]:
+    one = plan.retrieval
+    if one is None:
+        return ["--items N, the items of the catalog, plans the retriever's train step too"]
+    return [
+        f"retrieval: {one.model} over {one.items:,} items, batch of {one.rows} x {one.length}, as "
+        f"{_mesh(one.mesh)}",
+        *_memory("the retriever's train step", one.program, plan.topology),
+        *_traffic("the retriever's train step", one.program.collectives),
+        f"at least {one.seconds:.4f} s a step, {one.rows / one.seconds:,.0f} rows/s; compiled in "
+        f"{one.program.compile_seconds:.0f} s",
     ]
 
 

@@ -15,6 +15,8 @@ Model = Literal[
 SEQUENTIAL: tuple[Model, ...] = ("gru4rec", "caser", "bert4rec", "sasrec", "hstu")
 BlockKind = Literal["sasrec", "bert"]
 ItemFeatures = Literal["none", "words"]
+# Of fixed vectors of items.
+FEATURE_WIDTH = 128
 LossKind = Literal["cross_entropy", "sampled_softmax", "bce", "gbce", "bpr"]
 
 
@@ -50,9 +52,12 @@ class RetrieverConfig:
         averaging: EMA decay of the parameters per step; 0 disables the average.
         batch_size: rows of `length` interactions per step for sequential models, single
             interactions for the others.
-        devices: devices of this process that a sequential model is trained on; must divide
-            `batch_size` and `dim`, as rows and item vectors are divided over them. Each device
-            draws its own dropout.
+        devices: devices that a sequential model is trained on, those of all processes together;
+            must divide `batch_size`, as rows are divided over them. Each device draws its own
+            dropout and negatives.
+        fsdp: how many of `devices` the item vectors are divided over, with their average and the
+            optimizer's moments; the others hold copies. It must divide `devices` and `dim`, and
+            changes no result. null is all of `devices`.
         max_epochs: most passes over the training interactions.
         patience: epochs without a better validation NDCG@10 before training stops.
     """
@@ -77,6 +82,7 @@ class RetrieverConfig:
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
     batch_size: Annotated[int, Field(ge=1, le=10_000_000)] = 32
     devices: Annotated[int, Field(ge=1, le=16_384)] = 1
+    fsdp: Annotated[int, Field(ge=1, le=16_384)] | None = None
     max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     patience: Annotated[int, Field(ge=1, le=1_000_000)] = 5
 
@@ -93,6 +99,24 @@ class RetrieverConfig:
             )
         if self.devices > 1 and self.model not in SEQUENTIAL:
             raise ValueError(f"devices ({self.devices}) must be 1 for {self.model}")
-        for name, size in (("batch_size", self.batch_size), ("dim", self.dim)):
-            if size % self.devices:
-                raise ValueError(f"devices ({self.devices}) must divide {name} ({size})")
+        if self.batch_size % self.devices:
+            raise ValueError(f"devices ({self.devices}) must divide batch_size ({self.batch_size})")
+        self._check_fsdp()
+
+    @property
+    def ways(self) -> int:
+        """The devices that the item vectors are divided over."""
+        return self.fsdp or self.devices
+
+    def _check_fsdp(self) -> None:
+        # Without `fsdp`, it is `devices` that the user can change.
+        named = f"devices ({self.devices})" if self.fsdp is None else f"fsdp ({self.fsdp})"
+        mend = "; set fsdp to a divisor of both" if self.fsdp is None else ""
+        if self.devices % self.ways:
+            raise ValueError(f"{named} must divide devices ({self.devices})")
+        if self.dim % self.ways:
+            raise ValueError(f"{named} must divide dim ({self.dim}){mend}")
+        if self.item_features != "none" and FEATURE_WIDTH % self.ways:
+            raise ValueError(
+                f"{named} must divide {FEATURE_WIDTH}, the width of item_features{mend}"
+            )

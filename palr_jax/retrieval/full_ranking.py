@@ -1,8 +1,9 @@
 """Ranking of the whole catalog, without sampled negatives: ranks of targets, and the top items.
 
 Users and items are processed in chunks of fixed size, and the items are sharded over the devices of
-this process. A device holds one chunk of scores at a time, so memory does not grow with the number
-of users, and grows with the number of items only by the model's arrays per item.
+this process, or of all processes, which then call these functions together. A device holds one
+chunk of scores at a time, so memory does not grow with the number of users, and grows with the
+number of items only by the model's arrays per item.
 
 Shapes: C items of a chunk, S seen items of a user, padded.
 """
@@ -19,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from palr_jax.errors import UserError
-from palr_jax.padding import to_power_of_two
+from palr_jax.padding import to_multiple, to_power_of_two
+from palr_jax.parallel.sharding import fetch
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.interface import TopK
 from palr_jax.trees import PyTree
@@ -42,11 +44,15 @@ class Scorer:
         items: arrays that represent the items, a pytree of [I, ...].
         score: queries of B users and C items → scores, float32 [B, C]. A pure module-level
             function, because the cache of compiled programs is keyed by it.
+        devices: devices of all processes over whose order `items` are sharded, padded to
+            `padded(I, len(devices))`; `queries` must be replicated on them. None leaves it to this
+            module.
     """
 
     queries: Callable[[Ragged], PyTree]
     items: PyTree
     score: Score
+    devices: tuple[jax.Device, ...] | None = None
 
 
 def inner_product(query_BD: jax.Array, item_CD: jax.Array) -> jax.Array:
@@ -65,7 +71,7 @@ def ranks(scorer: Scorer, histories: Ragged, target_U: np.ndarray, num_items: in
         UserError: a history holds an item the catalog lacks.
     """
     rank_U = np.zeros(len(histories), np.float32)
-    mesh, items = _spread(scorer.items, num_items)
+    mesh, items = _spread(scorer, num_items)
     found: list[tuple[np.ndarray, jax.Array]] = []
     for users_B, part in chunks(histories, num_items):
         target_B = np.zeros(len(part), np.int32)
@@ -92,7 +98,7 @@ def recommend(scorer: Scorer, histories: Ragged, k: int, num_items: int) -> TopK
     item_UK = np.full((len(histories), k), -1, np.int32)
     score_UK = np.full((len(histories), k), -np.inf, np.float32)
     K = min(k, num_items)
-    mesh, items = _spread(scorer.items, num_items)
+    mesh, items = _spread(scorer, num_items)
     for users_B, part in chunks(histories, num_items):
         queries = jax.device_put(scorer.queries(part), NamedSharding(mesh, P()))
         unused_B = np.zeros(len(part), np.int32)  # targets, whose ranks are ignored
@@ -120,7 +126,7 @@ def scores(scorer: Scorer, histories: Ragged, num_items: int) -> jax.Array:
     score_UI = np.zeros((len(histories), num_items), np.float32)
     for users_B, part in chunks(histories, num_items):
         score_BI = _all_scores(scorer.score, scorer.queries(part), scorer.items)
-        score_UI[users_B] = np.asarray(score_BI)[: len(users_B)]
+        score_UI[users_B] = fetch(score_BI)[: len(users_B), :num_items]
     return jnp.asarray(score_UI)
 
 
@@ -163,24 +169,30 @@ def _seen(part: Ragged, num_items: int) -> np.ndarray:
     return seen_BS
 
 
-def _spread(items: PyTree, num_items: int) -> tuple[Mesh, PyTree]:
-    """Shards the items over the devices of this process, padded to equally many chunks each."""
+def padded(num_items: int, devices: int) -> int:
+    """The number of items after padding to equally many chunks on each device."""
+    shard = -(-num_items // devices)
+    return devices * to_multiple(shard, -(-shard // _ITEMS))
+
+
+def _spread(scorer: Scorer, num_items: int) -> tuple[Mesh, PyTree]:
+    """The items sharded over devices, and the mesh of these."""
+    if scorer.devices is not None:
+        return Mesh(np.array(scorer.devices), (_AXIS,)), scorer.items
     devices = np.array(_devices())
     mesh = Mesh(devices, (_AXIS,))
-    shard = -(-num_items // len(devices))
-    number = -(-shard // _ITEMS)
-    padding = len(devices) * number * (-(-shard // number)) - num_items
+    padding = padded(num_items, len(devices)) - num_items
     sharding = NamedSharding(mesh, P(_AXIS))
 
     def spread(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) if padding else array
-        return jax.device_put(padded, sharding)
+        longer = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) if padding else array
+        return jax.device_put(longer, sharding)
 
-    return mesh, jax.tree.map(spread, items)
+    return mesh, jax.tree.map(spread, scorer.items)
 
 
 def _devices() -> list[jax.Device]:
-    """The devices of this process: every process ranks on its own."""
+    """The devices of this process, where a scorer names none."""
     return jax.local_devices()
 
 

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from palr_jax.data.split import Split
 from palr_jax.errors import UserError
 from palr_jax.io.files import read_arrays, write_arrays
+from palr_jax.parallel import processes
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
@@ -42,10 +43,10 @@ class ItemKNN(ScoringRetriever):
             (ones_N, split.train.values_N, split.train.offsets_R1), shape=(users, items)
         )
         near_II = _nearest(matrix_UI)
-        write_arrays(
-            directory / _FILE,
-            weight_N=near_II.data, column_N=near_II.indices, offsets_I1=near_II.indptr,
-        )  # fmt: skip
+        arrays = {
+            "weight_N": near_II.data, "column_N": near_II.indices, "offsets_I1": near_II.indptr
+        }  # fmt: skip
+        processes.led(lambda: write_arrays(directory / _FILE, **arrays))
         self.load(directory)
 
     def load(self, directory: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,8 @@ from palr_jax.io.files import write_json, write_text
 from palr_jax.io.progress import Advance, progress
 from palr_jax.io.provenance import Inputs, changed, claim, recorded
 from palr_jax.json_types import JsonObject
+from palr_jax.parallel import processes
+from palr_jax.parallel.processes import Stop, Terminated
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.step import Params, RetrieverState, copy
 from palr_jax.trees import PyTree
@@ -45,12 +47,14 @@ class EpochLog:
         best: the best validation NDCG@10.
         stale: epochs since the best one.
         finished: whether training is complete.
+        losses: those of the steps of an epoch that was stopped.
     """
 
     curve: tuple[dict[str, float], ...] = ()
     best: float = -1.0
     stale: int = 0
     finished: bool = False
+    losses: tuple[float, ...] = ()
 
 
 def train(
@@ -63,10 +67,12 @@ def train(
     directory: Path,
     validation_ranks: Callable[[Params], np.ndarray],
     feature_IR: np.ndarray | None = None,
+    begin: Callable[[Params], RetrieverState] = RetrieverState.initial,
 ) -> Params:
     """Trains from `params`, or resumes an interrupted call; the result is the same.
 
-    Training ends after `max_epochs`, or `patience` epochs without a better validation NDCG@10.
+    Training ends after `max_epochs`, or `patience` epochs without a better validation NDCG@10. With
+    several processes, all must call this; the leader writes the files.
 
     Args:
         params: the initial parameters.
@@ -78,6 +84,7 @@ def train(
         directory: where settings.json, curve.jsonl and one checkpoint per epoch are written.
         validation_ranks: parameters → rank of each user's validation item [U].
         feature_IR: features of the items, which are a part of the data.
+        begin: parameters → the state before the first step, which does not alias them.
 
     Returns:
         The parameters of the epoch with the best validation NDCG@10.
@@ -85,29 +92,42 @@ def train(
     Raises:
         UserError: the loss or the parameters are not finite, or `directory` was made with other
             settings or data.
+        Terminated: SIGTERM was received; the state is saved.
     """
     inputs = binding(config, split, seed, feature_IR)
-    _check_settings(directory, inputs, claim(directory / _SETTINGS, inputs))
+    found = processes.led(lambda: dict(claim(directory / _SETTINGS, inputs)))
+    _check_settings(directory, inputs, found)
     steps = len(batches(0))
-    best, state, log = params, RetrieverState.initial(params), EpochLog()
+    best, state, log = params, begin(params), EpochLog()
     with Checkpoints(directory / _CHECKPOINTS) as checkpoints:
         saved = checkpoints.load_latest({"best": best, "state": state})
         if saved is not None:
             best, state, log = saved[1]["best"], saved[1]["state"], EpochLog(**saved[2])
-        done = len(log.curve) * steps
-        with progress(config.model, config.max_epochs * steps, "steps", done) as advance:
+        done = len(log.curve) * steps + len(log.losses)
+        bar = progress(config.model, config.max_epochs * steps, "steps", done)
+        with bar as advance, Stop() as stop:
             while not log.finished:
                 start, epoch = time.monotonic(), len(log.curve)
                 key = jax.random.fold_in(jax.random.key(seed), epoch)
-                state, loss = _epoch(step, state, batches(epoch), key, epoch, advance)
+                state, losses = _epoch(
+                    step, state, batches(epoch), key, epoch, log.losses, advance, stop
+                )
+                if len(losses) < steps:
+                    log = dataclasses.replace(log, losses=losses)
+                    checkpoints.finish()  # it replaces the one that the last epoch ended with
+                    checkpoints.save(epoch, {"best": best, "state": state}, dataclasses.asdict(log))
+                    _stop(checkpoints, config, f"saved at step {len(losses)} of epoch {epoch + 1}")
                 quality = float(ndcg(validation_ranks(state.average), 10).mean())
                 if quality > log.best:
                     best = copy(state.average)  # the next step donates the state's memory
-                log = _after(log, config, loss, quality, time.monotonic() - start)
+                mean = float(np.mean(losses))
+                log = _after(log, config, mean, quality, time.monotonic() - start)
                 trees = {"best": best, "state": state}
                 checkpoints.save(epoch + 1, trees, dataclasses.asdict(log))
                 lines = [json.dumps(line) + "\n" for line in log.curve]
                 write_text(directory / "curve.jsonl", "".join(lines))
+                if bool(stop.poll()):
+                    _stop(checkpoints, config, f"saved after epoch {epoch + 1}")
     # Closing the checkpoints has completed the last save.
     write_json(directory / _FINISHED, {"best validation NDCG@10": log.best})
     return best
@@ -151,6 +171,7 @@ def settings(config: RetrieverConfig, num_items: int, seed: int) -> JsonObject:
     """Everything but the data that determines the result of training."""
     decisive = dataclasses.asdict(config)
     del decisive["candidates"]  # taken from the scores, after training
+    del decisive["fsdp"]  # changes no result
     if config.item_features == "none":
         del decisive["item_features"]  # retrievers that were trained without this key stay valid
     return decisive | {"num_items": num_items, "seed": seed}
@@ -173,29 +194,46 @@ def cut(arrays: _Tree, size: int) -> list[_Tree]:
     return [part(index) for index in range(count)]
 
 
+def _stop(checkpoints: Checkpoints, config: RetrieverConfig, saved: str) -> NoReturn:
+    checkpoints.finish()
+    raise Terminated(f"{config.model}: told to stop, {saved}")
+
+
 def _epoch(
     step: Step,
     state: RetrieverState,
     batches: Sequence[PyTree],
     key: jax.Array,
     epoch: int,
+    done: Sequence[float],
     advance: Advance,
-) -> tuple[RetrieverState, float]:
-    """Trains on all batches; returns the new state and the mean loss."""
-    losses: list[float] = []
+    stop: Stop,
+) -> tuple[RetrieverState, tuple[float, ...]]:
+    """Trains on the batches after those that are `done`; returns the state and all losses.
+
+    There are fewer losses than batches if all processes are told to stop.
+    """
+    losses = list(done)
     running: jax.Array | None = None
-    for index, batch in enumerate(batches):
-        state, loss = step(state, batch, jax.random.fold_in(key, index))
+    told_to_stop: bool | jax.Array = False
+    for index in range(len(done), len(batches)):
+        state, loss = step(state, batches[index], jax.random.fold_in(key, index))
         # Fetch a step's loss while the next one runs, so that the device never waits.
         if running is not None:
             losses.append(_finite("loss", running, epoch, index))
         running = loss
         advance(note=f"epoch {epoch + 1}" + (f", loss {losses[-1]:.3f}" if losses else ""))
+        stopping, told_to_stop = bool(told_to_stop), stop.poll()
+        if stopping:
+            break
     if running is not None:
-        losses.append(_finite("loss", running, epoch, len(batches)))
+        losses.append(_finite("loss", running, epoch, len(losses) + 1))
     # No later loss reveals divergence in the last update, so check the parameter norm.
-    _finite("parameter norm", optax.tree.norm(state.params), epoch, len(batches))
-    return state, float(np.mean(losses))
+    _finite("parameter norm", _norm(state.params), epoch, len(losses))
+    return state, tuple(losses)
+
+
+_norm = jax.jit(optax.tree.norm)
 
 
 def _finite(name: str, number: jax.Array, epoch: int, step: int) -> float:

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from palr_jax.data.split import Split
+from palr_jax.errors import UserError
+from palr_jax.parallel import processes
 from palr_jax.retrieval.bert4rec import BERT4Rec
 from palr_jax.retrieval.bpr_mf import BPRMF
 from palr_jax.retrieval.caser import Caser
-from palr_jax.retrieval.config import Model, RetrieverConfig
+from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
+from palr_jax.retrieval.divided import check_devices
 from palr_jax.retrieval.gru4rec import GRU4Rec
 from palr_jax.retrieval.hstu import HSTU
 from palr_jax.retrieval.interface import Retriever
@@ -51,6 +54,25 @@ ROW_NAMES: dict[Model, str] = {
 }
 """The models' names in tables."""
 
+# Models without training, which each process computes alike.
+_UNTRAINED: tuple[Model, ...] = ("popularity", "item_knn")
+
+
+def check_processes(config: RetrieverConfig) -> None:
+    """Checks that several processes, if there are any, can train a retriever together.
+
+    Raises:
+        UserError: the model is trained in one process, or they have other devices.
+    """
+    if not processes.are_many() or config.model in _UNTRAINED:
+        return
+    if config.model not in SEQUENTIAL:
+        raise UserError(
+            f"retriever.model {config.model} is trained in one process: run palr retrieve on one "
+            f"machine, or choose one of {', '.join(SEQUENTIAL)}"
+        )
+    check_devices(config)
+
 
 def fitted(
     config: RetrieverConfig,
@@ -61,6 +83,8 @@ def fitted(
 ) -> Retriever:
     """A retriever, trained on `split` or loaded from `directory` if it is trained.
 
+    With several processes, all must call this and use the result together.
+
     Args:
         config: which retriever, and its settings.
         split: the data.
@@ -69,8 +93,10 @@ def fitted(
         feature_IR: features of the items, [I, R]; required if `config.item_features` is set.
 
     Raises:
-        UserError: training failed, or `directory` was made with other settings or data.
+        UserError: training failed, `directory` was made with other settings or data, or as
+            `check_processes`.
     """
+    check_processes(config)
     retriever = MODELS[config.model](config, split.num_items, seed)
     if feature_IR is not None:
         assert isinstance(retriever, Sequential)  # the config allows features for these alone

@@ -33,7 +33,7 @@ class Popularity(ScoringRetriever):
         """Counts the training interactions of each item."""
         count_I = np.bincount(split.train.values_N, minlength=self._num_items)
         write_arrays(directory / _FILE, count_I=count_I.astype(np.float32))
-        self.load(directory)
+        self._count_I = count_I.astype(np.float32)
 
     def load(self, directory: Path) -> None:
         """Reads the counts."""

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from palr_jax.data.split import Split
 from palr_jax.padding import to_power_of_two
-from palr_jax.parallel.config import MeshConfig
-from palr_jax.parallel.sharding import Shards, make_mesh
+from palr_jax.parallel.sharding import Shards, fetch
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval import full_ranking, loop
+from palr_jax.retrieval import divided, full_ranking, loop
 from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
@@ -26,9 +26,10 @@ from palr_jax.retrieval.step import (
     Params,
     Rates,
     RetrieverState,
-    retriever_shardings,
+    initial_state,
     retriever_step,
 )
+from palr_jax.retrieval.tables import retriever_shardings
 
 
 class Sequential(ScoringRetriever):
@@ -53,14 +54,33 @@ class Sequential(ScoringRetriever):
         self._seed = seed
         self._network = network
         self._feature_IR: np.ndarray | None = None
+        self._shards: Shards | None = None  # where parameters are divided over several devices
         abstract = nnx.eval_shape(lambda: network(config, num_items, nnx.Rngs(seed)))
         self._graph, self._shapes = nnx.split(abstract, nnx.Param)
 
     @functools.cached_property
     def _params(self) -> Params:
         """Those of a fresh network, until others are trained or loaded: these need no drawing."""
+        params = self._drawn()
+        if self._feature_IR is not None:
+            params[FEATURES] = jnp.asarray(scaled_features(self._feature_IR))
+        return params
+
+    def _drawn(self) -> Params:
         network = self._network(self._config, self._num_items, nnx.Rngs(self._seed))
-        return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+        params: Params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+        return params
+
+    def _drawn_on(self, shards: Shards) -> Params:
+        """The same, each part drawn on the device of a mesh that keeps it."""
+        placed = retriever_shardings(nnx.to_pure_dict(self._shapes), shards)
+        params: Params = jax.jit(self._drawn, out_shardings=placed)()
+        if self._feature_IR is not None:
+            feature_IR = scaled_features(self._feature_IR)
+            params[FEATURES] = jax.make_array_from_callback(
+                feature_IR.shape, placed[FEATURES], lambda index: feature_IR[index]
+            )
+        return params
 
     def use_features(self, feature_IR: np.ndarray) -> None:
         """Sets the features of all items, before `fit`; a checkpoint holds them.
@@ -69,14 +89,17 @@ class Sequential(ScoringRetriever):
             feature_IR: of every item, at most `item_network.WIDTH` wide.
         """
         self._feature_IR = feature_IR
-        self._params = self._params | {FEATURES: jnp.asarray(scaled_features(feature_IR))}
+        self.__dict__.pop("_params", None)  # drawn anew, with these features
 
     def fit(self, split: Split, directory: Path) -> None:
         """Trains until the validation NDCG@10 has not improved for `patience` epochs.
 
         Writes checkpoints, settings.json and curve.jsonl (one line per epoch) to `directory`.
+        With several processes, all must call this.
 
         Raises:
+            UserError: `config.devices` is not the number of devices of all processes, or as
+                `loop.train`.
             ValueError: the configured features are not set.
         """
         config = self._config
@@ -93,21 +116,51 @@ class Sequential(ScoringRetriever):
             )
             return loop.cut(rows, config.batch_size)
 
-        loss = Loss(config.loss or "cross_entropy", config.negatives)
-        rates = Rates(config.learning_rate, config.weight_decay, config.averaging)
-        step: loop.Step = functools.partial(retriever_step, self._graph, loss, rates)
+        step: loop.Step = functools.partial(retriever_step, self._graph, self._loss, self._rates)
+        begin: Callable[[Params], RetrieverState] = initial_state
         if config.devices > 1:
-            mesh = make_mesh(MeshConfig(fsdp=config.devices), jax.local_devices()[: config.devices])
-            step = _sharded(step, Shards(mesh))
+            shards = self._shards = Shards(divided.mesh_of(config))
+            self._params = self._drawn_on(shards)
+            step = _sharded(step, shards)
+            begin = functools.partial(initial_state, shards=shards)
         self._params = loop.train(
             self._params, step, batches, config, split, self._seed, directory, validation_ranks,
-            self._feature_IR,
+            self._feature_IR, begin,
         )  # fmt: skip
-        # On one device as after `load`, so that recommendations are bitwise the same.
-        self._params = jax.device_put(self._params, jax.local_devices()[0])
+
+    def lowered_step(
+        self, shards: Shards
+    ) -> tuple[jax.stages.Lowered, RetrieverState, HistoryRows]:
+        """The training step for the devices of a mesh, which need not be there.
+
+        Returns:
+            The step, the shapes of its state and those of a batch, with shardings.
+        """
+        config = self._config
+        state = jax.eval_shape(RetrieverState.initial, nnx.to_pure_dict(self._shapes))
+        state = jax.tree.map(_shape, state, retriever_shardings(state, shards))
+        size = jax.ShapeDtypeStruct((config.batch_size, config.length), jnp.int32)
+        row_RT = _shape(size, shards.of("batch", None))
+        rows = HistoryRows(row_RT, row_RT, row_RT)  # type: ignore[arg-type]  # shapes of arrays
+        key = _shape(jax.eval_shape(jax.random.key, 0), shards.of())
+        lowered = retriever_step.lower(
+            self._graph, self._loss, self._rates, state, rows, key,
+            shards=None if shards.is_one_device else shards,
+        )  # fmt: skip
+        return lowered, state, rows
+
+    @property
+    def _loss(self) -> Loss:
+        return Loss(self._config.loss or "cross_entropy", self._config.negatives)
+
+    @property
+    def _rates(self) -> Rates:
+        config = self._config
+        return Rates(config.learning_rate, config.weight_decay, config.averaging)
 
     def load(self, directory: Path) -> None:
-        """Loads the parameters with the best validation NDCG@10."""
+        """Loads the parameters with the best validation NDCG@10, on one device."""
+        self._shards = None
         settings = loop.settings(self._config, self._num_items, self._seed)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(
@@ -118,20 +171,34 @@ class Sequential(ScoringRetriever):
 
     def item_vectors(self) -> np.ndarray:
         """The item vectors of the output layer: float32 [I, D]."""
-        return np.asarray(_items(self._graph, self._params), np.float32)
+        vectors = self._scorer().items
+        return np.asarray(fetch(vectors), np.float32)[: self._num_items]
 
     def _scorer(self) -> Scorer:
         return self._scorer_of(self._params)
 
     def _scorer_of(self, params: Params) -> Scorer:
-        def queries(part: Ragged) -> jax.Array:
+        shards = self._shards
+
+        def rows_of(part: Ragged) -> HistoryRows:
             length = min(self._config.length, _width(int(part.lengths_R.max()) + 1))
-            return _newest(
-                self._graph, params, self._objective.inference(part, self._num_items, length)
+            return self._objective.inference(part, self._num_items, length)
+
+        if shards is None:
+            return Scorer(
+                lambda part: _newest(self._graph, params, rows_of(part)),
+                _items(self._graph, params),
+                full_ranking.inner_product,
             )
 
-        items_ID = _items(self._graph, params)
-        return Scorer(queries, items_ID, full_ranking.inner_product)
+        devices = tuple(shards.mesh.devices.flat)
+        count = full_ranking.padded(self._num_items, len(devices))
+        return Scorer(
+            lambda part: divided.newest(self._graph, shards, params, rows_of(part)),
+            divided.items(self._graph, shards, count, params),
+            full_ranking.inner_product,
+            devices,
+        )
 
 
 def _width(length: int) -> int:
@@ -149,11 +216,13 @@ def _sharded(step: Callable[..., tuple[RetrieverState, jax.Array]], shards: Shar
     def sharded(
         state: RetrieverState, rows: HistoryRows, key: jax.Array
     ) -> tuple[RetrieverState, jax.Array]:
-        # The initial state, and one loaded from a checkpoint, are on a single device.
-        state = jax.device_put(state, retriever_shardings(state, shards))
         return step(state, shards.spread(rows), key, shards=shards)
 
     return sharded
+
+
+def _shape(leaf: jax.ShapeDtypeStruct, at: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
 
 
 @functools.partial(jax.jit, static_argnums=0)

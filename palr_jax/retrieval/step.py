@@ -1,12 +1,15 @@
 """One training step of the sequential retrievers.
 
 On several devices, each computes some rows of the batch and stores a slice of every item vector,
-its average and its moments; a step all-gathers the vectors.
+its average and its moments. cross_entropy needs all items, so a step all-gathers their vectors; the
+other losses look up those of the batch and of the sampled negatives.
+
+Shapes: N positions, M = 2 N + negatives items that a device looks up.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -15,11 +18,14 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from palr_jax.parallel import ordered
 from palr_jax.parallel.sharding import Shards
-from palr_jax.retrieval.item_network import FEATURES
-from palr_jax.retrieval.losses import NO_TARGET, Loss, loss_of
+from palr_jax.retrieval import tables
+from palr_jax.retrieval.item_network import EMBEDDINGS, FEATURES
+from palr_jax.retrieval.losses import NO_TARGET, Loss, Sampled, loss_of, sample, sampled_loss
 from palr_jax.retrieval.rows import HistoryRows
-from palr_jax.trees import KeyPath, PyTree
+from palr_jax.retrieval.tables import retriever_shardings
+from palr_jax.trees import PyTree
 
 Params: TypeAlias = dict[str, PyTree]
 """Nested dicts of arrays."""
@@ -40,6 +46,9 @@ class Network(Protocol):
             key: dropout key; None disables dropout.
             newest: return only this many last columns; 0 for all.
         """
+
+    def items(self) -> jax.Array:
+        """The vectors of all items, and of the padding and mask tokens: [I + 1, D]."""
 
     def output_items(self) -> jax.Array:
         """The item vectors; scores are their inner products with predictions: [I, D]."""
@@ -86,6 +95,15 @@ class RetrieverState:
         return RetrieverState(params, average, moments)
 
 
+def initial_state(params: Params, shards: Shards | None = None) -> RetrieverState:
+    """The state before the first step, on the devices of a mesh; it does not alias `params`."""
+    if shards is None:
+        return RetrieverState.initial(params)
+    placed = retriever_shardings(jax.eval_shape(RetrieverState.initial, params), shards)
+    state: RetrieverState = jax.jit(RetrieverState.initial, out_shardings=placed)(params)
+    return state
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "loss", "shards"), donate_argnames="state")
 def retriever_step(
     graph: nnx.GraphDef[Network],
@@ -107,54 +125,114 @@ def retriever_step(
         key: key of dropout and of sampled negatives.
         shards: the mesh, if `state` is sharded as `retriever_shardings` says; None on one device.
     """
-
-    def loss_at(params: Params, rows: HistoryRows, key: jax.Array) -> jax.Array:
-        dropout_key, negatives_key = jax.random.split(key)
-        network: Network = nnx.merge(graph, params)
-        hidden_BTD = network(rows, dropout_key)
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        target_N = jnp.asarray(rows.target_RT).reshape(-1)
-        return loss_of(loss, hidden_ND, network.output_items(), target_N, negatives_key)
-
-    slope = jax.value_and_grad(loss_at)
     if shards is None:
+        slope = jax.value_and_grad(functools.partial(_loss, graph, loss))
         value, gradient = slope(state.params, rows, key)
         return state.after(gradient, rates), value
-    value, gradient = _over_devices(slope, shards)(state.params, rows, key)
+    value, gradient = _over_devices(graph, loss, shards)(state.params, rows, key)
     after = state.after(gradient, rates)
     return jax.lax.with_sharding_constraint(after, retriever_shardings(after, shards)), value
 
 
-def retriever_shardings(tree: PyTree, shards: Shards) -> PyTree:
-    """The sharding of each array: item vectors are split by width, all else is replicated.
-
-    Args:
-        tree: parameters or a `RetrieverState`.
-        shards: the mesh.
-    """
-
-    def sharding(keys: KeyPath, leaf: jax.Array) -> jax.sharding.NamedSharding:
-        is_table = getattr(keys[-1], "key", None) == "item_ID"
-        return shards.of(None, "embed") if is_table else shards.of()
-
-    return jax.tree.map_with_path(sharding, tree)
+def _loss(
+    graph: nnx.GraphDef[Network], loss: Loss, params: Params, rows: HistoryRows, key: jax.Array
+) -> jax.Array:
+    dropout_key, negatives_key = jax.random.split(key)
+    network: Network = nnx.merge(graph, params)
+    hidden_BTD = network(rows, dropout_key)
+    hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    target_N = jnp.asarray(rows.target_RT).reshape(-1)
+    return loss_of(loss, hidden_ND, network.output_items(), target_N, negatives_key)
 
 
-def _over_devices(slope: Slope, shards: Shards) -> Slope:
+def _over_devices(graph: nnx.GraphDef[Network], loss: Loss, shards: Shards) -> Slope:
     """The loss of a batch and its gradient, summed over the devices' rows."""
-    rows = shards.rules.spec("batch")
+    slope = _slope_of_all if loss.kind == "cross_entropy" else _slope_of_some
 
     def on_device(params: Params, rows: HistoryRows, key: jax.Array) -> tuple[jax.Array, Params]:
         key = jax.random.fold_in(key, jax.lax.axis_index(shards.rules.batch))
         count = jnp.sum(rows.target_RT != NO_TARGET)
         # A device has the mean over its own positions, so weight it by their number.
         share = count / jnp.maximum(jax.lax.psum(count, shards.rules.batch), 1)
-        parts = jax.tree.map(lambda x: x * share, slope(params, rows, key))
-        return jax.lax.psum(parts, shards.rules.batch)
+        return slope(graph, loss, params, rows, key, share)
 
-    # JAX does not infer that psum gives replicated values, so check_vma is off.
-    return jax.shard_map(
-        on_device, mesh=shards.mesh, in_specs=(P(), rows, P()), out_specs=P(), check_vma=False
+    def over_devices(params: Params, rows: HistoryRows, key: jax.Array) -> tuple[jax.Array, Params]:
+        placed = tables.specs(params, shards)
+        return jax.shard_map(
+            on_device,
+            mesh=shards.mesh,
+            in_specs=(placed, shards.rules.spec("batch", None), P()),
+            out_specs=(P(), placed),
+            check_vma=False,  # JAX does not infer that the sums are replicated
+        )(params, rows, key)
+
+    return over_devices
+
+
+def _slope_of_all(
+    graph: nnx.GraphDef[Network],
+    loss: Loss,
+    params: Params,
+    rows: HistoryRows,
+    key: jax.Array,
+    share: jax.Array,
+) -> tuple[jax.Array, Params]:
+    """The summed loss and gradient of a loss that compares with all items."""
+    divided, others = tables.split_off(params)
+    gathered = {name: tables.whole(table) for name, table in divided.items()}
+    slope = jax.value_and_grad(functools.partial(_loss, graph, loss))
+    parts = jax.tree.map(lambda x: x * share, slope(others | gathered, rows, key))
+    of_tables, of_others = tables.split_off(parts[1])
+    value, gradient = ordered.total((parts[0], of_others))
+    gradient |= {name: jnp.zeros_like(table) for name, table in divided.items()}
+    gradient[EMBEDDINGS] = ordered.total_columns(of_tables[EMBEDDINGS])
+    return value, gradient
+
+
+def _slope_of_some(
+    graph: nnx.GraphDef[Network],
+    loss: Loss,
+    params: Params,
+    rows: HistoryRows,
+    key: jax.Array,
+    share: jax.Array,
+) -> tuple[jax.Array, Params]:
+    """The summed loss and gradient of a loss that compares with sampled items.
+
+    The network runs on a table of the M items of this device: position n reads row n.
+    """
+    divided, others = tables.split_off(params)
+    num_rows = len(divided[EMBEDDINGS])
+    dropout_key, negatives_key = jax.random.split(key)
+    ids = sample(loss, jnp.asarray(rows.target_RT).reshape(-1), num_rows - 1, negatives_key)
+    item_M = jnp.concatenate(
+        [rows.item_RT.reshape(-1), jnp.maximum(ids.target_N, 0), ids.negative.reshape(-1)]
+    )
+    looked_up = {name: tables.look_up(table, item_M) for name, table in divided.items()}
+    here, at = _renumbered(rows, ids)
+
+    def loss_at(params: Params) -> jax.Array:
+        network: Network = nnx.merge(graph, params)
+        hidden_BTD = network(here, dropout_key)
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        return sampled_loss(loss, hidden_ND, network.items(), at, ids, num_rows - 1)
+
+    parts = jax.tree.map(lambda x: x * share, jax.value_and_grad(loss_at)(others | looked_up))
+    of_tables, of_others = tables.split_off(parts[1])
+    value, gradient = ordered.total((parts[0], of_others))
+    gradient |= {name: jnp.zeros_like(table) for name, table in divided.items()}
+    gradient[EMBEDDINGS] = tables.add_up(item_M, of_tables[EMBEDDINGS], num_rows)
+    return value, gradient
+
+
+def _renumbered(rows: HistoryRows, ids: Sampled) -> tuple[HistoryRows, Sampled]:
+    """Rows and samples as places in the table of the items that they hold, in their order."""
+    count = len(ids.target_N)
+    place_N = jnp.arange(count)
+    places = 2 * count + jnp.arange(ids.negative.size).reshape(ids.negative.shape)
+    return (
+        replace(rows, item_RT=place_N.reshape(rows.item_RT.shape)),
+        Sampled(count + place_N, places),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from palr_jax.data.catalog import Catalog
 from palr_jax.io.files import read_arrays, write_arrays
+from palr_jax.parallel import processes
 from palr_jax.ranking import title_vectors
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.run_directory import RunDirectory
@@ -46,9 +47,15 @@ def retriever_features(
 def _kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Reads the vectors from a file, and makes the file first if it is missing.
 
+    Of several processes, the leader makes it, and the others wait.
+
     They are made once per run: a language model takes long, and singular vectors of equal values
     come out in another basis each time, which would change the inputs of a resumed training.
     """
-    if not file.exists():
-        write_arrays(file, vectors_IR=make())
+
+    def make_file() -> None:
+        if not file.exists():
+            write_arrays(file, vectors_IR=make())
+
+    processes.led(make_file)
     return read_arrays(file)["vectors_IR"]

@@ -61,7 +61,8 @@ def propose_moments(
 ) -> Proposals:
     """Trains the retrievers, or reads what they proposed before.
 
-    They have the settings of the run's retriever, and no held-out item has a part in them.
+    They have the settings of the run's retriever, and no held-out item has a part in them. Several
+    processes train them together, as `palr retrieve` does.
 
     Args:
         config: `instruct.held_out` selects what is held out of their training.
@@ -70,19 +71,13 @@ def propose_moments(
         users: that the ranker is tuned on.
 
     Raises:
-        UserError: no interactions remain to train on, or the file is missing and several processes
-            run.
+        UserError: no interactions remain to train on, or as `models.fitted`.
     """
     split = prepared.split
     feature_IR = retriever_features(config.retriever, run, prepared.catalog)
     directory = run.negatives / _fingerprint(config, split, feature_IR)
     file = directory / "negatives.npz"
-    if not file.exists():
-        if processes.are_many():
-            raise UserError(
-                "the retriever of the ranker's candidates is trained in one process: run "
-                "`palr show-examples` with this config on one machine first"
-            )
+    if not processes.led(file.exists):
         _train(config, split, users, directory, file, feature_IR)
     return _read(file, split)
 
@@ -140,7 +135,8 @@ def _train(
         items_PK[mine_P], scores_PK[mine_P] = np.asarray(top.item_UK), np.asarray(top.score_UK)
         if len(parts) == 1 and isinstance(retriever, Sequential):
             arrays["vectors_IR"] = retriever.item_vectors()
-    write_arrays(file, **arrays, items_PK=items_PK, scores_PK=scores_PK)
+    # The others read the file once it is there.
+    processes.led(lambda: write_arrays(file, **arrays, items_PK=items_PK, scores_PK=scores_PK))
 
 
 def _by_users(config: Config, split: Split, users: np.ndarray) -> list[_Part]:
@@ -206,5 +202,6 @@ def _fingerprint(config: Config, split: Split, feature_IR: np.ndarray | None) ->
     retriever, instruct = to_dict(config)["retriever"], config.instruct
     if feature_IR is None:
         del retriever["item_features"]  # proposals that were made without this key stay valid
+    del retriever["fsdp"]  # changes no result
     chosen = [instruct.user_share, instruct.held_out, instruct.moments, instruct.folds]
     return fingerprint([retriever, config.seed, *chosen, loop.digest(split, feature_IR)])

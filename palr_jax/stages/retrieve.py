@@ -16,6 +16,7 @@ from palr_jax.evaluation.results import RetrieverRow
 from palr_jax.io.files import read_lines, reading, write_arrays, write_json
 from palr_jax.io.paths import delete
 from palr_jax.io.progress import say
+from palr_jax.parallel import processes
 from palr_jax.retrieval import loop
 from palr_jax.retrieval.config import Model, RetrieverConfig
 from palr_jax.retrieval.models import MODELS, ROW_NAMES, fitted
@@ -48,13 +49,24 @@ def settings_of(config: Config, model: Model) -> RetrieverConfig:
 def propose(config: Config, run: RunDirectory, model: Model, prepared: Prepared) -> None:
     """Trains a model, or loads it if it is trained, and writes its candidates.
 
-    A model that was trained with other settings is trained again from the start.
+    A model that was trained with other settings is trained again from the start. With several
+    processes, all must call this; the leader writes.
+
+    Raises:
+        UserError: as `fitted`.
+        Terminated: SIGTERM was received in training, which is saved.
     """
     settings, directory, split = settings_of(config, model), run.retriever(model), prepared.split
     feature_IR = retriever_features(settings, run, prepared.catalog)
-    if loop.has_other_inputs(directory, loop.binding(settings, split, config.seed, feature_IR)):
-        say(f"{ROW_NAMES[model]}: was trained with other settings or data; training starts again")
-        delete(directory)
+    inputs = loop.binding(settings, split, config.seed, feature_IR)
+
+    def clear() -> None:
+        if loop.has_other_inputs(directory, inputs):
+            name = ROW_NAMES[model]
+            say(f"{name}: was trained with other settings or data; training starts again")
+            delete(directory)
+
+    processes.led(clear)
     retriever = fitted(settings, split, config.seed, directory, feature_IR)
     arrays: dict[str, np.ndarray] = {}
     for part in get_args(Part):

@@ -11,13 +11,13 @@ import jax
 
 from palr_jax.config import Config, Variant, to_dict
 from palr_jax.data import prepare as preparing
-from palr_jax.errors import UserError
 from palr_jax.evaluation.results import RetrieverRow
 from palr_jax.io.paths import path_of
 from palr_jax.json_types import JsonObject
 from palr_jax.llm.quantize import qwix
 from palr_jax.parallel import processes
 from palr_jax.parallel.sharding import make_mesh
+from palr_jax.retrieval.models import check_processes
 from palr_jax.run_directory import RunDirectory
 from palr_jax.stage_log import Stage
 from palr_jax.stages.evaluate import evaluate
@@ -48,8 +48,10 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
 # Keys that were added after version 0.2.0, with the value that changes nothing: with it they do not
 # count, so that what older versions made stays valid.
 _ADDED = {("instruct", "answer"): "title", ("ranker", "quantize"): "none"}
-# What several processes can do together.
-_SHARED = ("finetune", "evaluate")
+# Keys that change no result: how arrays are divided over devices.
+_PLACING = (("retriever", "fsdp"),)
+# What several processes divide over `mesh`.
+_MESHED = ("finetune", "evaluate")
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "retrieve": ("prepare",),
@@ -65,19 +67,17 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
     Raises:
         UserError: a stage that it builds on is not done, several processes run what one can, or
             anything the stage itself refuses.
+        Terminated: SIGTERM was received; what the stage has done is saved.
     """
-    if processes.are_many() and stage not in _SHARED:
-        raise UserError(
-            f"palr {stage} runs in one process: run it on one machine first, then palr finetune "
-            "and palr evaluate on all, where they read the same run directory"
-        )
-    if processes.are_many():
+    if processes.are_many() and stage in _MESHED:
         make_mesh(config.mesh, jax.devices())  # refuses one that leaves some of them out
     run.write_config(config)
     for needed in _NEEDS[stage]:
         run.stages.require(describe(needed, config, run))
 
     def check() -> None:
+        if stage == "retrieve":
+            check_processes(config.retriever)
         if stage == "finetune":  # a mistake in the config must not delete the ranker of the run
             tokenize(config, preparing.load(run.data).catalog)
             if config.ranker.quantize != "none":
@@ -87,13 +87,21 @@ def run_stage(stage: str, config: Config, run: RunDirectory) -> None:
 
 
 def compare_retrievers(config: Config, run: RunDirectory) -> list[RetrieverRow]:
-    """Prepares the data, trains every retriever and returns a row for each."""
+    """Prepares the data, trains every retriever and returns a row for each.
+
+    Raises:
+        UserError: as `run_stage`.
+    """
     run_stage("prepare", config, run)
     return compare(config, run)
 
 
 def run_all(config: Config, run: RunDirectory) -> None:
-    """Runs all stages in order."""
+    """Runs all stages in order.
+
+    Raises:
+        UserError: as `run_stage`.
+    """
     for stage in STAGES:
         run_stage(stage, config, run)
 
@@ -141,6 +149,8 @@ def made_from(stage: str, config: Config) -> JsonObject:
     for (section, name), neutral in _ADDED.items():
         if values[section][name] == neutral:
             del values[section][name]
+    for section, name in _PLACING:
+        del values[section][name]
     keys = _MADE_FROM[stage]
     if stage == "finetune" and needs_proposals(config):
         keys = (*keys, "retriever")
@@ -155,8 +165,8 @@ def made_from(stage: str, config: Config) -> JsonObject:
 
 
 def prepare(config: Config, run: RunDirectory) -> None:
-    """Ratings → catalog and leave-one-out split."""
-    preparing.save(preparing.prepare(config.data), run.data)
+    """Ratings → catalog and leave-one-out split; the work of the leader."""
+    processes.led(lambda: preparing.save(preparing.prepare(config.data), run.data))
 
 
 def show_examples(config: Config, run: RunDirectory, count: int) -> str:

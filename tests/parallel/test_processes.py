@@ -51,14 +51,27 @@ def finetune(
     folder: Path, name: str, count: int, *arguments: str, script: str = PALR
 ) -> list[subprocess.Popen[str]]:
     """`count` processes with two devices each."""
+    return together(folder, "finetune", name, count, *arguments, script=script)
+
+
+def together(
+    folder: Path,
+    stage: str,
+    name: str,
+    count: int,
+    *arguments: str,
+    devices: int = 2,
+    script: str = PALR,
+) -> list[subprocess.Popen[str]]:
+    """A stage in `count` processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
         start(
-            folder, "finetune", "--name", name, "--coordinator", f"localhost:{port}",
+            folder, stage, "--name", name, "--coordinator", f"localhost:{port}",
             "--processes", str(count), "--process", str(index), *arguments,
-            devices=2, script=script,
+            devices=devices, script=script,
         )
         for index in range(count)
     ]  # fmt: skip

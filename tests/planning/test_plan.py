@@ -46,8 +46,10 @@ SMALL: JsonObject = {
     },
     "finetune": {"batch_size": 8, "length": 256, "label_length": 64, "remat": "full"},
     "evaluate": {"batch_size": 8},
+    "retriever": {"loss": "sampled_softmax", "negatives": 64, "devices": 4, "fsdp": 2},
     "mesh": {"fsdp": 4},
 }  # fmt: skip
+CATALOG = 100_000
 
 
 def palr_plan(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -84,13 +86,27 @@ def check(made: JsonObject) -> None:
     assert gathered > 0
 
 
+def check_retrieval(made: JsonObject) -> None:
+    assert made["mesh"] == {"data": 2, "fsdp": 2}
+    table = 4 * (CATALOG + 1) * 64 / 2
+    memory = made["memory_bytes_per_chip"]
+    # Parameters and their average; two moments.
+    assert 2 * table < memory["parameters"] < 2.1 * table
+    assert 2 * table < memory["optimizer"] < 2.1 * table
+    assert made["peak_bytes_per_chip"] == sum(memory.values())
+    # Only vectors of the batch and of the negatives are sent, and no table.
+    assert 0 < sum(one["bytes_per_chip"] for one in made["collectives"]) < table / 2
+    assert made["step_seconds"] > 0
+
+
 def test_gpus_are_planned_as_an_estimate(tmp_path: Path) -> None:
-    done = palr_plan(tmp_path, "--topology", "h100:4", "--json")
+    done = palr_plan(tmp_path, "--topology", "h100:4", "--items", str(CATALOG), "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["topology"] == "h100:4"
     assert made["estimate"] is True
     check(made)
+    check_retrieval(made["retrieval"])
 
 
 @pytest.mark.parametrize(
@@ -178,6 +194,10 @@ def test_a_mistake_is_one_line(
         (
             ("--topology", "h100:4", "--ranker.weights", "weights/bloom"),
             "weights/bloom does not exist, and bloom is not a known shape (llama-7b, ",
+        ),
+        (
+            ("--topology", "h100:4", "--items", "900", "--retriever.devices", "2"),
+            "retriever.devices is 2, but h100:4 has 4 chips",
         ),
     ],
 )

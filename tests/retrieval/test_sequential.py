@@ -16,6 +16,7 @@ import pytest
 from palr_jax.data.split import Split, leave_one_out
 from palr_jax.errors import UserError
 from palr_jax.parallel.config import MeshConfig
+from palr_jax.parallel.processes import Terminated
 from palr_jax.parallel.sharding import Shards, make_mesh
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import loop, sequential
@@ -24,7 +25,7 @@ from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
-from palr_jax.retrieval.step import Params, Rates, retriever_shardings, retriever_step
+from palr_jax.retrieval.step import Params, Rates, initial_state, retriever_step
 
 NUM_ITEMS = 12
 CONFIG = RetrieverConfig(
@@ -74,13 +75,18 @@ def test_several_devices_learn_what_one_does(tmp_path: Path) -> None:
     # A model that was trained on several devices is loaded on one.
     again = over_devices(4)
     again.load(tmp_path / "four")
-    np.testing.assert_array_equal(again.scores(histories), several.scores(histories))
+    np.testing.assert_array_equal(again.item_vectors(), several.item_vectors())
+    np.testing.assert_allclose(again.scores(histories), several.scores(histories), atol=1e-5)
+    listed, also = several.recommend(histories, 5), again.recommend(histories, 5)
+    np.testing.assert_allclose(listed.score_UK, also.score_UK, atol=1e-5)
+    assert (listed.item_UK == also.item_UK).mean() > 0.95
+    few = histories.take([3, 1, 2])  # no multiple of the devices
+    np.testing.assert_allclose(several.scores(few), again.scores(few), atol=1e-5)
 
 
 def test_the_vectors_of_items_and_all_that_belongs_to_them_are_divided() -> None:
     shards = Shards(make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]))
-    state = loop.RetrieverState.initial(sasrec()._params)
-    state = jax.device_put(state, retriever_shardings(state, shards))
+    state = initial_state(sasrec()._drawn_on(shards), shards)
     state, _ = retriever_step(
         sasrec()._graph, Loss("cross_entropy", 1), Rates(0.01, 0.1, 0.8), state,
         shards.spread(NEXT_ITEM.training(SPLIT.train, NUM_ITEMS, 8, 4, 0, 0)),
@@ -113,6 +119,38 @@ def test_training_over_devices_goes_on_where_it_was_stopped(
     monkeypatch.setattr(loop.Checkpoints, "save", save)
     over_devices(4).fit(SPLIT, tmp_path / "stopped")
     assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_what_is_drawn_on_several_devices_is_what_one_draws() -> None:
+    shards = Shards(make_mesh(MeshConfig(data=2, fsdp=4)))
+    jax.tree.map(np.testing.assert_array_equal, sasrec()._drawn_on(shards), sasrec()._params)
+
+
+def test_who_is_told_to_stop_goes_on_at_that_step(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
+    asked = iter([False] * (steps + 2) + [True] * 9)  # once per step, and once per epoch
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Stop, "poll", lambda _: next(asked))
+        with pytest.raises(Terminated, match="sasrec: told to stop, saved at step 3 of epoch 2"):
+            sasrec().fit(SPLIT, tmp_path)
+    assert len(curve(tmp_path)) == 1
+    sasrec().fit(SPLIT, tmp_path)
+    assert_same_training(tmp_path, whole)
+
+
+def test_who_is_told_to_stop_between_epochs_keeps_the_epoch(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
+    asked = iter([False] * steps + [True])
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Stop, "poll", lambda _: next(asked))
+        with pytest.raises(Terminated, match="saved after epoch 1"):
+            sasrec().fit(SPLIT, tmp_path)
+    sasrec().fit(SPLIT, tmp_path)
+    assert_same_training(tmp_path, whole)
 
 
 def test_more_devices_than_exist_is_an_error(tmp_path: Path) -> None:
