@@ -1,21 +1,30 @@
 """Profiles in the words of an LLM, as the profile stage writes them."""
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 import yaml
 from flax import nnx
 
 from palr_jax import Recommender
+from palr_jax.config import load_config
 from palr_jax.data import prepare as preparing
 from palr_jax.json_types import JsonObject
 from palr_jax.llm.checkpoints.export import export_model
 from palr_jax.llm.config import LlamaConfig
 from palr_jax.llm.llama import Llama
 from palr_jax.llm.tokenizers.sentencepiece_tokenizer import train_tokenizer
+from palr_jax.parallel import processes
 from palr_jax.ragged import Ragged
 from palr_jax.ranking.profile_speaker import Answer, Speaker
+from palr_jax.run_directory import RunDirectory
+from palr_jax.stages.profile import profile
 from tests.stages.test_run import palr
 from tests.world import CONFIG, USERS, write_world
 
@@ -98,6 +107,46 @@ def test_a_stopped_stage_goes_on_behind_the_last_whole_line(
     assert sum(asked) == USERS - 16
     assert LINES.read_bytes() == expected
     assert f"profiles: {half} by the LLM" in capsys.readouterr().err
+
+
+def test_processes_divide_the_users_and_write_what_one_writes(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(speaker: Speaker, histories: Ragged) -> list[Answer]:
+        return [(f"{len(histories)} {history.tolist()}", ("noir",)) for history in histories]
+
+    monkeypatch.setattr(Speaker, "answers", answers)
+    assert palr("profile", "--config", "llm.yaml") == 0
+    expected = LINES.read_bytes()
+    # Two batches were written before a stop.
+    LINES.write_bytes(b"".join(expected.splitlines(keepends=True)[:16]))
+    config, run = load_config(here / "llm.yaml", {}), RunDirectory(Path("runs/tiny"))
+    meeting, index = threading.Barrier(3, timeout=60), threading.local()
+    said: list[Any] = [None] * 3
+
+    def gather(value: object) -> list[Any]:
+        said[index.here] = value
+        meeting.wait()
+        found = list(said)
+        meeting.wait()
+        return found
+
+    def led(work: Callable[[], object]) -> object:
+        return gather(work() if index.here == 0 else None)[0]
+
+    def process(number: int) -> None:
+        index.here = number
+        profile(config, run)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(jax, "process_index", lambda: index.here)
+    monkeypatch.setattr(processes, "gather", gather)
+    monkeypatch.setattr(processes, "led", led)
+    monkeypatch.setattr(processes, "is_leader", lambda: index.here == 0)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(process, range(3)))
+    assert LINES.read_bytes() == expected
+    assert [len(lines) for lines in said] == [8, USERS - 16 - 8, 0]
 
 
 def test_only_what_profiles_say_makes_them_anew(
