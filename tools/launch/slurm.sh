@@ -3,6 +3,8 @@
 #
 #   sbatch --nodes=1 --gpus-per-node=8 tools/launch/slurm.sh CONFIG
 #
+# STAGE=retrieve or another runs that stage instead.
+#
 # Slurm sends SIGTERM two minutes before the time limit: the run saves a checkpoint, and the requeued
 # job resumes from it.
 #SBATCH --job-name=palr
@@ -17,4 +19,4 @@ config=${1:?name a config whose mesh is the GPUs}
 # The virtual environment with palr-jax[cuda], on a disk that all nodes see.
 source "${VENV:-venv}/bin/activate"
 # A node that fails stops the others.
-exec srun --kill-on-bad-exit=1 palr finetune --config "$config"
+exec srun --kill-on-bad-exit=1 palr "${STAGE:-finetune}" --config "$config"

@@ -5,7 +5,7 @@
 #     --config configs/llama-7b/v5e-16.yaml --runs gs://my-bucket/runs \
 #     --ranker.weights gs://my-bucket/weights/llama-7b --data.path gs://my-bucket/data/ml-1m.zip
 #
-# Its arguments are those of `palr finetune`. The pod's service account must be allowed to use the
+# Its arguments are those of `palr finetune`; STAGE=retrieve or another runs that stage instead. The pod's service account must be allowed to use the
 # bucket.
 #
 # Run it again after a preemption: an existing pod is reused, and the run resumes from its newest
@@ -41,5 +41,5 @@ on_all '
   test -d venv || ~/.local/bin/uv venv -q --python 3.12 venv
   ~/.local/bin/uv pip install -q --python venv/bin/python -e ".[tpu,gcs]"
 '
-on_all "cd palr_jax && exec venv/bin/palr finetune $(printf '%q ' "$@")"
+on_all "cd palr_jax && exec venv/bin/palr ${STAGE:-finetune} $(printf '%q ' "$@")"
 echo "done. Delete the pod: gcloud compute tpus tpu-vm delete $NAME --zone=$ZONE"
