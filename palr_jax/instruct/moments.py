@@ -78,7 +78,7 @@ class MomentMaker:
         prior_dropout: share of moments whose prior is set to zero.
         reads_titles: whether the whole text of every candidate is fed.
         with_text: whether the text of prompts is learned too, so that users without a moment also
-            have an example.
+            have an example, with `prompt: history`.
         seed: random seed of the run.
     """
 
@@ -95,12 +95,12 @@ class MomentMaker:
 
     def usable(self, users: np.ndarray) -> np.ndarray:
         """The users whose examples contribute to the loss."""
-        if self.with_text:
+        if self.with_text and self.config.prompt == "history":
             return users
         return np.array([user for user in users if len(self._moments(int(user)))], np.int64)
 
     def example(self, user: int, epoch: int) -> MomentExample:
-        """The example of a user in an epoch."""
+        """The example of a usable user in an epoch."""
         rng = np.random.default_rng([self.seed, epoch, user])
         numbers = self._moments(user)
         if self.config.prompt == "history":

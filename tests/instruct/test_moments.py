@@ -145,6 +145,25 @@ def test_a_moment_that_the_retriever_missed_is_skipped_or_gets_its_target(
     assert moment.prior_S[moment.choices.target] == moment.prior_S.min()
 
 
+def test_a_user_without_a_moment_has_an_example_only_where_the_text_of_a_history_is_learned(
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
+) -> None:
+    maker = make_moments(train, tokenizer, item_tokens, history_config)
+    user, everyone = 11, np.arange(len(train))
+    items_PK = maker.retrieved.items_PK.copy()
+    for number in range(*maker.retrieved.moments.offsets_R1[user : user + 2]):
+        items_PK[number] = np.setdiff1d(np.arange(30), train[user])[:SLOTS]  # none is the target
+    maker = replace(maker, retrieved=replace(maker.retrieved, items_PK=items_PK))
+    assert user not in maker.usable(everyone)
+    learning_text = replace(maker, with_text=True)
+    assert user in learning_text.usable(everyone)
+    assert learning_text.example(user, 0).moments == ()
+    listing = replace(learning_text, config=replace(history_config, prompt="candidates"))
+    usable = listing.usable(everyone)
+    assert user not in usable
+    assert [len(listing.example(int(one), 0).moments) for one in usable] == [1] * len(usable)
+
+
 def test_priors_are_the_retrievers_and_say_nothing_where_they_are_dropped(
     train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
 ) -> None:
