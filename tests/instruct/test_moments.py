@@ -152,7 +152,8 @@ def test_a_user_without_a_moment_has_an_example_only_where_the_text_of_a_history
     user, everyone = 11, np.arange(len(train))
     items_PK = maker.retrieved.items_PK.copy()
     for number in range(*maker.retrieved.moments.offsets_R1[user : user + 2]):
-        items_PK[number] = np.setdiff1d(np.arange(30), train[user])[:SLOTS]  # none is the target
+        unseen = np.setdiff1d(np.arange(30), train[user])[:SLOTS]  # none is the target
+        items_PK[number] = np.pad(unseen, (0, SLOTS - len(unseen)), constant_values=-1)
     maker = replace(maker, retrieved=replace(maker.retrieved, items_PK=items_PK))
     assert user not in maker.usable(everyone)
     learning_text = replace(maker, with_text=True)
