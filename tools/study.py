@@ -126,9 +126,8 @@ def picture_page(base: Path, rows: list[str]) -> str:
     ranker, fused = models_of(base)[1:]
     lines = [lift_line(row, result, retriever, ranker, fused) for row, result in results.items()]
     caption = f"NDCG@10 minus that of {retriever} + popularity"
-    whole = key(["with prior", "fused"]) + lift_table(
-        caption, "row", lines, retriever, ["with prior", "fused"]
-    )
+    models = ["ranker", "fused"]
+    whole = key(models) + lift_table(caption, "row", lines, retriever, models)
     return page(
         f"Ablations of {base.name}",
         [
@@ -142,7 +141,7 @@ def picture_page(base: Path, rows: list[str]) -> str:
 
 
 def lift_line(row: str, result: JsonObject, retriever: str, ranker: str, fused: str) -> JsonObject:
-    """A row of `lift_table`; without a prior, the ranker alone stands for the one with prior."""
+    """A row of `lift_table`: the ranker, with its prior if it has one, and the fusion."""
     by_model = {line["model"]: line for line in result["rows"]}
     against = f"{retriever} + popularity"
 
@@ -150,12 +149,12 @@ def lift_line(row: str, result: JsonObject, retriever: str, ranker: str, fused: 
         mean = by_model[model]["NDCG@10"] - by_model[against]["NDCG@10"]
         return {"mean": mean, "ci95": by_model[model]["ci95"][against]["NDCG@10"]}
 
-    with_prior = ranker if ranker in by_model else "PALR_v2"
+    shown = ranker if ranker in by_model else "PALR_v2"
     return {
         "label": row,
         "users": by_model[retriever]["users"],
         retriever: by_model[retriever]["NDCG@10"],
-        "lift": {"with prior": lift(with_prior), "fused": lift(fused)},
+        "lift": {"ranker": lift(shown), "fused": lift(fused)},
     }
 
 

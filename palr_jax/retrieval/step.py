@@ -226,13 +226,13 @@ def _slope_of_some(
 
 
 def _renumbered(rows: HistoryRows, ids: Sampled) -> tuple[HistoryRows, Sampled]:
-    """Rows and samples as places in the table of the items that they hold, in their order."""
+    """The batch and the samples, with indices into the table of looked-up items for item ids."""
     count = len(ids.target_N)
-    place_N = jnp.arange(count)
-    places = 2 * count + jnp.arange(ids.negative.size).reshape(ids.negative.shape)
+    row_N = jnp.arange(count)
+    negatives = 2 * count + jnp.arange(ids.negative.size).reshape(ids.negative.shape)
     return (
-        replace(rows, item_RT=place_N.reshape(rows.item_RT.shape)),
-        Sampled(count + place_N, places),
+        replace(rows, item_RT=row_N.reshape(rows.item_RT.shape)),
+        Sampled(count + row_N, negatives),
     )
 
 
