@@ -10,9 +10,9 @@ from palr_jax.parallel.chips import Topology
 from palr_jax.parallel.sharding import DATA, FSDP, Shards
 from palr_jax.planning.compile import Program, bytes_per_chip, compile_program, coordinates
 from palr_jax.planning.roofline import collective_seconds
-from palr_jax.retrieval.divided import mesh_of
 from palr_jax.retrieval.models import MODELS
 from palr_jax.retrieval.sequential import Sequential
+from palr_jax.retrieval.sharded import mesh_of
 
 
 @dataclass(frozen=True)

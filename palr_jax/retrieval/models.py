@@ -13,7 +13,6 @@ from palr_jax.retrieval.bert4rec import BERT4Rec
 from palr_jax.retrieval.bpr_mf import BPRMF
 from palr_jax.retrieval.caser import Caser
 from palr_jax.retrieval.config import SEQUENTIAL, Model, RetrieverConfig
-from palr_jax.retrieval.divided import check_devices
 from palr_jax.retrieval.gru4rec import GRU4Rec
 from palr_jax.retrieval.hstu import HSTU
 from palr_jax.retrieval.interface import Retriever
@@ -25,6 +24,7 @@ from palr_jax.retrieval.popularity import Popularity
 from palr_jax.retrieval.rows import CLOZE, NEXT_ITEM
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
+from palr_jax.retrieval.sharded import check_devices
 
 MODELS: dict[Model, Callable[[RetrieverConfig, int, int], Retriever]] = {
     "popularity": Popularity,

@@ -14,11 +14,12 @@ from palr_jax.data.split import Split
 from palr_jax.padding import to_power_of_two
 from palr_jax.parallel.sharding import Shards, fetch
 from palr_jax.ragged import Ragged
-from palr_jax.retrieval import divided, full_ranking, loop
+from palr_jax.retrieval import full_ranking, loop, sharded
 from palr_jax.retrieval.base import ScoringRetriever
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.full_ranking import Scorer
 from palr_jax.retrieval.item_network import FEATURES, scaled_features
+from palr_jax.retrieval.item_tables import retriever_shardings
 from palr_jax.retrieval.losses import Loss
 from palr_jax.retrieval.rows import HistoryRows, Objective
 from palr_jax.retrieval.step import (
@@ -29,7 +30,6 @@ from palr_jax.retrieval.step import (
     initial_state,
     retriever_step,
 )
-from palr_jax.retrieval.tables import retriever_shardings
 
 
 class Sequential(ScoringRetriever):
@@ -119,7 +119,7 @@ class Sequential(ScoringRetriever):
         step: loop.Step = functools.partial(retriever_step, self._graph, self._loss, self._rates)
         begin: Callable[[Params], RetrieverState] = initial_state
         if config.devices > 1:
-            shards = self._shards = Shards(divided.mesh_of(config))
+            shards = self._shards = Shards(sharded.mesh_of(config))
             self._params = self._drawn_on(shards)
             step = _sharded(step, shards)
             begin = functools.partial(initial_state, shards=shards)
@@ -194,8 +194,8 @@ class Sequential(ScoringRetriever):
         devices = tuple(shards.mesh.devices.flat)
         count = full_ranking.padded(self._num_items, len(devices))
         return Scorer(
-            lambda part: divided.newest(self._graph, shards, params, rows_of(part)),
-            divided.items(self._graph, shards, count, params),
+            lambda part: sharded.newest(self._graph, shards, params, rows_of(part)),
+            sharded.items(self._graph, shards, count, params),
             full_ranking.inner_product,
             devices,
         )

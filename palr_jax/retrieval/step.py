@@ -20,19 +20,23 @@ from jax.sharding import PartitionSpec as P
 
 from palr_jax.parallel import ordered
 from palr_jax.parallel.sharding import Shards
-from palr_jax.retrieval import tables
+from palr_jax.retrieval import item_tables
 from palr_jax.retrieval.item_network import EMBEDDINGS, FEATURES
+from palr_jax.retrieval.item_tables import retriever_shardings
 from palr_jax.retrieval.losses import NO_TARGET, Loss, Sampled, loss_of, sample, sampled_loss
 from palr_jax.retrieval.rows import HistoryRows
-from palr_jax.retrieval.tables import retriever_shardings
 from palr_jax.trees import PyTree
 
 Params: TypeAlias = dict[str, PyTree]
 """Nested dicts of arrays."""
 
 
-Slope: TypeAlias = Callable[[Params, HistoryRows, jax.Array], tuple[jax.Array, Params]]
-"""(parameters, a batch, key) → (the loss, its gradient)."""
+LossAndGradient: TypeAlias = Callable[[Params, HistoryRows, jax.Array], tuple[jax.Array, Params]]
+"""(parameters, a batch, key) → the loss and its gradient."""
+
+
+TableSum: TypeAlias = Callable[[jax.Array], jax.Array]
+"""The gradient of a table on one device → this device's columns of the sum over all devices."""
 
 
 class Network(Protocol):
@@ -126,8 +130,8 @@ def retriever_step(
         shards: the mesh, if `state` is sharded as `retriever_shardings` says; None on one device.
     """
     if shards is None:
-        slope = jax.value_and_grad(functools.partial(_loss, graph, loss))
-        value, gradient = slope(state.params, rows, key)
+        loss_and_gradient = jax.value_and_grad(functools.partial(_loss, graph, loss))
+        value, gradient = loss_and_gradient(state.params, rows, key)
         return state.after(gradient, rates), value
     value, gradient = _over_devices(graph, loss, shards)(state.params, rows, key)
     after = state.after(gradient, rates)
@@ -145,19 +149,26 @@ def _loss(
     return loss_of(loss, hidden_ND, network.output_items(), target_N, negatives_key)
 
 
-def _over_devices(graph: nnx.GraphDef[Network], loss: Loss, shards: Shards) -> Slope:
+def _over_devices(graph: nnx.GraphDef[Network], loss: Loss, shards: Shards) -> LossAndGradient:
     """The loss of a batch and its gradient, summed over the devices' rows."""
-    slope = _slope_of_all if loss.kind == "cross_entropy" else _slope_of_some
+    compute = _with_all_items if loss.kind == "cross_entropy" else _with_items_of_batch
 
     def on_device(params: Params, rows: HistoryRows, key: jax.Array) -> tuple[jax.Array, Params]:
         key = jax.random.fold_in(key, jax.lax.axis_index(shards.rules.batch))
         count = jnp.sum(rows.target_RT != NO_TARGET)
         # A device has the mean over its own positions, so weight it by their number.
         share = count / jnp.maximum(jax.lax.psum(count, shards.rules.batch), 1)
-        return slope(graph, loss, params, rows, key, share)
+        loss_and_gradient, sum_over_devices = compute(graph, loss, params, rows, key)
+        value, gradient = jax.tree.map(lambda x: x * share, loss_and_gradient)
+        of_tables, of_others = item_tables.split_off(gradient)
+        value, total = ordered.total((value, of_others))
+        # The features are data: their gradient is not used.
+        total |= {name: jnp.zeros_like(params[name]) for name in of_tables}
+        total[EMBEDDINGS] = sum_over_devices(of_tables[EMBEDDINGS])
+        return value, total
 
     def over_devices(params: Params, rows: HistoryRows, key: jax.Array) -> tuple[jax.Array, Params]:
-        placed = tables.specs(params, shards)
+        placed = item_tables.specs(params, shards)
         return jax.shard_map(
             on_device,
             mesh=shards.mesh,
@@ -169,46 +180,38 @@ def _over_devices(graph: nnx.GraphDef[Network], loss: Loss, shards: Shards) -> S
     return over_devices
 
 
-def _slope_of_all(
-    graph: nnx.GraphDef[Network],
-    loss: Loss,
-    params: Params,
-    rows: HistoryRows,
-    key: jax.Array,
-    share: jax.Array,
-) -> tuple[jax.Array, Params]:
-    """The summed loss and gradient of a loss that compares with all items."""
-    divided, others = tables.split_off(params)
-    gathered = {name: tables.whole(table) for name, table in divided.items()}
-    slope = jax.value_and_grad(functools.partial(_loss, graph, loss))
-    parts = jax.tree.map(lambda x: x * share, slope(others | gathered, rows, key))
-    of_tables, of_others = tables.split_off(parts[1])
-    value, gradient = ordered.total((parts[0], of_others))
-    gradient |= {name: jnp.zeros_like(table) for name, table in divided.items()}
-    gradient[EMBEDDINGS] = ordered.total_columns(of_tables[EMBEDDINGS])
-    return value, gradient
+def _with_all_items(
+    graph: nnx.GraphDef[Network], loss: Loss, params: Params, rows: HistoryRows, key: jax.Array
+) -> tuple[tuple[jax.Array, Params], TableSum]:
+    """The loss and gradient of this device's rows, for a loss that compares with all items.
 
-
-def _slope_of_some(
-    graph: nnx.GraphDef[Network],
-    loss: Loss,
-    params: Params,
-    rows: HistoryRows,
-    key: jax.Array,
-    share: jax.Array,
-) -> tuple[jax.Array, Params]:
-    """The summed loss and gradient of a loss that compares with sampled items.
-
-    The network runs on a table of the M items of this device: position n reads row n.
+    Returns:
+        The loss and the gradient of whole tables, and the sum of a table's gradients.
     """
-    divided, others = tables.split_off(params)
+    divided, others = item_tables.split_off(params)
+    gathered = {name: item_tables.whole(table) for name, table in divided.items()}
+    loss_and_gradient = jax.value_and_grad(functools.partial(_loss, graph, loss))
+    return loss_and_gradient(others | gathered, rows, key), ordered.total_columns
+
+
+def _with_items_of_batch(
+    graph: nnx.GraphDef[Network], loss: Loss, params: Params, rows: HistoryRows, key: jax.Array
+) -> tuple[tuple[jax.Array, Params], TableSum]:
+    """The loss and gradient of this device's rows, for a loss that compares with sampled items.
+
+    The network runs on tables of the M items of this device: position n reads row n.
+
+    Returns:
+        The loss and the gradient of tables of M rows, and the sum of a table's gradients.
+    """
+    divided, others = item_tables.split_off(params)
     num_rows = len(divided[EMBEDDINGS])
     dropout_key, negatives_key = jax.random.split(key)
     ids = sample(loss, jnp.asarray(rows.target_RT).reshape(-1), num_rows - 1, negatives_key)
     item_M = jnp.concatenate(
         [rows.item_RT.reshape(-1), jnp.maximum(ids.target_N, 0), ids.negative.reshape(-1)]
     )
-    looked_up = {name: tables.look_up(table, item_M) for name, table in divided.items()}
+    looked_up = {name: item_tables.look_up(table, item_M) for name, table in divided.items()}
     here, at = _renumbered(rows, ids)
 
     def loss_at(params: Params) -> jax.Array:
@@ -217,12 +220,10 @@ def _slope_of_some(
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return sampled_loss(loss, hidden_ND, network.items(), at, ids, num_rows - 1)
 
-    parts = jax.tree.map(lambda x: x * share, jax.value_and_grad(loss_at)(others | looked_up))
-    of_tables, of_others = tables.split_off(parts[1])
-    value, gradient = ordered.total((parts[0], of_others))
-    gradient |= {name: jnp.zeros_like(table) for name, table in divided.items()}
-    gradient[EMBEDDINGS] = tables.add_up(item_M, of_tables[EMBEDDINGS], num_rows)
-    return value, gradient
+    def sum_over_devices(gradient_MD: jax.Array) -> jax.Array:
+        return item_tables.add_up(item_M, gradient_MD, num_rows)
+
+    return jax.value_and_grad(loss_at)(others | looked_up), sum_over_devices
 
 
 def _renumbered(rows: HistoryRows, ids: Sampled) -> tuple[HistoryRows, Sampled]:

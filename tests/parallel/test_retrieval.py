@@ -15,8 +15,8 @@ from palr_jax.cli import main
 from palr_jax.errors import UserError
 from palr_jax.parallel import processes
 from palr_jax.retrieval.config import RetrieverConfig
-from palr_jax.retrieval.divided import mesh_of
 from palr_jax.retrieval.models import check_processes
+from palr_jax.retrieval.sharded import mesh_of
 from tests.parallel.test_processes import PALR, copied, together, wait
 from tests.world import CONFIG, write_world
 

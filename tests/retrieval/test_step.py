@@ -13,12 +13,12 @@ from palr_jax.planning.hlo import collectives
 from palr_jax.ragged import Ragged
 from palr_jax.retrieval import step
 from palr_jax.retrieval.config import LossKind, RetrieverConfig
+from palr_jax.retrieval.item_tables import retriever_shardings
 from palr_jax.retrieval.loop import cut
 from palr_jax.retrieval.losses import NO_TARGET, Loss
 from palr_jax.retrieval.rows import NEXT_ITEM, HistoryRows
 from palr_jax.retrieval.sasrec import SASRec
 from palr_jax.retrieval.sequential import Sequential
-from palr_jax.retrieval.tables import retriever_shardings
 from palr_jax.trees import PyTree
 
 ITEMS, DEVICES = 30, 4

@@ -16,7 +16,7 @@ from palr_jax.padding import to_multiple
 from palr_jax.parallel import processes
 from palr_jax.parallel.config import MeshConfig
 from palr_jax.parallel.sharding import Shards, make_mesh
-from palr_jax.retrieval import tables
+from palr_jax.retrieval import item_tables
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.rows import HistoryRows
 from palr_jax.retrieval.step import Network, Params
@@ -79,9 +79,9 @@ def _newest(
     graph: nnx.GraphDef[Network], shards: Shards, count: int, params: Params, rows: HistoryRows
 ) -> jax.Array:
     def on_device(params: Params, rows: HistoryRows) -> jax.Array:
-        divided, others = tables.split_off(params)
+        divided, others = item_tables.split_off(params)
         item_M = jnp.asarray(rows.item_RT).reshape(-1)
-        looked_up = {name: tables.look_up(table, item_M) for name, table in divided.items()}
+        looked_up = {name: item_tables.look_up(table, item_M) for name, table in divided.items()}
         here = replace(rows, item_RT=jnp.arange(len(item_M)).reshape(rows.item_RT.shape))
         newest_BD = nnx.merge(graph, others | looked_up)(here, None, newest=1)[:, 0]
         return jax.lax.all_gather(newest_BD, shards.rules.batch, tiled=True)
@@ -89,7 +89,7 @@ def _newest(
     return jax.shard_map(
         on_device,
         mesh=shards.mesh,
-        in_specs=(tables.specs(params, shards), shards.rules.spec("batch", None)),
+        in_specs=(item_tables.specs(params, shards), shards.rules.spec("batch", None)),
         out_specs=P(),
         check_vma=False,  # JAX does not infer that all_gather gives replicated values
     )(params, rows)[:count]
@@ -105,4 +105,4 @@ def items(graph: nnx.GraphDef[Network], shards: Shards, count: int, params: Para
         count: number of rows.
         params: placed as `retriever_shardings` says.
     """
-    return tables.by_items(params, shards, count, lambda own: nnx.merge(graph, own).items())
+    return item_tables.by_items(params, shards, count, lambda own: nnx.merge(graph, own).items())
