@@ -278,7 +278,7 @@ def test_an_option_that_is_a_text_is_taken_as_it_is(file: Path, key: str, text: 
     assert value == text
 
 
-def test_null_is_none_where_there_may_be_none(file: Path) -> None:
+def test_null_sets_an_optional_key_to_none(file: Path) -> None:
     config = load_config(file, {"data.columns.timestamp": "null", "ranker.weights": "null"})
     assert config.data.columns.timestamp is None
     assert config.ranker.weights is None

@@ -89,7 +89,7 @@ def palr(world: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_nobody_reads_the_output(world: Path) -> None:
+def test_a_closed_output_pipe_is_no_error(world: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     process = palr(world, "recommend", "--run", "runs/tiny", "--user", "u3", stdout=write)
@@ -125,7 +125,7 @@ def test_a_terminal_that_knows_ascii_alone(world: Path) -> None:
 
 
 @pytest.mark.parametrize("runs", ["/proc/x", "/dev/null/x", "x" * 300, "tiny.yaml"])
-def test_places_that_cannot_be_written_to(
+def test_paths_that_cannot_be_written_to(
     world: Path, runs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from palr_jax.cli import main  # noqa: PLC0415

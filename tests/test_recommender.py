@@ -227,7 +227,7 @@ def test_titles_are_found_in_whatever_form_they_are_written(recommender: Recomme
         assert more.rank([title], OWN) == more.rank(["Amélie of the sea"], OWN)
 
 
-def test_who_has_seen_almost_all_gets_what_is_left(recommender: Recommender) -> None:
+def test_a_user_with_few_unseen_items_gets_those(recommender: Recommender) -> None:
     titles = list(recommender.catalog.titles)
     seen, left = titles[:-4], titles[-4:]
     slates = recommender.recommend([seen, HISTORY, titles], explain=True)
@@ -258,7 +258,7 @@ def test_lists_of_any_length_share_programs(recommender: Recommender) -> None:
     assert programs(score_module.score_step) - before <= 12
 
 
-def test_numbers_that_are_none_end_in_one_line(recommender: Recommender) -> None:
+def test_nan_scores_end_in_one_line(recommender: Recommender) -> None:
     broken: Llama = jax.tree.map(lambda leaf: leaf * np.nan, recommender.ranker.model)
     hurt = replace(recommender, ranker=replace(recommender.ranker, model=broken))
     with pytest.raises(UserError, match="not numbers"):
@@ -305,7 +305,7 @@ def test_long_histories_are_cut_and_it_is_said(
     assert "1 of 1 histories were cut below 5 items, oldest first" in capsys.readouterr().err
 
 
-def test_a_place_that_is_no_run(tmp_path: Path, world: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, world: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
         Recommender.load(tmp_path)
     with pytest.raises(UserError, match="is missing: name a step that is there"):

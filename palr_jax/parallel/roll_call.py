@@ -20,6 +20,8 @@ from palr_jax.json_types import JsonObject
 _SAY_SECONDS = 10.0
 # How often a follower tries to reach the leader, and how long one try and one message may take.
 _TRY_SECONDS, _SEND_SECONDS = 0.5, 5.0
+# How long a follower waits for the leader's first answer, which comes at once.
+_ANSWER_SECONDS = 5.0
 # A stranger at the port may send anything.
 _LONGEST = 10_000
 
@@ -177,12 +179,12 @@ def _is_let_in(link: Link, address: str) -> bool:
     Raises:
         UserError: what the leader says.
     """
-    heard = time.monotonic()
-    while time.monotonic() < heard + 3 * _SAY_SECONDS:
+    heard, silence = time.monotonic(), _ANSWER_SECONDS
+    while time.monotonic() < heard + silence:
         ready, _, _ = select.select([link], [], [], _TRY_SECONDS)
         if not ready:
             continue
-        heard = time.monotonic()
+        heard, silence = time.monotonic(), 3 * _SAY_SECONDS
         for message in link.receive() or [{}]:
             if "refused" in message:
                 raise UserError(str(message["refused"]))

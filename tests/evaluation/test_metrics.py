@@ -68,7 +68,7 @@ def test_summary_is_the_mean_over_users() -> None:
     assert means["MRR"] == pytest.approx((1 + 1 / 4 + 1 / 7) / 4)
 
 
-def test_summary_of_nobody_is_refused() -> None:
+def test_summary_of_zero_users_is_refused() -> None:
     with pytest.raises(ValueError, match="no users"):
         summary(np.zeros(0))
 

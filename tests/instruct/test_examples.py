@@ -239,7 +239,7 @@ def test_moments_leave_an_item_on_either_side(train: Ragged) -> None:
         assert found[-1] < len(train[user])
 
 
-def test_items_nobody_has_in_training_are_never_negatives(catalog: Catalog) -> None:
+def test_items_without_training_interactions_are_never_negatives(catalog: Catalog) -> None:
     train = Ragged.from_rows([[0, 1, 2], [0, 1, 3]])
     sampler = NegativeSampler.build(train, 30, category_table(catalog), 1.0, 1.0)
     rng = np.random.default_rng(0)

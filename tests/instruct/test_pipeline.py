@@ -28,7 +28,7 @@ def dataset(
     return maker, batches(maker, np.arange(12), Packing(rows=3, length=900, label_length=200))
 
 
-def test_rows_hold_whole_examples_and_label_places(dataset: Dataset) -> None:
+def test_rows_hold_whole_examples_and_label_positions(dataset: Dataset) -> None:
     maker, data = dataset
     expected = {
         tuple(np.concatenate([e.prompt_T, e.label_M]).tolist())

@@ -152,7 +152,7 @@ def test_weights_in_a_bucket_are_those_on_disk(run: Path, bucket: str, tmp_path:
         assert all(jax.tree.leaves(same))
 
 
-def test_what_is_there_is_not_overwritten(
+def test_existing_files_are_not_overwritten(
     run: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--run", str(run), "--to", f"{bucket}/data"]) == 2

@@ -36,7 +36,7 @@ def test_programs_are_found_by_the_next_command(tmp_path: Path) -> None:
     assert run(place)[0] > 0
 
 
-def test_who_has_chosen_a_folder_keeps_it(tmp_path: Path) -> None:
+def test_a_chosen_cache_folder_is_kept(tmp_path: Path) -> None:
     _, folder = run(
         {"XDG_CACHE_HOME": str(tmp_path / "a"), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "b")}
     )

@@ -35,7 +35,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_second_is_refused_and_told_who_is_the_first(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_told_the_first(tmp_path: Path) -> None:
     process = hold(tmp_path / "run")
     try:
         who = f"process {process.pid} on {socket.gethostname()}"

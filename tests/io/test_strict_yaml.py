@@ -42,7 +42,7 @@ def test_a_key_that_is_there_twice_is_refused(text: str, line: int, key: str, be
     )
 
 
-def test_the_same_key_in_two_sections_is_none_twice() -> None:
+def test_a_key_of_two_sections_is_not_a_duplicate() -> None:
     assert read_yaml("x: {a: 1}\ny: {a: 2}", "FILE") == {"x": {"a": 1}, "y": {"a": 2}}
 
 

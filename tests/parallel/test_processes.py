@@ -122,7 +122,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name, count, mesh", [("two", 2, {"fsdp": 4}), ("four", 4, {"data": 2, "fsdp": 2, "tensor": 2})]
 )
-def test_processes_lose_as_one_does(
+def test_several_processes_have_the_losses_of_one(
     world: Path, name: str, count: int, mesh: dict[str, int]
 ) -> None:
     options = [x for axis, size in mesh.items() for x in (f"--mesh.{axis}", str(size))]
@@ -229,7 +229,7 @@ def test_others_are_looked_for_where_there_may_be_some(
     ("index", "awaited"),
     [(0, "processes 1 to 2 to come to localhost:{port}"), (1, "process 0 at localhost:{port}")],
 )
-def test_who_never_comes_is_named_and_the_wait_ends(
+def test_a_missing_process_is_named_and_the_wait_ends(
     tmp_path: Path, index: int, awaited: str
 ) -> None:
     script = (
@@ -268,7 +268,7 @@ def test_who_never_comes_is_named_and_the_wait_ends(
         (("localhost:8476", "2", "-1"), "--process -1"),
     ],
 )
-def test_a_place_that_is_none_is_refused(
+def test_a_wrong_group_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -82,7 +82,7 @@ def test_a_host_that_is_unknown_is_named() -> None:
         meet("no.such.host.invalid", 1, 1, 2, 1)
 
 
-def test_who_counts_otherwise_is_refused(port: int) -> None:
+def test_another_number_of_processes_is_refused(port: int) -> None:
     leader, follower = together(
         lambda: meet("localhost", port, 0, 3, 2), lambda: meet("localhost", port, 1, 2, 2)
     )
@@ -129,23 +129,25 @@ def test_strangers_at_the_port_change_nothing(port: int, sent: bytes) -> None:
     assert sorted(links) == [1]
 
 
-def test_a_stranger_in_the_place_of_the_leader_is_said(
-    port: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_stranger_at_the_leaders_port_is_reported(
+    port: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roll_call, "_SAY_SECONDS", 0.5)  # it answers once, and is then silent
+    monkeypatch.setattr(roll_call, "_ANSWER_SECONDS", 0.5)
     with socket.create_server(("localhost", port)) as stranger:
         stranger.settimeout(10)
 
-        def answer() -> None:
-            stranger.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        def answer_once() -> None:
+            connection, _ = stranger.accept()
+            connection.sendall(answer)
+            time.sleep(3)  # and keeps the connection open
+            connection.close()
 
-        _, line = together(answer, lambda: meet("localhost", port, 1, 2, 2))
+        _, line = together(answer_once, lambda: meet("localhost", port, 1, 2, 2))
     assert f"waited 2 s for process 0 at localhost:{port}" in line
 
 
-def test_who_comes_goes_and_comes_again_is_let_in(
-    port: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_process_may_leave_and_join_again(port: int, capsys: pytest.CaptureFixture[str]) -> None:
     def come() -> dict[int, Link]:
         with connected(port) as first:
             first.sendall(b'{"process": 1, "processes": 3}\n')

@@ -159,7 +159,7 @@ def test_a_mistake_of_one_ends_the_others() -> None:
     assert_lost(ended, "process 1 ended with exit code 2")
 
 
-def test_who_was_told_to_stop_waits_for_those_that_still_save() -> None:
+def test_a_stopped_process_waits_for_those_that_still_save() -> None:
     ended = ends(launch("leave(143)", "time.sleep(7); leave(143)"))
     assert ended == {0: (143, ""), 1: (143, "")}
 

@@ -143,7 +143,7 @@ def test_scores_of_everything() -> None:
     assert found_UI.dtype == jnp.float32
 
 
-def test_nobody_to_rank() -> None:
+def test_zero_users_are_ranked() -> None:
     nobody = Ragged.from_rows([])
     scorer = World(0).scorer()
     assert ranks(scorer, nobody, np.zeros(0, np.int32), ITEMS).shape == (0,)

@@ -94,7 +94,7 @@ def test_a_step_trains_the_map_and_leaves_the_features() -> None:
         assert np.asarray(params["feature_map_RD"]).any()
 
 
-def test_an_item_nobody_has_chosen_is_found_by_its_features(tmp_path: Path) -> None:
+def test_an_item_without_interactions_is_found_by_its_features(tmp_path: Path) -> None:
     unseen = (4, 7)  # one of each kind
     split = split_of(unseen)
     assert not np.isin(split.train.values_N, unseen).any()

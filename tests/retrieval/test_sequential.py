@@ -126,7 +126,7 @@ def test_what_is_drawn_on_several_devices_is_what_one_draws() -> None:
     jax.tree.map(np.testing.assert_array_equal, sasrec()._drawn_on(shards), sasrec()._params)
 
 
-def test_who_is_told_to_stop_goes_on_at_that_step(
+def test_a_stopped_training_resumes_at_that_step(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs
@@ -140,7 +140,7 @@ def test_who_is_told_to_stop_goes_on_at_that_step(
     assert_same_training(tmp_path, whole)
 
 
-def test_who_is_told_to_stop_between_epochs_keeps_the_epoch(
+def test_a_training_stopped_between_epochs_keeps_the_epoch(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = int(trained(whole)["state"].moments[0].count) // CONFIG.max_epochs

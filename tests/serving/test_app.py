@@ -62,7 +62,7 @@ def test_items_are_named_by_id_too(served: Served) -> None:
     np.testing.assert_allclose([one["logp"] for one in ranked], [p for _, p in right], atol=1e-4)
 
 
-def test_a_title_that_nobody_has_seen_is_ranked_as_it_is_written(served: Served) -> None:
+def test_an_unseen_title_is_ranked_by_its_text(served: Served) -> None:
     body = {"histories": [HISTORY], "candidates": [[*OWN, MARKUP]]}
     told = error(served, "/v1/recommend", 422, **body)
     assert told["field"] == "candidates[0][3]"

@@ -101,7 +101,7 @@ def test_a_full_queue_refuses_the_whole_request() -> None:
     run(work, room=4)
 
 
-def test_who_goes_away_leaves_the_queue() -> None:
+def test_a_closed_client_leaves_the_queue() -> None:
     async def work(batcher: Batcher, slow: Slow, metrics: Metrics) -> None:
         slow.gate.clear()
         first = asyncio.create_task(batcher.ask(asked(1)))
@@ -139,7 +139,7 @@ def test_a_reason_is_not_kept() -> None:
     run(work)
 
 
-def test_a_failure_reaches_who_asked_and_nobody_else() -> None:
+def test_a_failure_reaches_its_request_alone() -> None:
     async def work(batcher: Batcher, slow: Slow, metrics: Metrics) -> None:
         with pytest.raises(RuntimeError, match="broken"):
             await batcher.ask(asked(-1))

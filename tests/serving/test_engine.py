@@ -121,7 +121,7 @@ def test_explanations_are_those_of_the_recommender(
             assert answer.lifts.lift_HC[row, place] == pytest.approx(lift, abs=1e-4)
 
 
-def test_who_has_had_all_gets_nothing_and_disturbs_nobody(engine: Engine) -> None:
+def test_a_user_without_unseen_items_gets_an_empty_slate(engine: Engine) -> None:
     everything = tuple(range(len(engine.recommender.catalog)))
     limits = replace(LIMITS, history=len(everything))
     wide = Engine(engine.recommender, limits, most_rows=8)

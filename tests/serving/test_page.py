@@ -139,7 +139,7 @@ def test_a_user_of_the_data_and_why(page: Page, served: Served) -> None:
     assert "is not in the data" in page.find("#field-error").text
 
 
-def test_own_candidates_and_a_title_that_nobody_has_seen(page: Page) -> None:
+def test_own_candidates_and_an_unseen_title(page: Page) -> None:
     page.open()
     page.add("Story, 8 (")
     page.find("#own summary").click()

@@ -50,7 +50,7 @@ def rewrite(folder: Path, change: JsonObject, base: JsonObject = LLAMA3) -> None
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_every_tensor_lands_in_its_place(folder: Path) -> None:
+def test_every_tensor_becomes_its_parameter(folder: Path) -> None:
     (model, _), values = llm.load(folder), tensors(LLAMA3)
     layer = model.layers
     np.testing.assert_array_equal(

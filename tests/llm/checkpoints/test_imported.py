@@ -92,7 +92,7 @@ def test_an_imported_checkpoint_loads_in_another_type(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_what_is_there_is_never_overwritten(
+def test_existing_files_are_never_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_checkpoint(tmp_path / "a", VARIANTS["llama1"])
