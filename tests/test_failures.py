@@ -43,7 +43,7 @@ def test_whatever_the_system_refuses_is_one_line(
         (OSError("12 requested and 5 written"), 2, "palr: 12 requested and 5 written"),
         (TimeoutError(), 2, "palr: TimeoutError()"),
         (KeyboardInterrupt(), 130, "run the same command again to resume"),
-        (Terminated("told to stop"), 143, "told to stop: run the same command again"),
+        (Terminated("stopped by SIGTERM"), 143, "stopped by SIGTERM: run the same command again"),
     ],
 )
 def test_every_end_has_its_code(

@@ -22,7 +22,7 @@ import numpy as np
 from palr_jax.errors import UserError, reason
 from palr_jax.json_types import Json, JsonObject
 from palr_jax.parallel.roll_call import Link, meet
-from palr_jax.parallel.watch import is_watched, leave, watched
+from palr_jax.parallel.watch import AGAIN, is_watched, leave, watched
 
 if TYPE_CHECKING:
     import jax
@@ -36,11 +36,11 @@ _HEARTBEAT_SECONDS = 30
 # How long a process waits for the others, and how much later JAX would give up by itself.
 _WAIT_SECONDS = 300
 _GRACE_SECONDS = 60
-# How long it may take until the parent knows which process is lost.
+# How long it may take until the parent knows which process died.
 _KNOWN_SECONDS = 10
-# What JAX and the libraries below it say when another process is gone.
+# Words in the errors of JAX and its libraries when another process died.
 _LOSS = ("Gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat")
-# Where the chips of a TPU VM show.
+# Device files of the chips of a TPU VM.
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
@@ -73,8 +73,8 @@ def are_many() -> bool:
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the group of processes, if any; must be called before JAX is used.
 
-    They find each other by the arguments or, without them, by what Slurm, GKE, Open MPI or a Cloud
-    TPU says in the environment. The caller resumes in a child process (see `parallel/watch.py`).
+    They find each other by the arguments or, without them, by the environment variables of Slurm,
+    GKE, Open MPI or a Cloud TPU. The caller resumes in a child process (see `parallel/watch.py`).
 
     Args:
         coordinator: host and port of the leader, the same for all.
@@ -97,7 +97,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         awaited = "the other processes that the environment of this one names, if any"
         print(f"waiting for {awaited}", file=sys.stderr, flush=True)
     else:
-        awaited = "the other processes, which have come, to start JAX"
+        awaited = "the other processes, which are connected, to start JAX"
         links = meet(*_checked(coordinator, count, index), index, count, _WAIT_SECONDS)
     watched(links, index, _HEARTBEAT_SECONDS)
     import jax  # noqa: PLC0415
@@ -109,7 +109,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
                 count,
                 index,
                 initialization_timeout=_WAIT_SECONDS + _GRACE_SECONDS,
-                # Who is lost is better known from the links.
+                # The links tell which process died, so they come first.
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS * (3 if links else 1),
             )
         except (RuntimeError, ValueError) as error:
@@ -133,7 +133,7 @@ def _checked(coordinator: str, count: int, index: int) -> tuple[str, int]:
 
 @contextmanager
 def _waiting(awaited: str) -> Iterator[None]:
-    """Ends this process in one line if the others do not come.
+    """Ends this process with one line if the others do not start.
 
     JAX's library would wait silently and then abort the process.
     """
@@ -141,7 +141,7 @@ def _waiting(awaited: str) -> Iterator[None]:
     def end() -> None:
         print(
             f"palr: waited {_WAIT_SECONDS} s for {awaited}: start the same command for every "
-            "process, and see that the network lets them through",
+            "process, and check that the network allows the connections",
             file=sys.stderr,
         )
         leave(2)
@@ -218,13 +218,13 @@ def led(work: Callable[[], _Value]) -> _Value:
 
 
 class Terminated(Exception):  # noqa: N818 it is no error
-    """The run was told to stop (SIGTERM), and is saved."""
+    """The run received SIGTERM and saved its state."""
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether an error comes from the loss of another process.
+    """Whether an error was caused by the death of another process.
 
-    If a parent watches this process, it ends it here in most cases: it knows who is lost.
+    If a parent watches this process, it usually ends it here: it knows which process died.
     """
     text = str(error)
     if not any(sign in text for sign in _LOSS):
@@ -235,17 +235,14 @@ def is_loss(error: Exception) -> bool:
 
 
 def failure(lost: bool) -> str:
-    """What to say of an error that is not a user's mistake, in a line.
+    """One line about an error that is not a user's mistake.
 
     Args:
-        lost: it comes from the loss of another process.
+        lost: whether another process died and caused it.
     """
     if lost:
-        return (
-            "another process has stopped, and so this one stops: see what that one said; the same "
-            "command on all machines goes on from the newest checkpoint"
-        )
-    return f"process {_group.index} of {_group.count} fails, and so the others will stop"
+        return f"another process stopped, so this one stops: see its output; {AGAIN}"
+    return f"process {_group.index} of {_group.count} failed, so the others will stop"
 
 
 class Stop:

@@ -1,7 +1,7 @@
-"""The processes of a group meet at the leader before JAX starts: each knows who is missing.
+"""The processes of a group connect to the leader before JAX starts; each reports what is missing.
 
-Every follower connects to the leader's port and says which one it is. Once all have come, the
-leader says so, and leaves the port to JAX. The connections stay open: over them the processes tell
+Every follower connects to the leader's port and sends its index. Once all are connected, the leader
+tells them so and frees the port for JAX. The connections stay open: over them the processes tell
 each other how they end (`palr_jax.parallel.watch`).
 """
 
@@ -16,13 +16,13 @@ from contextlib import suppress
 from palr_jax.errors import UserError, reason
 from palr_jax.json_types import JsonObject
 
-# How often a process that waits says for whom.
+# How often a waiting process prints what it waits for.
 _SAY_SECONDS = 10.0
 # How often a follower tries to reach the leader, and how long one try and one message may take.
 _TRY_SECONDS, _SEND_SECONDS = 0.5, 5.0
 # How long a follower waits for the leader's first answer, which comes at once.
 _ANSWER_SECONDS = 5.0
-# A stranger at the port may send anything.
+# Bytes of one message; what connects to the port may be any program and send anything.
 _LONGEST = 10_000
 
 
@@ -64,13 +64,13 @@ class Link:
 
 
 def meet(host: str, port: int, index: int, count: int, seconds: float) -> dict[int, Link]:
-    """Waits until all processes have come, and says for whom.
+    """Waits until all processes are connected, and prints which are missing.
 
     Returns:
         The leader's links to all others by their index, a follower's to the leader.
 
     Raises:
-        UserError: somebody has not come in time, the port is taken, or two do not fit together.
+        UserError: a process is late, the port is taken, or the processes were started differently.
     """
     if index:
         return {0: _follow(host, port, index, count, seconds)}
@@ -86,13 +86,13 @@ def _lead(host: str, port: int, count: int, seconds: float) -> dict[int, Link]:
             missing = [one for one in range(1, count) if one not in came]
             now = time.monotonic()
             if now > ends:
-                line = _late(seconds, f"{named(missing)} to come to {address}", came)
+                line = _late(seconds, f"{named(missing)} to connect to {address}", came)
                 for link in came.values():
                     link.send({"refused": line})
                 raise UserError(line)
             if now > says:
                 says = now + _SAY_SECONDS
-                _say(f"waiting for {named(missing)} to come to {address}{_beside(came)}")
+                _say(f"waiting for {named(missing)} to connect to {address}{_beside(came)}")
                 for link in came.values():
                     link.send({"missing": missing})
             sources: list[socket.socket | Link] = [listener, *strangers, *came.values()]
@@ -102,7 +102,7 @@ def _lead(host: str, port: int, count: int, seconds: float) -> dict[int, Link]:
             for one in [one for one, link in came.items() if link in ready]:
                 if came[one].receive() is None:  # a process that waits has nothing to say
                     came.pop(one).close()
-                    _say(f"process {one} is gone again")
+                    _say(f"process {one} disconnected")
             for link in [link for link in strangers if link in ready]:
                 strangers.remove(link)
                 _let_in(link, came, missing, count)
@@ -126,18 +126,18 @@ def _listener(address: str, port: int) -> socket.socket:
 
 
 def _let_in(link: Link, came: dict[int, Link], missing: list[int], count: int) -> None:
-    """Takes a process in by what it says first."""
+    """Accepts or refuses a process by its first message."""
     first = (link.receive() or [{}])[0]
     index, theirs = first.get("process"), first.get("processes")
     if type(index) is not int or type(theirs) is not int or not 0 < index < theirs:
-        link.close()  # no process of palr: something that tries ports
+        link.close()  # not a palr process, such as a port scanner
     elif theirs != count:
         line = f"process 0 was started with --processes {count}, and process {index} with {theirs}"
         link.send({"refused": f"{line}: start all with the same number"})
         _say(f"{line}: that one is refused")
         link.close()
     elif index in came:
-        line = f"process {index} has come already: give every process another --process"
+        line = f"process {index} is connected already: give every process another --process"
         link.send({"refused": line})
         link.close()
     else:
@@ -165,19 +165,19 @@ def _follow(host: str, port: int, index: int, count: int, seconds: float) -> Lin
         if _is_let_in(link, address):
             return link
         link.close()
-        why = "what answers there is no process of palr, or it has ended"
+        why = "what answers there is not a palr process, or it exited"
         time.sleep(_TRY_SECONDS)
     raise UserError(_late(seconds, f"{awaited}{f' ({why})' if why else ''}", ()))
 
 
 def _is_let_in(link: Link, address: str) -> bool:
-    """Waits for the leader's word, who alone decides when it is too late.
+    """Waits until the leader lets the group start or gives up.
 
     Returns:
         Whether all have joined; false if the leader exited or is not a process of palr.
 
     Raises:
-        UserError: what the leader says.
+        UserError: the leader refused this process or gave up.
     """
     heard, silence = time.monotonic(), _ANSWER_SECONDS
     while time.monotonic() < heard + silence:
@@ -193,7 +193,7 @@ def _is_let_in(link: Link, address: str) -> bool:
             if "missing" not in message:
                 return False
             if missing := message["missing"]:
-                _say(f"process 0 at {address} has come; waiting for {named(missing)}")
+                _say(f"connected to process 0 at {address}; waiting for {named(missing)}")
     return False
 
 
@@ -213,13 +213,13 @@ def named(indices: Iterable[int]) -> str:
 def _late(seconds: float, awaited: str, came: Iterable[int]) -> str:
     return (
         f"waited {seconds:g} s for {awaited}{_beside(came)}: start the same command for every "
-        "process, and see that the network lets them through"
+        "process, and check that the network allows the connections"
     )
 
 
 def _beside(came: Iterable[int]) -> str:
     came = list(came)
-    return f" ({named(came)} {'has' if len(came) == 1 else 'have'} come)" if came else ""
+    return f" (connected: {named(came)})" if came else ""
 
 
 def _say(line: str) -> None:

@@ -1,9 +1,9 @@
-"""Every process of a group has a parent that watches it, and says how it ended.
+"""Every process of a group has a parent that watches it and reports how it ended.
 
-JAX aborts a process whose peers are lost, from a thread of C++ that Python cannot stop. So a child
-process does the work. Its parent has neither JAX nor threads: however busy the machine is, it sees
-the child end and the connections to the others (`parallel/roll_call.py`) close or fall silent. It
-prints one line and ends the child.
+JAX aborts a process whose peers died, from a C++ thread that Python cannot stop. So a child process
+does the work. Its parent has neither JAX nor threads, and so also notices on a busy machine that
+the child ended, or that a connection to the others (`parallel/roll_call.py`) closed or fell silent.
+It prints one line and ends the child.
 """
 
 import os
@@ -19,34 +19,34 @@ from typing import NoReturn
 from palr_jax.json_types import JsonObject
 from palr_jax.parallel.roll_call import Link
 
-# Exit code of a process that ends because another one is lost.
+# Exit code of a process that ends because another one died.
 _LOST = 1
 _TERMINATED = 128 + signal.SIGTERM
-# How long a process may go on after another has ended: those that fail mostly do so by one mistake,
-# which each of them says; those that were told to stop save.
+# How long a process may run after another has ended. Processes that fail mostly do so by the same
+# mistake, and each should report it; those that received SIGTERM need time to save.
 _GRACE_SECONDS, _SAVE_SECONDS = 5.0, 60.0
-# How long it may take until it is known why JAX aborted this process.
+# How long it may take to learn why JAX aborted this process.
 _KNOWN_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
 _BEAT_SECONDS = 1.0
 _ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _HINTS: dict[int, str] = {
     signal.SIGKILL: ", as Linux does when memory runs out",
-    signal.SIGABRT: ", as JAX does when another process is lost",
+    signal.SIGABRT: ", as JAX does when another process died",
 }
-AGAIN = "the same command on all machines goes on from the newest checkpoint"
+AGAIN = "run the same command on all machines to resume from the newest checkpoint"
 
-# Where a child tells its parent that it ends, and with which exit code.
+# The pipe on which a child sends its exit code to its parent before it ends.
 _to_parent: int | None = None
 
 
 def watched(links: dict[int, Link], index: int | None, silence: float) -> None:
-    """Goes on in a child process; the parent never returns, and ends as the child does.
+    """Returns in a child process; the parent never returns, and exits as the child does.
 
     Args:
         links: to the leader, or in the leader to all others.
         index: of this process in its group, if that is known.
-        silence: seconds after which a process that is not heard of is lost.
+        silence: seconds without a message after which a process counts as dead.
     """
     global _to_parent
     reports, own = os.pipe()
@@ -78,14 +78,14 @@ def _end_with_parent(alive: int) -> None:
 
 
 def is_watched() -> bool:
-    """Whether this process has a parent, which says which other process is lost."""
+    """Whether this process has a parent, which reports the process that died."""
     return _to_parent is not None
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process without waiting for the others, who may never come.
+    """Ends this process without waiting for the others, which may never connect.
 
-    If it has a parent, that one ends it, once the others know: JAX would abort them before.
+    If it has a parent, the parent ends it once the others know: JAX would abort them before.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,19 +104,19 @@ class _Parent:
     child: int
     reports: int
     told: list[int]
-    # The exit code, once the child has said it or has ended with it; None if JAX aborted it too.
+    # The exit code, once the child has sent it or exited with it; None also if JAX aborted it.
     code: int | None = None
-    # What there is to say: how another process ended, and how the child did if it could not say so.
+    # Lines to print: how another process ended, and how the child did if it could not print it.
     other: str | None = None
     own: str | None = None
     # When to stop waiting, for the child or for the others.
     ends: float | None = None
     heard: dict[int, float] = field(default_factory=dict)
-    # The others that have said how they end.
+    # The others that have reported how they end.
     done: set[int] = field(default_factory=set)
 
     def stay(self) -> NoReturn:
-        """Watches until the child has ended and the others know, or another process is lost."""
+        """Watches until the child has ended and the others know, or another process died."""
         self.heard = dict.fromkeys(self.links, time.monotonic())
         beats = 0.0
         while self.ends is None or time.monotonic() < self.ends:
@@ -198,9 +198,9 @@ class _Parent:
                 if "ended" in message:
                     self._hear(one, message)
             if messages is None:
-                self._lose(one, f"process {one} is gone without a word")
+                self._lose(one, f"process {one} disconnected")
             elif now - self.heard[one] > self.silence:
-                self._lose(one, f"process {one} was not heard of for {self.silence:g} s")
+                self._lose(one, f"process {one} sent nothing for {self.silence:g} s")
 
     def _hear(self, one: int, message: JsonObject) -> None:
         if message["ended"] == one:
@@ -222,7 +222,4 @@ class _Parent:
 
 
 def _stopped(why: str) -> str:
-    return (
-        f"another process has stopped ({why}), and so this one stops: see what that one said; "
-        f"{AGAIN}"
-    )
+    return f"another process stopped ({why}), so this one stops: see its output; {AGAIN}"

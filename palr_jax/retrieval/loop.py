@@ -196,7 +196,7 @@ def cut(arrays: _Tree, size: int) -> list[_Tree]:
 
 def _stop(checkpoints: Checkpoints, config: RetrieverConfig, saved: str) -> NoReturn:
     checkpoints.finish()
-    raise Terminated(f"{config.model}: told to stop, {saved}")
+    raise Terminated(f"{config.model}: stopped by SIGTERM, {saved}")
 
 
 def _epoch(
@@ -211,7 +211,7 @@ def _epoch(
 ) -> tuple[RetrieverState, tuple[float, ...]]:
     """Trains on the batches after those that are `done`; returns the state and all losses.
 
-    There are fewer losses than batches if all processes are told to stop.
+    There are fewer losses than batches if all processes receive SIGTERM.
     """
     losses = list(done)
     running: jax.Array | None = None

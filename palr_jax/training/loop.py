@@ -138,7 +138,7 @@ def finetune(
                     checkpoints.save(step, _trees(state), notes, loss if validation else mean)
                 if stopping and step < config.steps:
                     checkpoints.finish()
-                    raise Terminated(f"{name}: told to stop, saved at step {step}")
+                    raise Terminated(f"{name}: stopped by SIGTERM, saved at step {step}")
     nnx.update(model, state.params)
     if validation:
         if is_leader():

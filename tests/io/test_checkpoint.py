@@ -164,7 +164,7 @@ def test_sigterm_saves_and_says_where(tmp_path: Path) -> None:
     told = time.monotonic()
     error = process.communicate(timeout=60)[1]
     assert time.monotonic() - told < 30  # preemptible machines give this much
-    assert f"told to stop, saved at step {newest(tmp_path)}" in error
+    assert f"stopped by SIGTERM, saved at step {newest(tmp_path)}" in error
     logged = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").open()]
     assert logged == list(range(1, newest(tmp_path) + 1))
 

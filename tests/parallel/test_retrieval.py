@@ -81,7 +81,7 @@ def test_two_processes_that_are_told_to_stop_end_as_one_that_is_not(world: Path)
     group[1].send_signal(signal.SIGTERM)
     ended = wait(group, 120)
     assert [code for code, _ in ended] == [143, 143], ended
-    assert "sasrec: told to stop, saved" in ended[0][1]
+    assert "sasrec: stopped by SIGTERM, saved" in ended[0][1]
     assert len(curve(world, name)) < EPOCHS
     ended = wait(together(world, "retrieve", name, 2))
     assert [code for code, _ in ended] == [0, 0], ended

@@ -1,4 +1,4 @@
-"""The processes of a group meet, and say who is missing."""
+"""The processes of a group connect, and print which are missing."""
 
 import socket
 import threading
@@ -63,13 +63,14 @@ def test_the_missing_are_named_everywhere(
 ) -> None:
     monkeypatch.setattr(roll_call, "_SAY_SECONDS", 0.5)
     found = together(*[lambda i=i: meet("localhost", port, i, 5, 3) for i in (0, 1, 3)])
-    late = f"waited 3 s for processes 2 and 4 to come to localhost:{port}"
-    assert found[0].startswith(f"{late} (processes 1 and 3 have come): start the same command")
+    late = f"waited 3 s for processes 2 and 4 to connect to localhost:{port}"
+    assert found[0].startswith(f"{late} (connected: processes 1 and 3): start the same command")
     assert all(line == found[0] for line in found), found
     said = capsys.readouterr().err
-    assert f"waiting for processes 1 to 4 to come to localhost:{port}\n" in said
-    assert f"waiting for processes 2 and 4 to come to localhost:{port} (processes 1 and 3" in said
-    assert f"process 0 at localhost:{port} has come; waiting for processes 2 and 4" in said
+    assert f"waiting for processes 1 to 4 to connect to localhost:{port}\n" in said
+    missing = "waiting for processes 2 and 4"
+    assert f"{missing} to connect to localhost:{port} (connected: processes 1 and 3" in said
+    assert f"connected to process 0 at localhost:{port}; {missing}" in said
 
 
 def test_a_leader_that_never_comes_is_named(port: int) -> None:
@@ -96,7 +97,7 @@ def test_two_of_one_index_are_refused(port: int) -> None:
         lambda: meet("localhost", port, 1, 3, 3),
         lambda: meet("localhost", port, 1, 3, 3),
     )
-    assert len([line for line in both if "process 1 has come already" in line]) == 1
+    assert len([line for line in both if "process 1 is connected already" in line]) == 1
     assert len([line for line in both if "waited 3 s for process 2" in line]) == 1
 
 

@@ -31,7 +31,7 @@ SLEEP = "time.sleep(100)"
 
 
 def launch(*deeds: str) -> list[subprocess.Popen[str]]:
-    """One process for each of the deeds, whose children do them once all have come."""
+    """One process for each of the deeds, whose children do them once all are connected."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -48,20 +48,20 @@ def launch(*deeds: str) -> list[subprocess.Popen[str]]:
 
 
 def started(processes: list[subprocess.Popen[str]]) -> list[int]:
-    """The children, once they are all there."""
+    """The ids of the children, once all run."""
     return [int(process.stdout.readline()) for process in processes if process.stdout]
 
 
 def ends(
     processes: list[subprocess.Popen[str]], but: int | None = None
 ) -> dict[int, tuple[int, str]]:
-    """By index, the exit code and the last words of all processes, perhaps but one."""
+    """By index, the exit code and the last lines of all processes, except `but`."""
     ended = {}
     try:
         for index, process in enumerate(processes):
             if index != but:
                 lines = process.communicate(timeout=60)[1].splitlines()
-                said = [line for line in lines if not line.startswith(("waiting", "process 0 at"))]
+                said = [line for line in lines if not line.startswith(("waiting", "connected to"))]
                 ended[index] = (process.returncode, "\n".join(said))
     finally:
         for process in processes:
@@ -86,8 +86,8 @@ def is_gone(child: int) -> bool:
 def assert_lost(ended: dict[int, tuple[int, str]], why: str) -> None:
     for code, said in ended.values():
         assert code == 1
-        assert said.startswith(f"palr: another process has stopped ({why}), and so this one stops")
-        assert "goes on from the newest checkpoint" in said
+        assert said.startswith(f"palr: another process stopped ({why}), so this one stops")
+        assert "to resume from the newest checkpoint" in said
         assert "\n" not in said
 
 
@@ -97,7 +97,7 @@ def test_a_process_that_is_killed_is_named(count: int, lost: int) -> None:
     processes = launch(*[SLEEP] * count)
     children = started(processes)
     processes[lost].kill()
-    assert_lost(ends(processes, but=lost), f"process {lost} is gone without a word")
+    assert_lost(ends(processes, but=lost), f"process {lost} disconnected")
     assert all(map(is_gone, children))
 
 
@@ -111,10 +111,10 @@ def test_a_process_that_hangs_is_named(lost: int) -> None:
         process.wait(60)
     processes[lost].send_signal(signal.SIGCONT)
     ended = ends(processes)
-    assert_lost({i: ended[i] for i in others}, f"process {lost} was not heard of for 2 s")
+    assert_lost({i: ended[i] for i in others}, f"process {lost} sent nothing for 2 s")
     code, said = ended[lost]  # it goes on, and finds that it is alone
     assert code == 1
-    assert "palr: another process has stopped" in said
+    assert "palr: another process stopped" in said
     assert all(map(is_gone, children))
 
 
@@ -133,7 +133,7 @@ def test_a_child_that_a_signal_ends_is_named_everywhere(lost: int, number: int, 
     assert own_code == code
     assert said.startswith(f"palr: process {lost} was ended by {name}")
     for _, said in ended.values():
-        assert f"palr: another process has stopped (process {lost} was ended by {name}" in said
+        assert f"palr: another process stopped (process {lost} was ended by {name}" in said
 
 
 def test_an_abort_that_another_loss_brings_about_is_put_down_to_that() -> None:
@@ -142,7 +142,7 @@ def test_an_abort_that_another_loss_brings_about_is_put_down_to_that() -> None:
     children = started(processes)
     os.kill(children[2], signal.SIGABRT)
     processes[1].kill()
-    assert_lost(ends(processes, but=1), "process 1 is gone without a word")
+    assert_lost(ends(processes, but=1), "process 1 disconnected")
 
 
 @pytest.mark.parametrize("failing", [0, 1])

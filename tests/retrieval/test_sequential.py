@@ -133,7 +133,9 @@ def test_a_stopped_training_resumes_at_that_step(
     asked = iter([False] * (steps + 2) + [True] * 9)  # once per step, and once per epoch
     with monkeypatch.context() as patched:
         patched.setattr(loop.Stop, "poll", lambda _: next(asked))
-        with pytest.raises(Terminated, match="sasrec: told to stop, saved at step 3 of epoch 2"):
+        with pytest.raises(
+            Terminated, match="sasrec: stopped by SIGTERM, saved at step 3 of epoch 2"
+        ):
             sasrec().fit(SPLIT, tmp_path)
     assert len(curve(tmp_path)) == 1
     sasrec().fit(SPLIT, tmp_path)
