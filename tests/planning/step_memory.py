@@ -1,16 +1,15 @@
-"""Runs a sharded train step on eight CPU devices; prints the planned and the measured memory."""
+"""Runs a sharded train step on eight CPU devices; prints the planned and the measured memory.
+
+To be started with XLA_FLAGS that simulate these devices.
+"""
 
 import ctypes
 import json
-import os
 import re
 import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 from typing import Any
 
 import jax
