@@ -134,7 +134,11 @@ def test_two_processes_tune_in_a_bucket(run: Path, bucket: str, tmp_path: Path) 
 def test_a_run_in_a_bucket_recommends(run: Path, bucket: str, world: Path) -> None:
     there, here = Recommender.load(str(run)), Recommender.load(world / "runs/tiny")
     history = here.history_of("u3")
-    assert there.recommend([history]) == here.recommend([history])
+    (found,), (expected,) = (one.recommend([history]) for one in (there, here))
+    # The test before tuned the ranker in the bucket again, in two processes: sums differ by rounding.
+    assert [item.title for item in found] == [item.title for item in expected]
+    scores = [[item.score for item in slate] for slate in (found, expected)]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
     output = f"{bucket}/slates.parquet"
     assert main(["recommend", "--run", str(run), "--users", "all", "--output", output]) == 0
     assert path_of(output).read_bytes()[:4] == b"PAR1"
