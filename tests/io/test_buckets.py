@@ -135,7 +135,7 @@ def test_a_run_in_a_bucket_recommends(run: Path, bucket: str, world: Path) -> No
     there, here = Recommender.load(str(run)), Recommender.load(world / "runs/tiny")
     history = here.history_of("u3")
     (found,), (expected,) = (one.recommend([history]) for one in (there, here))
-    # The test before tuned the ranker in the bucket again, in two processes: sums differ by rounding.
+    # Two processes have tuned the ranker in the bucket again: sums differ by rounding.
     assert [item.title for item in found] == [item.title for item in expected]
     scores = [[item.score for item in slate] for slate in (found, expected)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
