@@ -74,7 +74,8 @@ def alone(streams: Streams, tmp_path_factory: pytest.TempPathFactory) -> list[fl
     return losses(streams, MeshConfig(), LORA, tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize("name", MESHES)
+# The other two are those of the run that resumes on another mesh.
+@pytest.mark.parametrize("name", ["8x1", "2x2x2"])
 def test_losses_are_those_of_one_device(
     streams: Streams, alone: list[float], tmp_path: Path, name: str
 ) -> None:
