@@ -55,7 +55,7 @@ DAMAGE: list[Callable[[Path, float], None]] = [
 ]  # fmt: skip
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_any_damage_gives_a_slate_or_one_line(run: Path, data: st.DataObject) -> None:
     files = sorted(file for file in run.rglob("*") if file.is_file())
