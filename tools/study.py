@@ -12,6 +12,7 @@ page with pictures: the lift of every row, and its lift in groups of users.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="HTML file to write, with pictures")
     arguments = parser.parse_args()
     rows: dict[str, dict[str, Any]] = yaml.safe_load(arguments.rows.read_text("utf-8"))
+    folders = [row_folder(arguments.base, row) for row in rows]
+    if clash := [
+        row for row, folder in zip(rows, folders, strict=True) if folders.count(folder) > 1
+    ]:
+        parser.error(f"rows {' and '.join(map(repr, clash))} would share a folder: rename one")
     if arguments.against not in (None, "as configured", *rows):
         parser.error(
             f"--against {arguments.against!r}: the rows are as configured, {', '.join(rows)}"
@@ -66,7 +72,8 @@ def main() -> None:
 
 
 def row_folder(base: Path, row: str) -> Path:
-    return base.with_name(f"{base.name}--{row.replace(' ', '-')}")
+    """The run directory of a row: what a name of a run may not hold becomes a hyphen."""
+    return base.with_name(f"{base.name}--{re.sub(r'[^A-Za-z0-9_.-]+', '-', row).strip('-.')}")
 
 
 def run_row(base: Path, row: str, settings: dict[str, Any]) -> None:
@@ -97,7 +104,9 @@ def run_row(base: Path, row: str, settings: dict[str, Any]) -> None:
         "--name", folder.name, *options,
     ]  # fmt: skip
     print(f"{row}: {' '.join(options)}", file=sys.stderr, flush=True)
-    subprocess.run(command, check=True)
+    # The command has printed what is wrong.
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)
 
 
 def finished(base: Path, rows: list[str]) -> dict[str, Path]:

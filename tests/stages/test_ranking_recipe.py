@@ -229,20 +229,22 @@ def test_an_export_says_what_stays_behind(here: Path, capsys: pytest.CaptureFixt
 def test_an_ablation_row_trains_the_ranker_alone(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (here / "rows.yaml").write_text("fewer steps: {finetune.steps: 3, evaluate.controls: false}\n")
+    row = "fewer steps, user's choice"  # a name of a run holds neither comma nor apostrophe
+    (here / "rows.yaml").write_text(f"{row}: {{finetune.steps: 3, evaluate.controls: false}}\n")
     command = [sys.executable, str(ROOT / "tools/study.py"), "runs/tiny", "rows.yaml"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     table, log = capfd.readouterr()
     assert "retrieve: done before, skipped" in log
     assert "candidates to learn from" not in log  # what trains their retriever says so
     cells = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
-    assert [row[0].strip() for row in cells] == ["row", "---", "as configured", "fewer steps"]
-    decisions = [int(row[2]) for row in cells[2:]]
+    assert [line[0].strip() for line in cells] == ["row", "---", "as configured", row]
+    decisions = [int(line[2]) for line in cells[2:]]
     assert 0 < decisions[1] < decisions[0]
-    before = (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns
+    results = here / "runs/tiny--fewer-steps-user-s-choice/results.json"
+    before = results.stat().st_mtime_ns
     against = [*command, "--against", "as configured", "--page", "study.html"]
     subprocess.run(against, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (here / "runs/tiny--fewer-steps/results.json").stat().st_mtime_ns == before
+    assert results.stat().st_mtime_ns == before
     table, _ = capfd.readouterr()
     cells = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
     assert cells[0][-1].strip() == "fused − as configured"
@@ -252,6 +254,23 @@ def test_an_ablation_row_trains_the_ranker_alone(
     page = (here / "study.html").read_text()
     assert page.count("class='mark") == 2 + 2 * 2
     assert page.count("fewer steps") == 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ("wrong: {finetune.stepz: 3}", "did you mean --finetune.steps?"),
+        ("{no prior: {}, no-prior: {}}", "rows 'no prior' and 'no-prior' would share a folder"),
+    ],
+)
+def test_a_wrong_row_is_one_line(here: Path, rows: str, complaint: str) -> None:
+    (here / "rows.yaml").write_text(rows)
+    command = [sys.executable, str(ROOT / "tools/study.py"), "runs/tiny", "rows.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_order_of_candidates_that_training_or_ranking_would_not_keep_is_refused(
