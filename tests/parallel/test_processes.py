@@ -36,12 +36,16 @@ PALR = "import sys; from palr_jax.cli import main; sys.exit(main())"
 
 
 def start(
-    folder: Path, *arguments: str, devices: int = 1, script: str = PALR
+    folder: Path,
+    *arguments: str,
+    devices: int = 1,
+    script: str = PALR,
+    default_fusions: bool = False,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments, "--config", "tiny.yaml"],
         cwd=folder,
-        env={**os.environ, "XLA_FLAGS": flags(devices), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": flags(devices, default_fusions), "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -62,6 +66,7 @@ def together(
     *arguments: str,
     devices: int = 2,
     script: str = PALR,
+    default_fusions: bool = False,
 ) -> list[subprocess.Popen[str]]:
     """A stage in `count` processes."""
     with socket.socket() as free:
@@ -71,7 +76,7 @@ def together(
         start(
             folder, stage, "--name", name, "--coordinator", f"localhost:{port}",
             "--processes", str(count), "--process", str(index), *arguments,
-            devices=devices, script=script,
+            devices=devices, script=script, default_fusions=default_fusions,
         )
         for index in range(count)
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from palr_jax.parallel import processes
 from palr_jax.retrieval.config import RetrieverConfig
 from palr_jax.retrieval.models import check_processes
 from palr_jax.retrieval.sharded import mesh_of
-from tests.parallel.test_processes import PALR, copied, together, wait
+from tests.parallel.test_processes import PALR, copied, start, together, wait
 from tests.world import CONFIG, write_world
 
 EPOCHS = 3
@@ -49,8 +49,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         assert main(["prepare", *arguments]) == 0
         shutil.copytree("runs/alone", "runs/data")
-        assert main(["retrieve", *arguments]) == 0
+    alone = start(folder, "retrieve", "--name", "alone", devices=4, default_fusions=True)
+    ended = wait([alone])
+    assert [code for code, _ in ended] == [0], ended
     return folder
+
+
+def retrieve(
+    folder: Path, name: str, *arguments: str, script: str = PALR
+) -> list[subprocess.Popen[str]]:
+    """Two processes with two devices each."""
+    return together(folder, "retrieve", name, 2, *arguments, script=script, default_fusions=True)
 
 
 def curve(folder: Path, name: str) -> list[dict[str, float]]:
@@ -76,14 +85,14 @@ def assert_same(folder: Path, name: str) -> None:
 def test_two_processes_that_are_told_to_stop_end_as_one_that_is_not(world: Path) -> None:
     name = copied(world, "told")
     # Item vectors are divided in another way than in `alone`, which changes nothing.
-    group = together(world, "retrieve", name, 2, "--retriever.fsdp", "4", script=SLOWLY)
+    group = retrieve(world, name, "--retriever.fsdp", "4", script=SLOWLY)
     reach_an_epoch(group, world, name)
     group[1].send_signal(signal.SIGTERM)
     ended = wait(group, 120)
     assert [code for code, _ in ended] == [143, 143], ended
     assert "sasrec: stopped by SIGTERM, saved" in ended[0][1]
     assert len(curve(world, name)) < EPOCHS
-    ended = wait(together(world, "retrieve", name, 2))
+    ended = wait(retrieve(world, name))
     assert [code for code, _ in ended] == [0, 0], ended
     assert "SASRec: test HR@10" in ended[0][1]
     assert "HR@10" not in ended[1][1]

@@ -15,6 +15,10 @@ from palr_jax import Recommender
 from palr_jax.serving.server import uvicorn_config
 from palr_jax.serving.service import Service, Settings
 
+# The client closes an idle connection beyond these limits, even where another thread has just sent
+# a request over it, which then fails with "Bad file descriptor". So no connection exceeds them.
+_LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=None)
+
 
 @dataclass(frozen=True)
 class Served:
@@ -42,7 +46,7 @@ def serving(run: Path, settings: Settings) -> Iterator[Served]:
             raise service.failure
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=60, limits=_LIMITS) as client:
             yield Served(url, service, client)
     finally:
         server.should_exit = True
