@@ -75,6 +75,7 @@ class MomentMaker:
         items: the tokens of every item.
         retrieved: the candidates of every moment, from a retriever that was not trained on it.
         config: the form of the prompts.
+        most: most moments of an example; of a user with more, each epoch draws consecutive ones.
         prior_dropout: share of moments whose prior is set to zero.
         reads_titles: whether the whole text of every candidate is fed.
         with_text: whether the text of prompts is learned too, so that users without a moment also
@@ -88,6 +89,7 @@ class MomentMaker:
     items: Ragged
     retrieved: Retrieved
     config: InstructConfig
+    most: int
     prior_dropout: float
     reads_titles: bool
     with_text: bool
@@ -104,6 +106,9 @@ class MomentMaker:
         rng = np.random.default_rng([self.seed, epoch, user])
         numbers = self._moments(user)
         if self.config.prompt == "history":
+            if len(numbers) > self.most:
+                stop = int(rng.integers(self.most, len(numbers), endpoint=True))
+                numbers = numbers[stop - self.most : stop]
             return self._history_example(rng, user, numbers)
         return self._candidates_example(rng, user, int(rng.choice(numbers)))
 
@@ -142,7 +147,7 @@ class MomentMaker:
     def _history_example(
         self, rng: np.random.Generator, user: int, numbers: np.ndarray
     ) -> MomentExample:
-        """One history with all moments of a user."""
+        """One history with several moments of a user, or with none."""
         asked = []
         for number in numbers:
             items_S, prior_S, target = self._asked(rng, user, int(number))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palr_jax.errors import UserError
 from palr_jax.instruct.examples import ExampleMaker
 from palr_jax.instruct.moments import MomentExample, MomentMaker
 from palr_jax.instruct.packing import Example, Packing, best_fit
@@ -111,16 +110,11 @@ def measure_moments(maker: MomentMaker, users: np.ndarray, packing: Packing) -> 
     """Makes and packs the first window of an epoch.
 
     Raises:
-        UserError: an example does not fit even without history, or has too many moments for a row.
+        UserError: an example does not fit even without history.
     """
     examples = list(visit(maker, users, 0, min(len(users), WINDOW)))
     tokens_N = np.array([len(example.tokens_T) for example in examples])
     count_N = np.array([len(example.moments) for example in examples])
-    if count_N.max() > packing.label_length:
-        raise UserError(
-            f"a user has {count_N.max()} moments: raise finetune.moments ({packing.label_length}) "
-            "or lower instruct.moments"
-        )
     rows = int(best_fit(tokens_N, count_N, packing).max()) + 1
     edges = [len(moment.choices.token_E) for example in examples for moment in example.moments]
     return MomentStatistics(

@@ -126,6 +126,7 @@ def load_instructions(config: Config, run: RunDirectory) -> Instructions:
             items=items.tokens,
             retrieved=proposals.retrieved,
             config=instruct,
+            most=config.finetune.moments,
             prior_dropout=config.finetune.prior_dropout,
             reads_titles=config.ranker.reads == "titles",
             with_text=config.finetune.text_loss > 0,

@@ -43,6 +43,7 @@ def make_moments(
     items: Ragged,
     config: InstructConfig,
     reads_titles: bool = False,
+    most: int = 3,
 ) -> MomentMaker:
     return MomentMaker(
         train=train,
@@ -51,6 +52,7 @@ def make_moments(
         items=items,
         retrieved=some_proposals(train),
         config=config,
+        most=most,
         prior_dropout=0.0,
         reads_titles=reads_titles,
         with_text=False,
@@ -174,6 +176,29 @@ def test_priors_are_the_retrievers_and_say_nothing_where_they_are_dropped(
     dropping = replace(maker, prior_dropout=0.5)
     said = [m.prior_S.any() for epoch in range(40) for m in dropping.example(11, epoch).moments]
     assert 0.3 < np.mean(said) < 0.7
+
+
+def test_each_epoch_shows_consecutive_moments_of_a_user_who_has_many(
+    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, history_config: InstructConfig
+) -> None:
+    whole = make_moments(train, tokenizer, item_tokens, history_config)
+    maker = replace(whole, most=2)
+    user = next(user for user in range(11, len(train)) if len(whole.example(user, 0).moments) == 3)
+
+    def targets(maker: MomentMaker, epoch: int) -> tuple[int, ...]:
+        moments = maker.example(user, epoch).moments
+        return tuple(int(moment.item_S[moment.choices.target]) for moment in moments)
+
+    first, second, third = targets(whole, 0)
+    shown = {targets(maker, epoch) for epoch in range(20)}
+    assert shown == {(first, second), (second, third)}
+    assert {targets(whole, epoch) for epoch in range(20)} == {(first, second, third)}
+    # The history goes on to the newest moment shown, and no further.
+    for epoch in range(5):
+        *_, last = maker.example(user, epoch).moments
+        target = int(last.item_S[last.choices.target])
+        before = train[user][: train[user].tolist().index(target)]
+        np.testing.assert_array_equal(last.history_H, before[-history_config.history :])
 
 
 @pytest.mark.parametrize("form", ["history", "candidates"])
