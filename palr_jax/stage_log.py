@@ -11,7 +11,7 @@ from palr_jax.io.files import read_json, reading, write_json
 from palr_jax.io.paths import delete, path_of
 from palr_jax.io.progress import say
 from palr_jax.io.provenance import changed, fingerprint
-from palr_jax.io.stamps import Stamp, can_take, files_in, is_whole, retake, take
+from palr_jax.io.stamps import Stamp, can_take, files_in, is_whole, retake, take_file
 from palr_jax.json_types import JsonObject
 from palr_jax.parallel import processes
 
@@ -162,7 +162,7 @@ class StageLog:
         }
         left = (*stage.outputs, *stage.optional, *stage.kept)
         files = [file for path in left for file in files_in(path)]
-        entry.outputs = {f"{file.relative_to(self.folder)}": take(file) for file in files}
+        entry.outputs = {f"{file.relative_to(self.folder)}": take_file(file) for file in files}
         entry.done, entry.seconds = True, seconds
         self._note(stage, entry)
 

@@ -41,6 +41,11 @@ def take(path: Path) -> Stamp:
     if has_parts(path):
         names = [str(part) for part in parts(path)]
         return Stamp(len(names), 0, hashlib.sha256("\n".join(names).encode()).hexdigest())
+    return take_file(path)
+
+
+def take_file(path: Path) -> Stamp:
+    """The stamp of a file, which is read once; one request to a bucket."""
     size, time = _size_and_time(path)
     return Stamp(size, time, "" if in_bucket(path) else _digest(path))
 
@@ -60,12 +65,13 @@ def can_take(path: Path) -> bool:
 
 
 def is_whole(path: Path, stamp: Stamp) -> bool:
-    """Whether a file exists with the content of its stamp."""
-    if not path.is_file():
-        return False
+    """Whether a file exists with the content of its stamp; one request to a bucket."""
     if in_bucket(path):
-        return _size_and_time(path)[0] == stamp.size
-    return retake(path, stamp).content == stamp.content
+        try:
+            return _size_and_time(path)[0] == stamp.size
+        except (FileNotFoundError, IsADirectoryError):
+            return False
+    return path.is_file() and retake(path, stamp).content == stamp.content
 
 
 def files_in(path: Path) -> list[Path]:
@@ -88,6 +94,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _size_and_time(path: Path) -> tuple[int, int]:
     found = path.stat()
     if in_bucket(path):
+        if found.is_directory:  # type: ignore[attr-defined]
+            raise IsADirectoryError(str(path))
         return int(found.length), int(found.mtime)  # type: ignore[attr-defined]
     return found.st_size, found.st_mtime_ns
 

@@ -28,7 +28,7 @@ from palr_jax.data.table import read_table
 from palr_jax.errors import UserError
 from palr_jax.io.files import append_text, creating, read_arrays, replacing, write_arrays
 from palr_jax.io.paths import delete, in_bucket, path_of
-from palr_jax.io.stamps import retake, take
+from palr_jax.io.stamps import is_whole, retake, take
 from tests.data.conftest import log_of
 from tests.locations import ROOT
 from tests.test_stage_log import World
@@ -210,6 +210,19 @@ def test_an_archive_in_a_bucket_is_read(bucket: str, tmp_path: Path) -> None:
     tables = read_dat_archive(DataConfig(source="ml-1m", path=f"{bucket}/ml-1m.zip"))
     assert log_of(tables)["user"].to_list() == ["1", "2"]
     assert tables.items["title"].to_list() == ["Heat (1995)"]
+
+
+def test_a_file_of_a_bucket_is_whole_while_it_has_its_size(bucket: str) -> None:
+    file = path_of(f"{bucket}/stamps/a")
+    file.write_text("rows")
+    stamp = take(file)
+    assert is_whole(file, stamp)
+    file.write_text("other rows")
+    assert not is_whole(file, stamp)
+    file.unlink()
+    assert not is_whole(file, stamp)
+    (file / "below").write_text("")
+    assert not is_whole(file, stamp._replace(size=0))
 
 
 @pytest.mark.parametrize("name", ["log", "log/part-*.csv", "l?g/*"])
