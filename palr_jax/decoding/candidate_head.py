@@ -26,8 +26,6 @@ Array = np.ndarray | jax.Array
 
 # Initial weight of the text: the prior should dominate until the text has been learned.
 _TEXT_SCALE = 0.05
-# The maps of item vectors to and from the LLaMA, by the names of their parameters.
-ITEM_MAPS = frozenset({"input_RD", "query_DR"})
 # Cosines differ little, so they are multiplied by this in addition to their weights.
 _LIKENESS = 100.0
 

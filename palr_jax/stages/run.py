@@ -47,11 +47,7 @@ _MADE_FROM: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Keys that were added after version 0.2.0, with the value that changes nothing: with it they do not
 # count, so that what older versions made stays valid.
-_ADDED: dict[tuple[str, str], object] = {
-    ("instruct", "answer"): "title",
-    ("ranker", "quantize"): "none",
-    ("finetune", "item_map_rate"): 1.0,
-}
+_ADDED = {("instruct", "answer"): "title", ("ranker", "quantize"): "none"}
 # Keys that change no result: how arrays are divided over devices.
 _PLACING = (("retriever", "fsdp"),)
 # What several processes divide over `mesh`.

@@ -47,8 +47,6 @@ class FinetuneConfig:
         moments: most moments per row, for objective candidates. A user with more in
             `instruct.moments` shows other ones in each epoch, always consecutive ones.
         learning_rate: peak learning rate of AdamW; a cosine schedule ends at a tenth of it.
-        item_map_rate: learning rate of the linear maps of item vectors (`ranker.item_embeddings`),
-            relative to `learning_rate`. These maps begin at zero, with small factors.
         warmup_steps: steps of linear warm-up.
         weight_decay: weight decay of AdamW.
         clip_norm: global norm that gradients are clipped to.
@@ -75,7 +73,6 @@ class FinetuneConfig:
     label_length: Positive = 384
     moments: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    item_map_rate: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0

@@ -10,14 +10,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from palr_jax.decoding.candidate_head import ITEM_MAPS
 from palr_jax.llm.axes import shardings
 from palr_jax.llm.config import Remat
 from palr_jax.llm.llama import Llama, packed_layout
 from palr_jax.parallel.sharding import Shards
 from palr_jax.training.candidates import MomentBatch, batch_metrics, candidate_loss
 from palr_jax.training.config import FinetuneConfig
-from palr_jax.trees import KeyPath, PyTree, State
+from palr_jax.trees import PyTree, State
 
 
 @jax.tree_util.register_dataclass
@@ -66,10 +65,7 @@ class TrainState:
 
 
 def optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
-    """AdamW with clipping, linear warm-up and a cosine that ends at a tenth of the peak.
-
-    The maps of item vectors have `config.item_map_rate` times the learning rate.
-    """
+    """AdamW with clipping, linear warm-up and a cosine that ends at a tenth of the peak."""
     warmup = min(config.warmup_steps, max(config.steps - 1, 0))
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.learning_rate,
@@ -78,23 +74,10 @@ def optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
         decay_steps=config.steps,
         end_value=config.learning_rate / 10,
     )
-    parts = [
+    return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=config.weight_decay),
-    ]
-    if config.item_map_rate != 1:
-        parts.append(optax.stateless(partial(_item_maps_scaled, config.item_map_rate)))
-    return optax.chain(*parts)
-
-
-def _item_maps_scaled(rate: float, updates: PyTree, _: PyTree) -> PyTree:
-    """The updates, those of the maps of item vectors times `rate`."""
-
-    def scaled(keys: KeyPath, update: jax.Array) -> jax.Array:
-        is_map = any(getattr(key, "key", None) in ITEM_MAPS for key in keys)
-        return update * rate if is_map else update
-
-    return jax.tree.map_with_path(scaled, updates)
+    )
 
 
 def label_loss(

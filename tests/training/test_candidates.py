@@ -22,8 +22,6 @@ from palr_jax.llm.tokenizers.tokenizer import Tokenizer
 from palr_jax.padding import to_multiple
 from palr_jax.ragged import Ragged
 from palr_jax.training.candidates import MomentBatch, candidate_loss
-from palr_jax.training.config import FinetuneConfig
-from palr_jax.training.step import TrainState, optimizer, train_step
 from palr_jax.trees import State, split_off
 from tests.instruct.test_moments import make_moments
 from tests.programs import compiled, forward
@@ -171,34 +169,6 @@ def test_gradients_equal_finite_differences(
 
     ahead, behind = moved(step), moved(-step)
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=2e-2)
-
-
-def test_maps_of_item_vectors_have_their_own_learning_rate(
-    train: Ragged, tokenizer: Tokenizer, item_tokens: Ragged, instruct_config: InstructConfig
-) -> None:
-    config = replace(instruct_config, prompt="history", moments=3, held_out="time", history=6)
-    maker = make_moments(train, tokenizer, item_tokens, config)
-    batch = as_batch(maker, [maker.example(11, 0)])
-    model = new_model(tokenizer.vocab_size, True, True, False)
-    graph, params, frozen = split_off(model, nnx.Param)
-
-    def moved(rate: float) -> dict[str, np.ndarray]:
-        """How far the first step moves each parameter."""
-        tuning = FinetuneConfig(learning_rate=1e-3, warmup_steps=0, item_map_rate=rate)
-        state = TrainState(
-            jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer(tuning).init(params)
-        )
-        after, _ = train_step(graph, tuning, state, frozen, batch)
-        ways = jax.tree.map(lambda new, old: np.asarray(new - old), after.params, params)
-        return {jax.tree_util.keystr(path): way for path, way in jax.tree.leaves_with_path(ways)}
-
-    usual, fast = moved(1.0), moved(8.0)
-    maps = [name for name in usual if "input_RD" in name or "query_DR" in name]
-    assert len(maps) == 4  # two of each kind of item vectors
-    for name, way in usual.items():
-        expected = 8 * way if name in maps else way
-        np.testing.assert_allclose(fast[name], expected, rtol=1e-2, atol=1e-6)
-        assert np.abs(way).max() > 1e-4 or name not in maps
 
 
 def test_a_silent_text_leaves_the_prior(
