@@ -9,12 +9,12 @@ has its own stamp.
 """
 
 import hashlib
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from palr_jax.io.parts import has_parts, parts
-from palr_jax.io.paths import in_bucket
+from palr_jax.io.paths import in_bucket, objects_below
 
 
 class Stamp(NamedTuple):
@@ -76,19 +76,17 @@ def is_whole(path: Path, stamp: Stamp) -> bool:
 
 def files_in(path: Path) -> list[Path]:
     """The files below a folder, without hidden ones; for a file, the file."""
-    if not path.is_dir():
+    if in_bucket(path):
+        below = objects_below(path)
+    elif path.is_dir():
+        below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    else:
         return [path] if path.is_file() else []
-    return sorted(_walk(path))
+    return sorted(file for file in below if not _is_hidden(file.relative_to(path)))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for child in folder.iterdir():
-        if child.name.startswith("."):
-            continue
-        if child.is_dir():
-            yield from _walk(child)
-        else:
-            yield child
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

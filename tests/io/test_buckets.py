@@ -28,7 +28,7 @@ from palr_jax.data.table import read_table
 from palr_jax.errors import UserError
 from palr_jax.io.files import append_text, creating, read_arrays, replacing, write_arrays
 from palr_jax.io.paths import delete, in_bucket, path_of
-from palr_jax.io.stamps import is_whole, retake, take
+from palr_jax.io.stamps import files_in, is_whole, retake, take
 from tests.data.conftest import log_of
 from tests.locations import ROOT
 from tests.test_stage_log import World
@@ -223,6 +223,16 @@ def test_a_file_of_a_bucket_is_whole_while_it_has_its_size(bucket: str) -> None:
     assert not is_whole(file, stamp)
     (file / "below").write_text("")
     assert not is_whole(file, stamp._replace(size=0))
+
+
+def test_all_files_of_a_folder_in_a_bucket_are_found(bucket: str) -> None:
+    folder = path_of(f"{bucket}/found")
+    for name in ("9/x", "10/x", "10/.hidden", ".hidden/y", "z"):
+        (folder / name).write_text("rows")
+    found = files_in(folder)
+    assert [f"{file.relative_to(folder)}" for file in found] == ["10/x", "9/x", "z"]
+    assert files_in(found[0]) == found[:1]
+    assert files_in(folder / "missing") == []
 
 
 @pytest.mark.parametrize("name", ["log", "log/part-*.csv", "l?g/*"])
