@@ -79,7 +79,8 @@ def files_in(path: Path) -> list[Path]:
     if in_bucket(path):
         below = objects_below(path)
     elif path.is_dir():
-        below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        walk = os.walk(path, followlinks=True)
+        below = [Path(folder, name) for folder, _, names in walk for name in names]
     else:
         return [path] if path.is_file() else []
     return sorted(file for file in below if not _is_hidden(file.relative_to(path)))

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
-from tensorboardX import SummaryWriter
 
 from palr_jax.errors import UserError
 from palr_jax.io.files import append_text, write_text
@@ -118,6 +117,9 @@ class _Events:
     """Scalars for TensorBoard. Objects in a bucket cannot be appended to, so they are copies."""
 
     def __init__(self, folder: Path, purge: int | None) -> None:
+        # Only the leader of a tuning needs it, and it imports the clients of buckets.
+        from tensorboardX import SummaryWriter  # noqa: PLC0415
+
         self._folder = folder
         self._scratch = TemporaryDirectory() if in_bucket(folder) else None
         local = folder if self._scratch is None else Path(self._scratch.name)

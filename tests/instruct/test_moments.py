@@ -43,7 +43,6 @@ def make_moments(
     items: Ragged,
     config: InstructConfig,
     reads_titles: bool = False,
-    most: int = 3,
 ) -> MomentMaker:
     return MomentMaker(
         train=train,
@@ -52,7 +51,7 @@ def make_moments(
         items=items,
         retrieved=some_proposals(train),
         config=config,
-        most=most,
+        most=3,
         prior_dropout=0.0,
         reads_titles=reads_titles,
         with_text=False,

@@ -229,6 +229,8 @@ def test_all_files_of_a_folder_in_a_bucket_are_found(bucket: str) -> None:
     folder = path_of(f"{bucket}/found")
     for name in ("9/x", "10/x", "10/.hidden", ".hidden/y", "z"):
         (folder / name).write_text("rows")
+    for name in ("found0", "found too/x"):  # their names only begin like that of the folder
+        path_of(f"{bucket}/{name}").write_text("rows")
     found = files_in(folder)
     assert [f"{file.relative_to(folder)}" for file in found] == ["10/x", "9/x", "z"]
     assert files_in(found[0]) == found[:1]

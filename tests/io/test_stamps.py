@@ -56,7 +56,8 @@ def test_all_files_but_hidden_ones_count(tmp_path: Path) -> None:
     for name in ("9/x", "10/x", "10/.hidden", "other/y", "z", ".lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "9")
     names = [f"{file.relative_to(tmp_path)}" for file in files_in(tmp_path)]
-    assert names == ["10/x", "9/x", "other/y", "z"]
+    assert names == ["10/x", "9/x", "linked/x", "other/y", "z"]
     assert files_in(tmp_path / "z") == [tmp_path / "z"]
     assert files_in(tmp_path / "none") == []
