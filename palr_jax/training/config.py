@@ -44,8 +44,8 @@ class FinetuneConfig:
             acts as dots: gathered weights are not stored.
         length: tokens per row; at least `instruct.length`.
         label_length: most label tokens per row; logits are computed for these alone.
-        moments: most moments per row, for objective candidates. A user with more in
-            `instruct.moments` shows other ones in each epoch, always consecutive ones.
+        moments: most moments per row, for objective candidates. Of a user with more moments
+            (`instruct.moments`), each epoch draws this many consecutive ones.
         learning_rate: peak learning rate of AdamW; a cosine schedule ends at a tenth of it.
         warmup_steps: steps of linear warm-up.
         weight_decay: weight decay of AdamW.
